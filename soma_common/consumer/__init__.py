@@ -1,0 +1,1 @@
+"""Consuming: each event's effect exactly once, in one PostgreSQL transaction."""

@@ -1,0 +1,181 @@
+"""Every error the library raises, in one tree.
+
+Catch ``SomaError`` for all of them. The docstring of a class is its default message; ``cure`` says what to do.
+
+    SomaError
+    ├── ConfigurationError          a setting is missing, unknown or contradictory
+    │   └── MissingDependency       an optional extra is not installed
+    ├── ValidationError             an event, key or query the library refuses
+    │   ├── PayloadInvalid          the payload does not match its model, or is not JSON
+    │   ├── EventTooLarge           payload, metadata or key above its limit
+    │   └── TenantRequired          a query without an explicit tenant
+    ├── AppendError                 the append wrote nothing
+    │   ├── WrongExpectedVersion    the stream is not at the version the caller expected
+    │   ├── ClockAhead              the client's clock is too far ahead of the database's
+    │   ├── IdempotencyKeyReused    one key for two different events
+    │   ├── TransactionConflict     serialization failure or deadlock: retry the whole transaction
+    │   └── CommitUnknown           the connection was lost at COMMIT and the outcome cannot be told
+    ├── LogError                    the event log and its readers disagree
+    │   ├── ClusterChanged          the database was restored or copied into another cluster
+    │   ├── CursorLost              a cursor points at a tick this database does not have
+    │   ├── LogRewound              stored transaction ids are ahead of the cluster's
+    │   └── WrongIsolation          a diff was asked for outside READ COMMITTED
+    ├── LeaseLost                   another worker owns the shard now
+    ├── CodecError                  bytes that cannot be encoded or decoded
+    │   ├── SchemaNotFound          no such schema id or subject
+    │   └── IncompatibleSchema      the registry refused a schema change
+    ├── MigrationError              the schema cannot be upgraded
+    ├── HandlerFailed               a handler raised; its partition stops until that is mended
+    └── InfrastructureError         something outside is away: retried, never blamed on an event
+        ├── DatabaseUnavailable
+        ├── BrokerUnavailable
+        ├── RegistryUnavailable
+        ├── ServerUnavailable       a server the lane was asked for cannot be started
+        └── EmbeddedPostgresError   the embedded database cannot be opened
+"""
+
+from __future__ import annotations
+
+
+class SomaError(Exception):
+    """Something went wrong in soma-common."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.cure = cure
+        super().__init__(self.message if cure is None else f"{self.message} Cure: {cure}")
+
+
+class ConfigurationError(SomaError):
+    """A setting is missing, unknown or contradictory."""
+
+
+class MissingDependency(ConfigurationError):
+    """An optional part of soma-common is not installed."""
+
+
+class ValidationError(SomaError):
+    """The library refuses this value."""
+
+
+class PayloadInvalid(ValidationError):
+    """The payload does not match its model, or cannot be written as JSON."""
+
+
+class EventTooLarge(ValidationError):
+    """A part of the event is above its size limit."""
+
+
+class TenantRequired(ValidationError):
+    """A query must name its tenant."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(message, cure=cure or "pass tenant_id=..., or tenant_id=ALL_TENANTS to see every tenant.")
+
+
+class AppendError(SomaError):
+    """The append wrote nothing."""
+
+
+class WrongExpectedVersion(AppendError):
+    """The stream is not at the expected version."""
+
+    def __init__(self, stream: str, expected: str, actual: int) -> None:
+        self.stream, self.expected, self.actual = stream, expected, actual
+        super().__init__(
+            f"Stream {stream} was expected at {expected} and is at version {actual}.",
+            cure="read the stream again, decide again, and publish with the new version.",
+        )
+
+
+class ClockAhead(AppendError):
+    """The clock of this machine is too far ahead of the database's."""
+
+
+class IdempotencyKeyReused(AppendError):
+    """An idempotency key was used before for a different event."""
+
+
+class TransactionConflict(AppendError):
+    """The transaction met a concurrent one (serialization failure or deadlock)."""
+
+
+class CommitUnknown(AppendError):
+    """The connection was lost at COMMIT and the outcome could not be found out."""
+
+
+class LogError(SomaError):
+    """The event log and one of its readers disagree."""
+
+
+class ClusterChanged(LogError):
+    """This database was restored or copied into another PostgreSQL cluster."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(message, cure=cure or "run `somastack db repair` once, then go on.")
+
+
+class CursorLost(LogError):
+    """A reader's cursor names a tick that this database does not have."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(message, cure=cure or "run `somastack db repair` once, then go on.")
+
+
+class LogRewound(LogError):
+    """Stored transaction ids are ahead of this cluster's: it was restored to an earlier moment."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(message, cure=cure or "run `somastack db repair` once, then go on.")
+
+
+class WrongIsolation(LogError):
+    """Readers of the log work in READ COMMITTED only."""
+
+
+class LeaseLost(SomaError):
+    """Another worker owns this shard now."""
+
+
+class CodecError(SomaError):
+    """These bytes cannot be encoded or decoded."""
+
+
+class SchemaNotFound(CodecError):
+    """The schema registry knows no such schema."""
+
+
+class IncompatibleSchema(CodecError):
+    """The schema registry refused an incompatible change."""
+
+
+class MigrationError(SomaError):
+    """The database schema cannot be upgraded."""
+
+
+class HandlerFailed(SomaError):
+    """A handler raised; its partition stays where it is until that is mended."""
+
+
+class InfrastructureError(SomaError):
+    """Something outside the library is away."""
+
+
+class DatabaseUnavailable(InfrastructureError):
+    """PostgreSQL cannot be reached."""
+
+
+class BrokerUnavailable(InfrastructureError):
+    """Kafka cannot be reached."""
+
+
+class RegistryUnavailable(InfrastructureError):
+    """The schema registry cannot be reached."""
+
+
+class ServerUnavailable(InfrastructureError):
+    """A server that was asked for cannot be started."""
+
+
+class EmbeddedPostgresError(InfrastructureError):
+    """The embedded PostgreSQL cannot be opened."""

@@ -1,0 +1,1 @@
+"""Events: types, values, codecs, and the store that records them."""

@@ -1,0 +1,1 @@
+"""The one edge to Kafka: everything that imports aiokafka lives here."""

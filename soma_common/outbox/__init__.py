@@ -1,0 +1,1 @@
+"""The outbox: rows written with the events, and the relay that brings them to Kafka."""

@@ -1,0 +1,31 @@
+"""Exponential backoff with full jitter, as a value."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits between attempts, in seconds: uniform in [0, min(maximum, base * factor**attempt)].
+
+    Full jitter spreads clients that failed together (AWS Architecture Blog, "Exponential Backoff And Jitter", 2015).
+    """
+
+    base: float = 0.05
+    factor: float = 2.0
+    maximum: float = 10.0
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the given attempt (0 is the first)."""
+        ceiling = min(self.maximum, self.base * self.factor ** min(attempt, 60))
+        return random.uniform(ceiling / 10, ceiling)
+
+    def delays(self) -> Iterator[float]:
+        """The endless series of waits."""
+        attempt = 0
+        while True:
+            yield self.delay(attempt)
+            attempt += 1

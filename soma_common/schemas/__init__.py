@@ -1,0 +1,1 @@
+"""Avro schemas from payload models, and the registry that keeps them."""

@@ -1,0 +1,1 @@
+"""The library's SQL: named blocks in .sql files, and the migrations."""

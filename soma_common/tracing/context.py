@@ -1,0 +1,47 @@
+"""W3C trace context as a value: parsed, printed, and made anew without an SDK."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+
+_TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_ZERO_TRACE, _ZERO_SPAN = "0" * 32, "0" * 16
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A W3C trace context (https://www.w3.org/TR/trace-context/).
+
+    ``trace_id`` is 32 and ``span_id`` 16 lower-case hexadecimal digits; ``flags`` is 0..255, bit 0 = sampled.
+    """
+
+    trace_id: str
+    span_id: str
+    flags: int = 1
+    tracestate: str | None = None
+
+    @classmethod
+    def new(cls) -> TraceContext:
+        """A fresh root context with random ids."""
+        return cls(trace_id=secrets.token_hex(16), span_id=secrets.token_hex(8))
+
+    @classmethod
+    def parse(cls, traceparent: str | None, tracestate: str | None = None) -> TraceContext | None:
+        """The context in a ``traceparent`` header, or None where it is missing or malformed (the standard's rule)."""
+        found = _TRACEPARENT.match((traceparent or "").strip())
+        if found is None or found[1] == "ff" or (found[1] == "00" and len(found[0]) != 55):
+            return None
+        if found[2] == _ZERO_TRACE or found[3] == _ZERO_SPAN:
+            return None
+        return cls(trace_id=found[2], span_id=found[3], flags=int(found[4], 16), tracestate=tracestate or None)
+
+    def child(self) -> TraceContext:
+        """The same trace with a new span id."""
+        return TraceContext(self.trace_id, secrets.token_hex(8), self.flags, self.tracestate)
+
+    @property
+    def traceparent(self) -> str:
+        """The ``traceparent`` header, version 00."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
