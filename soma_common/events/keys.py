@@ -1,0 +1,77 @@
+"""The key of a stream: what orders events, and which Kafka partition they go to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from soma_common.errors import EventTooLarge, ValidationError
+
+MAX_PART_BYTES = 512
+_CONTROL = {*range(32), 127}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StreamKey:
+    """Names a stream. Two events of one key are processed in the order in which they were recorded."""
+
+    tenant_id: str
+    aggregate_type: str
+    aggregate_id: str
+
+    def __str__(self) -> str:
+        return f"{self.tenant_id}:{self.aggregate_type}:{self.aggregate_id}"
+
+
+def check_name(what: str, value: str) -> str:
+    """The value itself when it can be a part of a key.
+
+    Raises:
+        ValidationError: not text, empty, with control characters, or not writable as UTF-8.
+        EventTooLarge: more than 512 bytes.
+    """
+    if not isinstance(value, str) or not value:
+        raise ValidationError(f"{what} must be text that is not empty, not {value!r:.80}.", cure=f"give {what} a value.")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise ValidationError(f"{what} holds a lone surrogate: {value!r:.80}.", cure="decode it properly.") from None
+    if size > MAX_PART_BYTES:
+        raise EventTooLarge(f"{what} has {size} bytes.", cure=f"use at most {MAX_PART_BYTES}.")
+    if not value.isprintable() and any(ord(letter) in _CONTROL for letter in value):
+        raise ValidationError(f"{what} holds control characters: {value!r:.80}.", cure="remove them.")
+    return value
+
+
+@lru_cache(maxsize=65_536)
+def kafka_key(stream: StreamKey) -> tuple[bytes, int]:
+    """The record key of a stream and its murmur2 hash (signed 32 bits).
+
+    The parts are joined by ``:``, with ``%`` and ``:`` inside a part escaped, so different streams never share a key.
+    """
+    parts = (stream.tenant_id, stream.aggregate_type, stream.aggregate_id)
+    key = ":".join(part.replace("%", "%25").replace(":", "%3A") for part in parts).encode()
+    return key, murmur2(key)
+
+
+def partition_of(key_hash: int, partitions: int) -> int:
+    """The partition Kafka's default partitioner gives a key with this hash."""
+    return (key_hash & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """Kafka's murmur2 (org.apache.kafka.common.utils.Utils), as a signed 32-bit number."""
+    length = len(data)
+    multiplier, mask = 0x5BD1E995, 0xFFFFFFFF
+    value = (0x9747B28C ^ length) & mask
+    whole = length - length % 4
+    for start in range(0, whole, 4):
+        word = int.from_bytes(data[start : start + 4], "little") * multiplier & mask
+        word = (word ^ word >> 24) * multiplier & mask
+        value = (value * multiplier & mask) ^ word
+    rest = data[whole:]
+    if rest:
+        value = (value ^ int.from_bytes(rest, "little")) * multiplier & mask
+    value = (value ^ value >> 13) * multiplier & mask
+    value ^= value >> 15
+    return value - (1 << 32) if value & 0x80000000 else value

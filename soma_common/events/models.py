@@ -1,0 +1,125 @@
+"""An event before and after it is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final
+from uuid import UUID
+
+from soma_common.clock import utc_now
+from soma_common.errors import ValidationError
+from soma_common.events.ids import uuid7
+from soma_common.events.keys import StreamKey, check_name
+from soma_common.events.types import check_event_type
+from soma_common.tracing.context import TraceContext
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+# Expected versions by their names; any other number n >= 1 means "exactly version n" (the words are emmett's).
+ANY: Final = -2
+EXISTS: Final = -1
+NO_STREAM: Final = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened, before it is recorded.
+
+    ``payload`` is a :class:`Payload` model, which names its own event type, or a mapping with ``event_type`` beside
+    it. What is left out is filled in: a new UUIDv7, the current trace, the store's service, the clock.
+
+    Raises:
+        ValidationError: a name is empty, has control characters, or is too long; naive times.
+    """
+
+    payload: Any
+    tenant_id: str
+    aggregate_id: str
+    aggregate_type: str = "default"
+    event_type: str = ""
+    schema_version: int = 0
+    event_id: UUID = field(default_factory=uuid7)
+    correlation_id: str = ""
+    causation_id: str | None = None
+    idempotency_key: str | None = None
+    service_id: str = ""
+    trace: TraceContext | None = None
+    baggage: str | None = None
+    metadata: Mapping[str, Any] = NOTHING
+    occurred_at: datetime = field(default_factory=utc_now)
+
+    def __post_init__(self) -> None:
+        fill = object.__setattr__
+        declared = getattr(type(self.payload), "event_type", None)
+        if declared is not None:
+            if self.event_type and self.event_type != declared:
+                raise ValidationError(f"A {type(self.payload).__name__} is a {declared}, not a {self.event_type}.")
+            fill(self, "event_type", declared)
+            fill(self, "schema_version", type(self.payload).schema_version)
+        check_event_type(self.event_type)
+        check_name("tenant_id", self.tenant_id)
+        check_name("aggregate_type", self.aggregate_type)
+        check_name("aggregate_id", self.aggregate_id)
+        if self.service_id:
+            check_name("service_id", self.service_id)
+        if self.idempotency_key is not None:
+            check_name("idempotency_key", self.idempotency_key)
+        if self.causation_id is not None:
+            check_name("causation_id", self.causation_id)
+        fill(self, "correlation_id", check_name("correlation_id", self.correlation_id or str(self.event_id)))
+        if not 0 <= self.schema_version < 2**31:
+            raise ValidationError(f"schema_version must be 1 or more, not {self.schema_version}.")
+        if self.occurred_at.tzinfo is None:
+            raise ValidationError("occurred_at has no time zone.", cure="use datetime.now(UTC).")
+
+    @property
+    def stream(self) -> StreamKey:
+        """The stream this event belongs to."""
+        return StreamKey(self.tenant_id, self.aggregate_type, self.aggregate_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedEvent:
+    """An event as it stands in the log. Every field that REQUIREMENTS 22.1 names is set.
+
+    ``version`` counts the events of its stream from 1; ``timestamp`` rises strictly within the stream. ``position``
+    is its number in the producer's log. Positions are unique, but they are handed out before the commit: order by
+    them within one stream only.
+    """
+
+    event_id: UUID
+    event_type: str
+    schema_version: int
+    payload: Any
+    tenant_id: str
+    aggregate_type: str
+    aggregate_id: str
+    service_id: str
+    correlation_id: str
+    idempotency_key: str
+    trace: TraceContext
+    timestamp: datetime
+    occurred_at: datetime
+    causation_id: str | None = None
+    baggage: str | None = None
+    metadata: Mapping[str, Any] = NOTHING
+    version: int = 0
+    position: int = 0
+    recorded_at: datetime = datetime.fromtimestamp(0, UTC)
+
+    @property
+    def stream(self) -> StreamKey:
+        """The stream this event belongs to."""
+        return StreamKey(self.tenant_id, self.aggregate_type, self.aggregate_id)
+
+    @property
+    def trace_id(self) -> str:
+        """The OpenTelemetry trace id, 32 hexadecimal digits."""
+        return self.trace.trace_id
+
+    def with_payload(self, payload: Any, schema_version: int) -> RecordedEvent:
+        """The same event with its payload in another form (typed, or upcast)."""
+        return replace(self, payload=payload, schema_version=schema_version)

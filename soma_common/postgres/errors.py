@@ -1,0 +1,90 @@
+"""One table from what PostgreSQL says to what the library says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from soma_common import errors
+
+# SQLSTATE -> the library's error and what to do about it.
+_BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
+    "SC001": (errors.ClusterChanged, None),
+    "SC002": (errors.LogRewound, None),
+    "SC003": (errors.AppendError, "record a new event that corrects the old one; recorded events never change."),
+    "SC004": (errors.WrongIsolation, "use a connection in READ COMMITTED, the default."),
+    "SC005": (errors.ValidationError, None),
+    "40001": (errors.TransactionConflict, "run the whole transaction again."),
+    "40P01": (errors.TransactionConflict, "run the whole transaction again."),
+    "22021": (errors.PayloadInvalid, "PostgreSQL text cannot hold NUL bytes or broken UTF-8: remove them."),
+    "22P02": (errors.PayloadInvalid, "payload and metadata must be JSON."),
+    "22P05": (errors.PayloadInvalid, "PostgreSQL text cannot hold NUL bytes or broken UTF-8: remove them."),
+    "22030": (errors.PayloadInvalid, "payload and metadata must be JSON."),
+    "23514": (errors.ValidationError, "names and identifiers must not be empty."),
+    "3F000": (errors.MigrationError, "run `somastack db upgrade`."),
+    "42P01": (errors.MigrationError, "run `somastack db upgrade`."),
+    "42883": (errors.MigrationError, "run `somastack db upgrade`."),
+    "42501": (errors.ConfigurationError, "grant the role its rights: `somastack db upgrade --grant-to ROLE`."),
+    "28P01": (errors.DatabaseUnavailable, "check user and password in SOMASTACK_POSTGRES_DSN."),
+    "28000": (errors.DatabaseUnavailable, "check user and pg_hba.conf of the server."),
+    "3D000": (errors.DatabaseUnavailable, "create the database named in SOMASTACK_POSTGRES_DSN."),
+    "53100": (errors.DatabaseUnavailable, "the server's disk is full: free space."),
+    "26000": (errors.ConfigurationError, "a transaction pooler sits between: set SOMASTACK_POSTGRES_POOLER=transaction."),
+    "42P05": (errors.ConfigurationError, "a transaction pooler sits between: set SOMASTACK_POSTGRES_POOLER=transaction."),
+}
+# Classes of SQLSTATE that mean "the server is not there for us just now".
+_AWAY = ("08", "57P", "53", "58")
+
+_CONNECT = "check that the server runs and that SOMASTACK_POSTGRES_DSN names it."
+
+
+def translate(error: BaseException) -> errors.SomaError | None:
+    """The library's error for a driver's, or None when it is not about the database (or a caller's own mistake)."""
+    if isinstance(error, errors.SomaError):
+        return error
+    state = getattr(error, "sqlstate", None)
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if state in _BY_SQLSTATE:
+        kind, cure = _BY_SQLSTATE[state]
+        return kind(f"PostgreSQL refused: {text}.", cure=cure) if cure else kind(f"PostgreSQL refused: {text}.")
+    if state is not None and state.startswith(_AWAY):
+        return errors.DatabaseUnavailable(f"PostgreSQL is not available: {text}.", cure=_CONNECT)
+    if is_connection_loss(error):
+        return errors.DatabaseUnavailable(f"The connection to PostgreSQL failed: {text}.", cure=_CONNECT)
+    return None
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether the connection is gone, so that the outcome of what was sent is unknown."""
+    if isinstance(error, OSError | TimeoutError):
+        return True
+    state = getattr(error, "sqlstate", None) or ""
+    if state.startswith(("08", "57P")):
+        return True
+    # Named, not imported: a driver that is not installed must not be loaded for this.
+    names = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    if "psycopg.OperationalError" in names:
+        return not state
+    if "asyncpg.InterfaceError" in names or "asyncpg.InternalClientError" in names:
+        text = str(error)
+        return "closed" in text or "connection" in text and "lost" in text
+    return False
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises the library's errors in place of the driver's."""
+    try:
+        yield
+    except Exception as error:
+        known = translate(error)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+@asynccontextmanager
+async def translated_async() -> AsyncIterator[None]:
+    """The same for ``async with``."""
+    with translated():
+        yield

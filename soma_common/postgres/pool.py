@@ -1,0 +1,169 @@
+"""Connections to PostgreSQL by asyncpg, and one way to call SQL on asyncpg's and psycopg's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from soma_common.errors import ConfigurationError
+from soma_common.postgres.errors import translated
+from soma_common.retry import Backoff
+
+if TYPE_CHECKING:
+    import asyncpg
+
+Row = Sequence[Any]
+
+
+class Tx(Protocol):
+    """A connection with an open transaction, as handlers get it: asyncpg's methods with ``$1`` parameters."""
+
+    async def execute(self, query: str, *args: Any) -> str:
+        """Run a statement; the command tag."""
+
+    async def executemany(self, command: str, args: Any) -> None:
+        """Run a statement once per tuple of arguments."""
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """All rows."""
+
+    async def fetchrow(self, query: str, *args: Any) -> Any:
+        """The first row or None."""
+
+    async def fetchval(self, query: str, *args: Any) -> Any:
+        """The first column of the first row."""
+
+
+def is_asyncpg(connection: object) -> bool:
+    """Whether this is an asyncpg connection (or a pool's proxy of one), told without importing asyncpg."""
+    return type(connection).__module__.partition(".")[0] == "asyncpg"
+
+
+async def fetch(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
+    """All rows of one statement with ``$1`` parameters, on an asyncpg or an async psycopg connection."""
+    with translated():
+        if is_asyncpg(connection):
+            rows: list[Row] = await connection.fetch(sql, *args)
+            return rows
+        import psycopg
+
+        async with psycopg.AsyncRawCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
+            await cursor.execute(sql, tuple(args))
+            return await cursor.fetchall() if cursor.description else []
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How to connect. ``size`` is the most connections at once; ``timeout`` (seconds) bounds connecting."""
+
+    dsn: str
+    size: int = 10
+    timeout: float = 10.0
+    transaction_pooler: bool = False
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+class Pool:
+    """A pool of asyncpg connections that hands out the library's errors.
+
+    Connections are taken lazily: a database that is away is an error of the first use, not of the start.
+    """
+
+    def __init__(self, settings: PoolSettings | str) -> None:
+        self.settings = PoolSettings(settings) if isinstance(settings, str) else settings
+        self._pool: asyncpg.Pool[Any] | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> Pool:
+        """Make the pool; safe to call twice."""
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await _make_pool(self.settings)
+        return self
+
+    async def close(self) -> None:
+        """Close every connection; safe to call twice."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            try:
+                await asyncio.wait_for(pool.close(), timeout=5)
+            except TimeoutError:
+                pool.terminate()
+
+    async def __aenter__(self) -> Pool:
+        return await self.open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """A connection in autocommit; back in the pool at the end."""
+        if self._pool is None:
+            await self.open()
+        assert self._pool is not None
+        with translated():
+            async with self._pool.acquire(timeout=self.settings.timeout) as connection:
+                yield connection  # type: ignore[misc]  # the pool's proxy has the connection's methods
+
+    @asynccontextmanager
+    async def transaction(self, *, synchronous: bool = False) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """A connection inside a READ COMMITTED transaction: commits at the end, rolls back on an error.
+
+        ``synchronous`` makes the commit wait for the disk even where the session's default does not.
+        """
+        async with self.connection() as connection, connection.transaction(isolation="read_committed"):
+            if synchronous:
+                await connection.execute("SET LOCAL synchronous_commit = on")
+            yield connection
+
+    async def fetch(self, sql: str, *args: Any) -> list[Row]:
+        """All rows of one statement, in a transaction of its own."""
+        async with self.connection() as connection:
+            return await fetch(connection, sql, args)
+
+    async def wait_until_up(self, patience: float) -> None:
+        """Wait until the database answers, at most ``patience`` seconds.
+
+        Raises:
+            DatabaseUnavailable: it did not answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + patience
+        for delay in Backoff(base=0.05, maximum=1.0).delays():
+            try:
+                await self.fetch("SELECT 1")
+                return
+            except Exception:
+                if loop.time() + delay > end:
+                    raise
+            await asyncio.sleep(delay)
+
+
+async def _make_pool(settings: PoolSettings) -> asyncpg.Pool[Any]:
+    import asyncpg
+
+    server_settings = {"application_name": "soma-common", **settings.settings}
+    try:
+        return await asyncpg.create_pool(
+            settings.dsn,
+            min_size=0,
+            max_size=settings.size,
+            timeout=settings.timeout,
+            server_settings=server_settings,
+            statement_cache_size=0 if settings.transaction_pooler else 200,
+            # The default reset would double the round trips of a one-statement use.
+            reset=_no_reset,
+        )
+    except (ValueError, asyncpg.exceptions.ClientConfigurationError) as error:
+        raise ConfigurationError(
+            f"The PostgreSQL address cannot be read: {error}.",
+            cure="set SOMASTACK_POSTGRES_DSN to postgresql://user:password@host:5432/database.",
+        ) from error
+
+
+async def _no_reset(connection: Any) -> None:
+    """Every use of the pool ends its transaction itself and sets nothing that outlives it."""
