@@ -4,11 +4,15 @@
 --
 -- Arrays of the first group have one element per stream (sorted by key, no duplicates), those of the second one per
 -- event; p_stream is the event's place in the first group, p_offset its place among the events of its stream (1, 2, …).
--- p_topics, p_values: null array when no outbox row is wanted.
+-- p_topics, p_values: null when no outbox row is wanted.
+--
+-- p_again: an earlier call with these events had an unknown outcome. Under the locks they are looked up first. The
+-- earlier call can no longer succeed later: its stamps are not after those that this call leaves in the streams.
 --
 -- Outcomes (first column):
 --   appended       one row per event, in order
---   duplicate      one row per event whose idempotency key is known; nothing was written, the others may be sent again
+--   duplicate      one row per event that is known (by its idempotency key, or with p_again by its id);
+--                  nothing was written, the others may be sent again
 --   wrong_version  one row per stream; version = what it is at. Nothing was written, the locks are kept
 --   stale          one row per stream; stamp = its last timestamp. Nothing was written, the locks are kept
 --   clock_ahead    one row; stamp = the database's clock. Nothing was written
@@ -20,7 +24,7 @@ CREATE FUNCTION soma.append(
     p_correlation_ids text[], p_causation_ids text[], p_idempotency_keys text[],
     p_traceparents text[], p_tracestates text[], p_baggage text[],
     p_timestamps timestamptz[], p_occurred timestamptz[], p_payloads text[], p_metadata text[],
-    p_topics text[], p_keys bytea[], p_values bytea[], p_headers text[]
+    p_topics text[], p_keys bytea[], p_values bytea[], p_headers text[], p_again boolean
 ) RETURNS TABLE (outcome text, ordinal integer, event_position bigint, stream_version bigint, stamp timestamptz,
                  recorded timestamptz, transaction_id text, first_event_id uuid)
 LANGUAGE plpgsql VOLATILE AS $$
@@ -46,7 +50,7 @@ BEGIN
         RETURN;
     END IF;
 
-    IF cardinality(p_tenants) = 1 AND NOT v_keyed THEN
+    IF cardinality(p_tenants) = 1 AND NOT v_keyed AND NOT p_again THEN
         -- One stream: check, lock and advance it in one statement.
         IF p_expected[1] IN (-2, 0) THEN
             INSERT INTO soma.streams AS s
@@ -110,6 +114,19 @@ BEGIN
         ORDER BY g.tenant COLLATE "C", g.kind COLLATE "C", g.id COLLATE "C"
         ON CONFLICT (tenant_id, aggregate_type, aggregate_id) DO UPDATE SET version = s.version WHERE false;
 
+        IF p_again THEN
+            RETURN QUERY
+            SELECT 'duplicate', e.ordinal::integer, r.position, r.version, r.timestamp, r.recorded_at, r.xid::text,
+                   r.event_id
+            FROM unnest(p_stream, p_event_ids) WITH ORDINALITY AS e (stream, event_id, ordinal)
+            JOIN soma.events r ON r.event_id = e.event_id AND r.tenant_id = p_tenants[e.stream]
+            ORDER BY e.ordinal;
+            IF FOUND THEN
+                PERFORM soma.forget_keys(v_key_tenants, v_keys);
+                RETURN;
+            END IF;
+        END IF;
+
         RETURN QUERY
         SELECT CASE WHEN soma.version_fits(g.expected, s.version) THEN 'stale' ELSE 'wrong_version' END,
                g.ordinal::integer, NULL::bigint, s.version, s.last_timestamp, v_now, NULL::text, NULL::uuid
@@ -119,9 +136,7 @@ BEGIN
         WHERE NOT soma.version_fits(g.expected, s.version) OR s.last_timestamp >= g.first
         ORDER BY g.ordinal;
         IF FOUND THEN
-            IF v_keyed THEN
-                PERFORM soma.forget_keys(v_key_tenants, v_keys);
-            END IF;
+            PERFORM soma.forget_keys(v_key_tenants, v_keys);
             RETURN;
         END IF;
 

@@ -1,0 +1,110 @@
+"""Shards of a reader: leased to workers, fenced by epoch, each with its cursor. Only the database's clock counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from soma_common.postgres.cursor import BEGINNING, Cursor
+from soma_common.postgres.pool import Pool, fetch
+from soma_common.sql.loader import blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A shard that this worker owns under an epoch; the cursor is where it stood when it was claimed."""
+
+    shard: int
+    epoch: int
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """A shard as operators see it."""
+
+    shard: int
+    owner: str | None
+    epoch: int
+    leased: bool
+    cursor: Cursor
+    moved_at: datetime
+
+
+class Shards:
+    """The shards of one reader, as one worker sees them.
+
+    A reader's number of shards is fixed when it is first registered. Call :meth:`share` about three times per
+    ``lease`` (seconds): it says who is alive, renews, claims, and tells which shards to give back for a fair share.
+    """
+
+    def __init__(self, pool: Pool, reader: str, worker: str, *, lease: float = 10.0) -> None:
+        self._pool = pool
+        self.reader, self.worker = reader, worker
+        self.lease = timedelta(seconds=lease)
+        self.owned: dict[int, Lease] = {}
+
+    async def register(self, shards: int, start: Cursor = BEGINNING) -> None:
+        """Make the reader's shards, standing at ``start``, unless they exist."""
+        await self._pool.fetch(_sql("register"), self.reader, shards, start.from_tick, start.from_token)
+
+    async def share(self) -> frozenset[int]:
+        """Renew and claim; afterwards ``owned`` is what this worker owns. Returns shards it should drain and release."""
+        await self._pool.fetch(_sql("alive"), self.reader, self.worker, self.lease)
+        renewed = {row[0]: row[1] for row in await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease)}
+        self.owned = {n: lease for n, lease in self.owned.items() if renewed.get(n) == lease.epoch}
+        workers, shards = (await self._pool.fetch(_sql("census"), self.reader))[0]
+        fair = -(-shards // max(1, workers))
+        if len(self.owned) < fair:
+            wanted = fair - len(self.owned)
+            for row in await self._pool.fetch(_sql("claim"), self.reader, self.worker, self.lease, wanted):
+                self.owned[row[0]] = Lease(row[0], row[1], Cursor(*row[2:7]))
+        return frozenset(sorted(self.owned)[fair:])
+
+    async def save(self, cursors: Mapping[int, Cursor], tx: Any | None = None) -> frozenset[int]:
+        """Write cursors of owned shards, in the caller's transaction if there is one.
+
+        Returns the shards that were lost to another worker: their cursors were not written, their work is not ours.
+        Without a transaction of the caller the write is durable when this returns.
+        """
+        mine = {n: (self.owned[n], cursor) for n, cursor in cursors.items() if n in self.owned}
+        args = (
+            self.reader,
+            self.worker,
+            list(mine),
+            [lease.epoch for lease, _ in mine.values()],
+            [cursor.from_tick for _, cursor in mine.values()],
+            [cursor.from_token for _, cursor in mine.values()],
+            [cursor.to_tick for _, cursor in mine.values()],
+            [cursor.to_token for _, cursor in mine.values()],
+            [cursor.position for _, cursor in mine.values()],
+        )
+        if tx is not None:
+            rows = await fetch(tx, _sql("save"), args)
+        else:
+            async with self._pool.transaction(synchronous=True) as connection:
+                rows = await fetch(connection, _sql("save"), args)
+        lost = frozenset(cursors) - {row[0] for row in rows}
+        for shard in lost:
+            self.owned.pop(shard, None)
+        return lost
+
+    async def release(self, shards: frozenset[int] | None = None) -> None:
+        """Give back some shards, or all of them and leave."""
+        gone = sorted(self.owned if shards is None else shards)
+        await self._pool.fetch(_sql("release"), self.reader, self.worker, gone)
+        for shard in gone:
+            self.owned.pop(shard, None)
+        if shards is None:
+            await self._pool.fetch(_sql("leave"), self.reader, self.worker)
+
+    async def states(self) -> list[ShardState]:
+        """Every shard of this reader."""
+        rows = await self._pool.fetch(_sql("cursors"), self.reader)
+        return [ShardState(*row[:4], Cursor(*row[4:9]), row[9]) for row in rows]
+
+
+def _sql(name: str) -> str:
+    return blocks("readers")[name]

@@ -1,0 +1,72 @@
+-- :name tick : the newest tick, made now when something changed; a transaction of its own
+SELECT tick_id, token, snapshot, position_before, position_after, era FROM soma.tick()
+
+-- :name tick_by_id : one tick
+SELECT tick_id, token, snapshot::text, position_before, position_after, era FROM soma.ticks WHERE tick_id = $1
+
+-- :name last_of_era : the closing tick of an era
+SELECT tick_id, token, snapshot::text, position_before, position_after, era FROM soma.ticks
+WHERE era = $1 ORDER BY tick_id DESC LIMIT 1
+
+-- :name first_of_era : the opening tick of an era
+SELECT tick_id, token, snapshot::text, position_before, position_after, era FROM soma.ticks
+WHERE era = $1 ORDER BY tick_id LIMIT 1
+
+-- :name isolation : how this transaction sees the data
+SELECT current_setting('transaction_isolation')
+
+-- :name register : a reader and its shards, if they are new
+INSERT INTO soma.shards (reader, shard, from_tick, from_token)
+SELECT $1::text, n, $3::bigint, $4::bigint FROM generate_series(0, $2::integer - 1) AS n
+ON CONFLICT DO NOTHING
+
+-- :name alive : this worker is alive; forget those that are long gone
+WITH gone AS (DELETE FROM soma.workers WHERE reader = $1::text AND alive_until < soma.now() - interval '1 minute')
+INSERT INTO soma.workers (reader, worker, alive_until)
+VALUES ($1::text, $2::text, soma.now() + $3::interval)
+ON CONFLICT (reader, worker) DO UPDATE SET alive_until = excluded.alive_until
+
+-- :name census : live workers, and this reader's shards
+SELECT (SELECT count(*) FROM soma.workers WHERE reader = $1::text AND alive_until > soma.now()),
+       (SELECT count(*) FROM soma.shards WHERE reader = $1::text)
+
+-- :name renew : keep what this worker owns; a shard that is not returned is lost
+UPDATE soma.shards SET leased_until = soma.now() + $3::interval
+WHERE reader = $1::text AND owner = $2::text AND leased_until > soma.now()
+RETURNING shard, epoch
+
+-- :name claim : take free or expired shards, at most so many
+UPDATE soma.shards s SET owner = $2::text, epoch = s.epoch + 1, leased_until = soma.now() + $3::interval
+FROM (SELECT f.shard FROM soma.shards f
+      WHERE f.reader = $1::text AND (f.owner IS NULL OR f.leased_until <= soma.now())
+      ORDER BY f.leased_until, f.shard LIMIT $4::integer FOR UPDATE SKIP LOCKED) AS free
+WHERE s.reader = $1::text AND s.shard = free.shard
+RETURNING s.shard, s.epoch, s.from_tick, s.from_token, s.to_tick, s.to_token, s.after_position
+
+-- :name release : give shards back at once
+UPDATE soma.shards SET owner = NULL, leased_until = '-infinity'
+WHERE reader = $1::text AND owner = $2::text AND shard = ANY ($3::smallint[])
+
+-- :name leave : this worker is gone
+DELETE FROM soma.workers WHERE reader = $1::text AND worker = $2::text
+
+-- :name save : move cursors, fenced by owner and epoch; a shard that is not returned was lost
+UPDATE soma.shards s SET from_tick = c.from_tick, from_token = c.from_token, to_tick = c.to_tick,
+       to_token = c.to_token, after_position = c.after_position, moved_at = soma.now()
+FROM unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
+     AS c (shard, epoch, from_tick, from_token, to_tick, to_token, after_position)
+WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = c.shard AND s.epoch = c.epoch
+RETURNING s.shard
+
+-- :name cursors : where a reader's shards stand
+SELECT shard, owner, epoch, leased_until > soma.now(), from_tick, from_token, to_tick, to_token, after_position, moved_at
+FROM soma.shards WHERE reader = $1::text ORDER BY shard
+
+-- :name maintain_events : partitions ahead of need
+SELECT soma.maintain_events()
+
+-- :name clean_outbox : partitions that every relay has passed
+SELECT soma.clean_outbox()
+
+-- :name merge_ticks : ticks that every cursor has passed
+SELECT soma.merge_ticks()
