@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,7 +15,6 @@ from soma_common.events.keys import StreamKey, check_name
 from soma_common.events.types import check_event_type
 from soma_common.tracing.context import TraceContext
 
-NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 # Expected versions by their names; any other number n >= 1 means "exactly version n" (the words are emmett's).
 ANY: Final = -2
@@ -48,7 +46,7 @@ class Event:
     service_id: str = ""
     trace: TraceContext | None = None
     baggage: str | None = None
-    metadata: Mapping[str, Any] = NOTHING
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     occurred_at: datetime = field(default_factory=utc_now)
 
     def __post_init__(self) -> None:
@@ -105,7 +103,7 @@ class RecordedEvent:
     occurred_at: datetime
     causation_id: str | None = None
     baggage: str | None = None
-    metadata: Mapping[str, Any] = NOTHING
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     version: int = 0
     position: int = 0
     recorded_at: datetime = datetime.fromtimestamp(0, UTC)

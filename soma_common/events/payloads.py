@@ -28,9 +28,8 @@ class Payload(BaseModel):
     event_type: ClassVar[str]
     schema_version: ClassVar[int]
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, *, event_type: str | None = None, version: int = 1, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
+    def __init_subclass__(cls, *, event_type: str | None = None, version: int = 1, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
         if event_type is not None:
             cls.event_type = check_event_type(event_type)
             cls.schema_version = version

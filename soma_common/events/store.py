@@ -1,0 +1,293 @@
+"""The event store: publish in one transaction with the caller's own writes, read, query, follow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from soma_common.errors import CommitUnknown, DatabaseUnavailable, TenantRequired, ValidationError
+from soma_common.events.append import AppendSettings, Expected, Published, Stamps, Steps, append_steps
+from soma_common.events.keys import StreamKey
+from soma_common.events.models import ANY, Event, RecordedEvent
+from soma_common.events.rows import SELECT, recorded_event
+from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, TickReader, merge
+from soma_common.postgres.pool import Pool, fetch
+from soma_common.retry import Backoff
+from soma_common.sql.loader import blocks
+
+
+class AllTenants:
+    """The type of ``ALL_TENANTS``."""
+
+    def __repr__(self) -> str:
+        return "ALL_TENANTS"
+
+
+ALL_TENANTS: Final = AllTenants()
+MAX_LIMIT = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Which events to find; what is None does not filter. ``since`` is inclusive, ``until`` exclusive."""
+
+    tenant_id: str | AllTenants | None = None
+    event_id: UUID | str | None = None
+    trace_id: str | None = None
+    correlation_id: str | None = None
+    service_id: str | None = None
+    event_type: str | None = None
+    aggregate_type: str | None = None
+    aggregate_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.tenant_id is None:
+            raise TenantRequired
+        for moment in (self.since, self.until):
+            if moment is not None and moment.tzinfo is None:
+                raise ValidationError(f"{moment} has no time zone.", cure="use datetime.now(UTC) and the like.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and "\0" in value:
+                raise ValidationError(f"{field.name} holds a NUL character.", cure="remove it.")
+
+    def conditions(self) -> dict[str, Any]:
+        """The set conditions by name, with values as the database takes them.
+
+        Raises:
+            ValidationError: an id that is not one.
+        """
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {name: value for name, value in given.items() if value is not None and value is not ALL_TENANTS}
+        for name in ("event_id", "trace_id"):
+            if name in given:
+                given[name] = _uuid(name, given[name])
+        return given
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Sequence[RecordedEvent]):
+    """Found events. ``next_after`` is the position to pass as ``after`` for the next page, None at the end."""
+
+    events: tuple[RecordedEvent, ...]
+    next_after: int | None
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.events[index]
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+
+class EventStore:
+    """Records events and finds them again.
+
+    Args:
+        pool: connections to the database that holds the log.
+        settings: service, payload models, codec, Kafka topics.
+        patience: seconds to go on trying when the outcome of a publish is unknown because the connection was lost.
+    """
+
+    def __init__(self, pool: Pool, settings: AppendSettings, *, patience: float = 30.0) -> None:
+        self.pool, self.settings, self.patience = pool, settings, patience
+        self.ticks = TickReader(pool)
+        self._stamps = Stamps()
+
+    async def publish(
+        self, events: Event | Iterable[Event], *, expected_version: Expected = ANY, tx: Any | None = None
+    ) -> Published:
+        """Record events; all of them or none.
+
+        With ``tx`` (an asyncpg or an async psycopg connection) the append joins that connection's transaction and
+        commits with it. Without, it has a transaction of its own; a connection lost meanwhile is found out about:
+        the events are recorded exactly once, or the call raises.
+
+        Args:
+            expected_version: ``ANY``, ``EXISTS``, ``NO_STREAM`` or a version, for all streams or by stream key.
+
+        Raises:
+            ValidationError, PayloadInvalid, EventTooLarge: nothing was sent.
+            WrongExpectedVersion, ClockAhead, IdempotencyKeyReused: nothing was written, ``tx`` is still usable.
+            TransactionConflict: run the whole transaction again.
+            CommitUnknown: the database stayed away; publish the same Event objects again with ``publish_again``.
+        """
+        batch = [events] if isinstance(events, Event) else list(events)
+        if not batch:
+            return Published()
+        if tx is not None:
+            return await _run(append_steps(batch, self.settings, self._stamps, expected=expected_version), tx)
+        try:
+            return await self._publish_alone(batch, expected_version, again=False)
+        except DatabaseUnavailable:
+            return await self.publish_again(batch, expected_version=expected_version)
+
+    async def publish_again(self, events: Iterable[Event], *, expected_version: Expected = ANY) -> Published:
+        """Settle a publish whose outcome is unknown: record the events unless they are there already.
+
+        Raises:
+            CommitUnknown: the database stayed away longer than ``patience``.
+        """
+        batch = list(events)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.patience
+        for delay in Backoff(base=0.05, maximum=2.0).delays():
+            try:
+                return await self._publish_alone(batch, expected_version, again=True)
+            except DatabaseUnavailable as error:
+                if loop.time() + delay > end:
+                    raise CommitUnknown(
+                        f"PostgreSQL stayed away for {self.patience:.0f} s: it is unknown whether "
+                        f"{len(batch)} events were recorded ({error.message}).",
+                        cure="call publish_again with the same Event objects once the database is back.",
+                    ) from error
+            await asyncio.sleep(delay)
+        raise AssertionError("the series of delays is endless")
+
+    async def _publish_alone(self, events: Sequence[Event], expected: Expected, *, again: bool) -> Published:
+        """One statement in autocommit; only when it is refused for its stamp does it go on inside a transaction."""
+        steps = append_steps(events, self.settings, self._stamps, expected=expected, again=again)
+        statement, args = next(steps)
+        async with self.pool.connection() as connection:
+            rows = await fetch(connection, statement, args)
+            try:
+                statement, args = steps.send(rows)
+            except StopIteration as done:
+                result: Published = done.value
+                return result
+            async with connection.transaction(isolation="read_committed"):
+                return await _run(_resumed(steps, statement, args), connection)
+
+    async def outcome(self, transaction_id: int) -> bool:
+        """Whether a transaction committed, once it has ended.
+
+        For callers whose own COMMIT was lost. Looking for the events is not enough: the server may still be busy
+        committing.
+
+        Raises:
+            CommitUnknown: it did not end within ``patience``, or is too long ago.
+        """
+        end = asyncio.get_running_loop().time() + self.patience
+        for delay in Backoff(base=0.01, maximum=0.5).delays():
+            try:
+                status = (await self.pool.fetch(blocks("store")["outcome"], str(transaction_id)))[0][0]
+            except DatabaseUnavailable:
+                status = "in progress"
+            if status in ("committed", "aborted"):
+                return bool(status == "committed")
+            if status is None or asyncio.get_running_loop().time() > end:
+                raise CommitUnknown(f"Transaction {transaction_id} is {status or 'too long ago to know'}.")
+            await asyncio.sleep(delay)
+        raise AssertionError("the series of delays is endless")
+
+    async def read(self, stream: StreamKey, *, from_version: int = 1, page: int = 1000) -> AsyncIterator[RecordedEvent]:
+        """The events of one stream, oldest first."""
+        sql = SELECT + blocks("store")["stream"]
+        key = (stream.tenant_id, stream.aggregate_type, stream.aggregate_id)
+        while True:
+            rows = await self.pool.fetch(sql, *key, from_version, page)
+            for row in rows:
+                yield recorded_event(row)
+            if len(rows) < page:
+                return
+            from_version = rows[-1][1] + 1
+
+    async def stream_version(self, stream: StreamKey) -> int:
+        """The version of a stream; 0 when it has no events."""
+        sql = blocks("store")["stream_version"]
+        rows = await self.pool.fetch(sql, stream.tenant_id, stream.aggregate_type, stream.aggregate_id)
+        return int(rows[0][0]) if rows else 0
+
+    async def query(
+        self, wanted: EventFilter | None = None, *, limit: int = 100, after: int | None = None,
+        newest_first: bool = False, **conditions: Any,
+    ) -> Page:  # fmt: skip
+        """A page of events, ordered by position; conditions are the fields of :class:`EventFilter`.
+
+        ``after`` is the ``next_after`` of the page before. Raises TenantRequired without a tenant.
+        """
+        if not 1 <= limit <= MAX_LIMIT:
+            raise ValidationError(f"limit is {limit}.", cure=f"use 1 to {MAX_LIMIT}.")
+        given = (wanted or EventFilter(**conditions)).conditions()
+        if after is not None:
+            given["before" if newest_first else "after"] = after
+        sql, args = _compose(given, "newest_first" if newest_first else "oldest_first", limit + 1)
+        rows = await self.pool.fetch(sql, *args)
+        events = tuple(recorded_event(row) for row in rows[:limit])
+        return Page(events, events[-1].position if len(rows) > limit else None)
+
+    async def subscribe(
+        self, *, after: Cursor = BEGINNING, page: int = 1000, most_idle: float = 0.5
+    ) -> AsyncIterator[tuple[RecordedEvent, Cursor]]:
+        """Every event from a cursor on, then live; each with the cursor to resume after it.
+
+        Events of one key come in their order, and none is missed. ``most_idle``: seconds between two looks when
+        nothing happens.
+        """
+        cursor, idle = after, 0.002
+        while True:
+            diff = await self.ticks.next_diff(cursor, await self.ticks.latest())
+            rows = await self.log_page(diff, page) if diff is not None else []
+            for row in rows:
+                assert diff is not None
+                yield recorded_event(row), diff.after(row[0])
+            if diff is not None:
+                cursor = diff.after(rows[-1][0]) if len(rows) == page else diff.done()
+            idle = 0.002 if rows else min(most_idle, idle * 1.5)
+            if len(rows) < page:
+                await asyncio.sleep(idle)
+
+    async def log_page(self, diff: Diff, limit: int) -> Sequence[Sequence[Any]]:
+        """The rows of a diff of the log, at most ``limit``, ordered by position."""
+        sql, base, target = blocks("store"), diff.base, diff.target
+        async with self.pool.connection() as connection:
+            args = (diff.low, target.position_after, base.xmax, target.snapshot, limit)
+            rows = await fetch(connection, SELECT + sql["log_page"], args)
+            if not diff.stragglers:
+                return rows
+            late = (diff.stragglers, diff.position, target.position_after, limit)
+            return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
+
+
+def _compose(conditions: dict[str, Any], order: str, limit: int) -> tuple[str, list[Any]]:
+    """A query from named fragments; values are always parameters."""
+    sql = blocks("store")
+    parts = [sql[f"where_{name}"].replace("$n", f"${number}") for number, name in enumerate(conditions, 1)]
+    where = f"WHERE {' AND '.join(parts)}\n" if parts else ""
+    return SELECT + where + sql[order].replace("$n", f"${len(parts) + 1}"), [*conditions.values(), limit]
+
+
+def _resumed(steps: Steps, statement: str, args: Sequence[Any]) -> Steps:
+    """The rest of a series whose next statement was taken out already."""
+    rows = yield statement, args
+    while True:
+        try:
+            statement, args = steps.send(rows)
+        except StopIteration as done:
+            result: Published = done.value
+            return result
+        rows = yield statement, args
+
+
+async def _run(steps: Steps, connection: Any) -> Published:
+    """Carry out the statements on a connection."""
+    statement, args = next(steps)
+    while True:
+        rows = await fetch(connection, statement, args)
+        try:
+            statement, args = steps.send(rows)
+        except StopIteration as done:
+            result: Published = done.value
+            return result
+
+
+def _uuid(name: str, value: UUID | str) -> UUID:
+    try:
+        return value if isinstance(value, UUID) else UUID(value)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValidationError(f"{name} {value!r:.80} is not an id.", cure="give 32 hexadecimal digits.") from error

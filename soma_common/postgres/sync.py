@@ -1,0 +1,38 @@
+"""Synchronous callers: psycopg 3 connections, and Django's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from soma_common.postgres.errors import translated
+from soma_common.postgres.pool import Row
+
+
+def fetch_sync(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
+    """All rows of one statement with ``$1`` parameters, in the connection's current transaction.
+
+    ``connection`` is a psycopg connection or ``django.db.connection``.
+    """
+    import psycopg
+
+    with translated(), _django_errors(connection):
+        driver = _driver_connection(connection)
+        with psycopg.RawCursor(driver, row_factory=psycopg.rows.tuple_row) as cursor:
+            cursor.execute(sql, tuple(args))
+            return cursor.fetchall() if cursor.description else []
+
+
+def _driver_connection(connection: Any) -> Any:
+    """psycopg's connection inside Django's; opened when Django has not opened it yet."""
+    if hasattr(connection, "ensure_connection"):
+        connection.ensure_connection()
+        return connection.connection
+    return connection
+
+
+def _django_errors(connection: Any) -> AbstractContextManager[Any]:
+    """Lets Django notice a failed statement, so that its ``atomic`` block rolls back."""
+    wrap = getattr(connection, "wrap_database_errors", None)
+    return wrap if wrap is not None else nullcontext()
