@@ -125,7 +125,9 @@ def _dump(what: str, value: Any) -> bytes:
 
 def _unwritable(what: str, error: Exception) -> PayloadInvalid:
     cause = str(error).splitlines()[0][:300]
-    return PayloadInvalid(f"{what} cannot be written as JSON: {cause}.", cure="use JSON's types and valid Unicode only.")
+    return PayloadInvalid(
+        f"{what} cannot be written as JSON: {cause}.", cure="use JSON's types and valid Unicode only."
+    )
 
 
 def refuse_unstorable(what: str, value: Any, path: str = "") -> None:

@@ -53,7 +53,9 @@ class Shards:
     async def share(self) -> frozenset[int]:
         """Renew and claim; afterwards ``owned`` is what this worker owns. Returns shards it should drain and release."""
         await self._pool.fetch(_sql("alive"), self.reader, self.worker, self.lease)
-        renewed = {row[0]: row[1] for row in await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease)}
+        renewed = {
+            row[0]: row[1] for row in await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease)
+        }
         self.owned = {n: lease for n, lease in self.owned.items() if renewed.get(n) == lease.epoch}
         workers, shards = (await self._pool.fetch(_sql("census"), self.reader))[0]
         fair = -(-shards // max(1, workers))
