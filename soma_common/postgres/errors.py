@@ -73,7 +73,7 @@ def is_connection_loss(error: BaseException) -> bool:
         return not state
     if "asyncpg.InterfaceError" in names or "asyncpg.InternalClientError" in names:
         text = str(error)
-        return "closed" in text or "connection" in text and "lost" in text
+        return "closed" in text or ("connection" in text and "lost" in text)
     return False
 
 
