@@ -120,9 +120,8 @@ class ServerProcess:
             family = self._family()
             self._signal([family[0]], signal.SIGCONT)
             self._signal([family[0]], how)
-            _, left = psutil.wait_procs(family, timeout=within)
-            self._signal(left, signal.SIGKILL)
-            psutil.wait_procs(left, timeout=within)
+            self._signal(_survivors(family, within), signal.SIGKILL)
+            _survivors(family, within)
         self._await_guard(within)
 
     def kill(self) -> None:
@@ -130,7 +129,7 @@ class ServerProcess:
         if self.alive:
             family = self._family()
             self._signal(family, signal.SIGKILL)
-            psutil.wait_procs(family, timeout=30.0)
+            _survivors(family, 30.0)
         self._await_guard(30.0)
 
     def pause(self) -> None:
@@ -178,8 +177,24 @@ class ServerProcess:
             self._guard = None
 
 
+def _survivors(processes: Sequence[psutil.Process], within: float) -> list[psutil.Process]:
+    """Wait until all have ended, at most ``within`` seconds; return those that have not."""
+    deadline = time.monotonic() + within
+    while (left := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A zombie has ended, however long its parent takes to notice."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _running(pid: int) -> bool:
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        return _runs(psutil.Process(pid))
     except psutil.NoSuchProcess:
         return False
