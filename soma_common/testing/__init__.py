@@ -1,0 +1,1 @@
+"""Real servers for tests: the pytest plugin, the choice of backend, the local process lane and a cutting proxy."""
