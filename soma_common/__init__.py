@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from soma_common.events.store import EventStore as EventStore
     from soma_common.events.types import EventType as EventType
     from soma_common.tracing.context import TraceContext as TraceContext
+    from soma_common.tracing.tracer import TransactionTracer as TransactionTracer
 
 _HOME = {
     "ALL_TENANTS": "events.store",
@@ -46,6 +47,7 @@ _HOME = {
     "SomaError": "errors",
     "StreamKey": "events.keys",
     "TraceContext": "tracing.context",
+    "TransactionTracer": "tracing.tracer",
 }
 
 __all__ = sorted(_HOME)  # computed, so that door and homes cannot disagree
