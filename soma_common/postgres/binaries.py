@@ -38,7 +38,12 @@ class PostgresBinaries:
 
     def version(self) -> str:
         """The full version, such as ``18.4``."""
-        said = subprocess.run([self.path("postgres"), "--version"], capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [self.path("postgres"), "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return said.stdout.split()[2]
 
 
@@ -79,19 +84,32 @@ class Account:
             return list(command)
         capability = "-all,+dac_read_search"
         # access(2) forgets capabilities on a change of user unless the secure bit says otherwise.
-        kept = [f"--inh-caps={capability}", f"--ambient-caps={capability}", f"--bounding-set={capability}"]
-        who = [f"--reuid={self.name}", f"--regid={pwd.getpwnam(self.name).pw_gid}", "--clear-groups"]
+        kept = [
+            f"--inh-caps={capability}",
+            f"--ambient-caps={capability}",
+            f"--bounding-set={capability}",
+        ]
+        who = [
+            f"--reuid={self.name}",
+            f"--regid={pwd.getpwnam(self.name).pw_gid}",
+            "--clear-groups",
+        ]
         death = [f"--pdeathsig={dies.name.removeprefix('SIG')}"] if dies else []
-        return ["setpriv", *who, "--securebits=+no_setuid_fixup", *kept, *death, *command]
+        return [
+            "setpriv",
+            *who,
+            "--securebits=+no_setuid_fixup",
+            *kept,
+            *death,
+            *command,
+        ]
 
     @property
     def switched_by_parent(self) -> str | None:
         """The account the starter must switch to by itself, None when ``command`` does it or nothing changes."""
         return None if self.searching else self.name
 
-    def run(
-        self, command: Sequence[str], *, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, command: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run a program to its end; its output is returned, its failure is not raised."""
         switch = self.switched_by_parent
         group = pwd.getpwnam(switch).pw_gid if switch else None
