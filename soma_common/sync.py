@@ -1,10 +1,10 @@
 """The event store for synchronous code: psycopg 3 and Django.
 
-    from soma_common.sync import EventStore
+from soma_common.sync import EventStore
 
-    with transaction.atomic():
-        order.save()
-        store.publish(Event(...), connection)      # django.db.connection: commits with the order, or not at all
+with transaction.atomic():
+    order.save()
+    store.publish(Event(...), connection)      # django.db.connection: commits with the order, or not at all
 """
 
 from __future__ import annotations

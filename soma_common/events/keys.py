@@ -31,7 +31,9 @@ def check_name(what: str, value: str) -> str:
         EventTooLarge: more than 512 bytes.
     """
     if not isinstance(value, str) or not value:
-        raise ValidationError(f"{what} must be text that is not empty, not {value!r:.80}.", cure=f"give {what} a value.")
+        raise ValidationError(
+            f"{what} must be text that is not empty, not {value!r:.80}.", cure=f"give {what} a value."
+        )
     try:
         size = len(value.encode())
     except UnicodeEncodeError:

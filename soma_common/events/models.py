@@ -15,11 +15,12 @@ from soma_common.events.keys import StreamKey, check_name
 from soma_common.events.types import check_event_type
 from soma_common.tracing.context import TraceContext
 
-
 # Expected versions by their names; any other number n >= 1 means "exactly version n" (the words are emmett's).
 ANY: Final = -2
 EXISTS: Final = -1
 NO_STREAM: Final = 0
+
+_NOT_RECORDED: Final = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ class RecordedEvent:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     version: int = 0
     position: int = 0
-    recorded_at: datetime = datetime.fromtimestamp(0, UTC)
+    recorded_at: datetime = _NOT_RECORDED
 
     @property
     def stream(self) -> StreamKey:

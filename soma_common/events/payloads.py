@@ -36,7 +36,7 @@ class Payload(BaseModel):
 
 
 class PayloadModels(Mapping[tuple[str, int], type[Payload]]):
-    """The payload models an application knows, by (event type, schema version). A value: nothing is registered globally."""
+    """The payload models of an application by (event type, schema version). A value: nothing is registered globally."""
 
     def __init__(self, *models: type[Payload]) -> None:
         self._models: dict[tuple[str, int], type[Payload]] = {}
@@ -52,7 +52,7 @@ class PayloadModels(Mapping[tuple[str, int], type[Payload]]):
                     f"{model.__name__} and {self._models[key].__name__} are both {key[0]} version {key[1]}.",
                     cure="give one of them another event type or version.",
                 )
-        self._latest = {name: version for name, version in sorted(self._models)}
+        self._latest = dict(sorted(self._models))
 
     def __getitem__(self, key: tuple[str, int]) -> type[Payload]:
         return self._models[key]
@@ -125,7 +125,9 @@ def _dump(what: str, value: Any) -> bytes:
 
 def _unwritable(what: str, error: Exception) -> PayloadInvalid:
     cause = str(error).splitlines()[0][:300]
-    return PayloadInvalid(f"{what} cannot be written as JSON: {cause}.", cure="use JSON's types and valid Unicode only.")
+    return PayloadInvalid(
+        f"{what} cannot be written as JSON: {cause}.", cure="use JSON's types and valid Unicode only."
+    )
 
 
 def refuse_unstorable(what: str, value: Any, path: str = "") -> None:

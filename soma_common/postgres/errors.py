@@ -29,8 +29,14 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
     "28000": (errors.DatabaseUnavailable, "check user and pg_hba.conf of the server."),
     "3D000": (errors.DatabaseUnavailable, "create the database named in SOMASTACK_POSTGRES_DSN."),
     "53100": (errors.DatabaseUnavailable, "the server's disk is full: free space."),
-    "26000": (errors.ConfigurationError, "a transaction pooler sits between: set SOMASTACK_POSTGRES_POOLER=transaction."),
-    "42P05": (errors.ConfigurationError, "a transaction pooler sits between: set SOMASTACK_POSTGRES_POOLER=transaction."),
+    "26000": (
+        errors.ConfigurationError,
+        "a transaction pooler sits between: set SOMASTACK_POSTGRES_POOLER=transaction.",
+    ),
+    "42P05": (
+        errors.ConfigurationError,
+        "a transaction pooler sits between: set SOMASTACK_POSTGRES_POOLER=transaction.",
+    ),
 }
 # Classes of SQLSTATE that mean "the server is not there for us just now".
 _AWAY = ("08", "57P", "53", "58")
@@ -67,7 +73,7 @@ def is_connection_loss(error: BaseException) -> bool:
         return not state
     if "asyncpg.InterfaceError" in names or "asyncpg.InternalClientError" in names:
         text = str(error)
-        return "closed" in text or "connection" in text and "lost" in text
+        return "closed" in text or ("connection" in text and "lost" in text)
     return False
 
 

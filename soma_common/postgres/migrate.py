@@ -66,7 +66,7 @@ async def status(dsn: str) -> list[Applied]:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair did: positions up to ``history_until`` are history, transaction ids of ``new_era`` begin after it."""
+    """What a repair did: positions up to ``history_until`` are history; a new era of transaction ids begins there."""
 
     old_cluster: int
     new_cluster: int

@@ -52,7 +52,7 @@ async def fetch(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
 
         async with psycopg.AsyncRawCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
             await cursor.execute(sql, tuple(args))
-            return await cursor.fetchall() if cursor.description else []
+            return list(await cursor.fetchall()) if cursor.description else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Pool:
         assert self._pool is not None
         with translated():
             async with self._pool.acquire(timeout=self.settings.timeout) as connection:
-                yield connection  # type: ignore[misc]  # the pool's proxy has the connection's methods
+                yield connection
 
     @asynccontextmanager
     async def transaction(self, *, synchronous: bool = False) -> AsyncIterator[asyncpg.Connection[Any]]:

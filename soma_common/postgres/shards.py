@@ -51,9 +51,11 @@ class Shards:
         await self._pool.fetch(_sql("register"), self.reader, shards, start.from_tick, start.from_token)
 
     async def share(self) -> frozenset[int]:
-        """Renew and claim; afterwards ``owned`` is what this worker owns. Returns shards it should drain and release."""
+        """Renew and claim, so that ``owned`` is what this worker owns; returns shards to drain and release."""
         await self._pool.fetch(_sql("alive"), self.reader, self.worker, self.lease)
-        renewed = {row[0]: row[1] for row in await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease)}
+        renewed = {
+            row[0]: row[1] for row in await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease)
+        }
         self.owned = {n: lease for n, lease in self.owned.items() if renewed.get(n) == lease.epoch}
         workers, shards = (await self._pool.fetch(_sql("census"), self.reader))[0]
         fair = -(-shards // max(1, workers))
@@ -103,7 +105,7 @@ class Shards:
     async def states(self) -> list[ShardState]:
         """Every shard of this reader."""
         rows = await self._pool.fetch(_sql("cursors"), self.reader)
-        return [ShardState(*row[:4], Cursor(*row[4:9]), row[9]) for row in rows]
+        return [ShardState(row[0], row[1], row[2], row[3], Cursor(*row[4:9]), row[9]) for row in rows]
 
 
 def _sql(name: str) -> str:

@@ -21,7 +21,7 @@ def fetch_sync(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
         driver = _driver_connection(connection)
         with psycopg.RawCursor(driver, row_factory=psycopg.rows.tuple_row) as cursor:
             cursor.execute(sql, tuple(args))
-            return cursor.fetchall() if cursor.description else []
+            return list(cursor.fetchall()) if cursor.description else []
 
 
 def _driver_connection(connection: Any) -> Any:

@@ -1,0 +1,180 @@
+"""The settings of an application, read from the environment in this one place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from soma_common.deployment import MODE_VARIABLES, DeployMode, parse_mode
+from soma_common.errors import ConfigurationError
+
+_SERVICE = re.compile(r"^[a-z][a-z0-9_-]{0,99}$")
+_BROKER = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaSecurity:
+    """TLS and SASL for Kafka; the password is read from a file or the environment and never printed."""
+
+    protocol: str = "PLAINTEXT"
+    mechanism: str = "PLAIN"
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SomaConfig:
+    """What an application needs to know to run.
+
+    Args:
+        mode: standalone, somastack or k8s.
+        service_id: the name of this service; part of every event, of topics and of consumer groups.
+        postgres_dsn: the database that holds the log. Empty in standalone: the embedded one in ``folder``.
+        postgres_pooler: True behind a transaction pooler such as PgBouncer (no prepared statements then).
+        pool_size: most database connections of this process.
+        kafka_bootstrap: ``host:port,host:port``. Empty in standalone.
+        registry_url: Apicurio Registry. Empty: JSON without a registry.
+        topic: where events go unless the application routes them itself.
+        folder: files of the embedded database and of caches.
+        exactly_once: relay in Kafka transactions.
+    """
+
+    mode: DeployMode = DeployMode.STANDALONE
+    service_id: str = "service"
+    postgres_dsn: str = field(default="", repr=False)
+    postgres_pooler: bool = False
+    pool_size: int = 10
+    kafka_bootstrap: str = ""
+    kafka_security: KafkaSecurity = field(default_factory=KafkaSecurity)
+    registry_url: str = ""
+    topic: str = ""
+    folder: Path = Path(".soma")
+    exactly_once: bool = False
+
+    @property
+    def uses_kafka(self) -> bool:
+        """Whether events go through Kafka; in standalone consumers read the log itself."""
+        return self.mode is not DeployMode.STANDALONE
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, *, service_id: str | None = None) -> SomaConfig:
+        """The settings in environment variables (see docs/reference/configuration.md).
+
+        Raises:
+            ConfigurationError: a variable is missing or wrong; the message names it.
+        """
+        given = os.environ if env is None else env
+        mode = _mode(given)
+        service = service_id or given.get("SOMA_SERVICE_ID", "service")
+        if not _SERVICE.match(service):
+            raise ConfigurationError(
+                f"SOMA_SERVICE_ID {service!r:.120} is not a service name.",
+                cure="use lower-case letters, digits, - and _.",
+            )
+        return cls(
+            mode=mode,
+            service_id=service,
+            postgres_dsn=_postgres(given, mode),
+            postgres_pooler=_choice(given, "SOMASTACK_POSTGRES_POOLER", "none", ("none", "transaction"))
+            == "transaction",
+            pool_size=_number(given, "SOMA_POOL_SIZE", 10, 1, 1000),
+            kafka_bootstrap=_kafka(given, mode),
+            kafka_security=_security(given),
+            registry_url=_registry(given, mode),
+            topic=given.get("SOMA_TOPIC", f"soma.{service}.events"),
+            folder=Path(given.get("SOMA_FOLDER", ".soma")).expanduser(),
+            exactly_once=_choice(given, "SOMA_EXACTLY_ONCE", "false", ("false", "true")) == "true",
+        )
+
+
+def _mode(env: Mapping[str, str]) -> DeployMode:
+    for name in MODE_VARIABLES:
+        if env.get(name):
+            return parse_mode(env[name])
+    return DeployMode.STANDALONE
+
+
+def _postgres(env: Mapping[str, str], mode: DeployMode) -> str:
+    dsn = _secret(env, "SOMASTACK_POSTGRES_DSN") or ""
+    if not dsn and mode is not DeployMode.STANDALONE:
+        raise _missing("SOMASTACK_POSTGRES_DSN", mode, "postgresql://user:password@postgres:5432/somastack")
+    if dsn and urlsplit(dsn).scheme not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            "SOMASTACK_POSTGRES_DSN is not a PostgreSQL address.",
+            cure="write it as postgresql://user:password@host:5432/database.",
+        )
+    return dsn
+
+
+def _kafka(env: Mapping[str, str], mode: DeployMode) -> str:
+    text = env.get("SOMASTACK_KAFKA_BOOTSTRAP", "")
+    if mode is DeployMode.STANDALONE:
+        return ""
+    if not text:
+        raise _missing("SOMASTACK_KAFKA_BOOTSTRAP", mode, "kafka:9092")
+    brokers = [part.strip().removeprefix("kafka://") for part in text.split(",") if part.strip()]
+    for broker in brokers:
+        found = _BROKER.match(broker)
+        if found is None or not 0 < int(found[2]) < 65536:
+            raise ConfigurationError(
+                f"SOMASTACK_KAFKA_BOOTSTRAP has {broker!r:.120}.", cure="write host:port, several joined by commas."
+            )
+    return ",".join(brokers)
+
+
+def _registry(env: Mapping[str, str], mode: DeployMode) -> str:
+    url = env.get("SOMASTACK_REGISTRY_URL", "")
+    if mode is DeployMode.STANDALONE:
+        return ""
+    if url and urlsplit(url).scheme not in ("http", "https"):
+        raise ConfigurationError(
+            f"SOMASTACK_REGISTRY_URL {url!r:.120} is not a web address.", cure="write http://apicurio:8085 or the like."
+        )
+    return url.rstrip("/")
+
+
+def _security(env: Mapping[str, str]) -> KafkaSecurity:
+    protocols = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+    mechanisms = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+    return KafkaSecurity(
+        protocol=_choice(env, "SOMASTACK_KAFKA_PROTOCOL", "PLAINTEXT", protocols),
+        mechanism=_choice(env, "SOMASTACK_KAFKA_MECHANISM", "SCRAM-SHA-512", mechanisms),
+        username=env.get("SOMASTACK_KAFKA_USERNAME"),
+        password=_secret(env, "SOMASTACK_KAFKA_PASSWORD"),
+        ca_file=env.get("SOMASTACK_KAFKA_CA_FILE"),
+    )
+
+
+def _secret(env: Mapping[str, str], name: str) -> str | None:
+    """A value, or the content of the file that NAME_FILE names."""
+    path = env.get(f"{name}_FILE")
+    if not path:
+        return env.get(name)
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{name}_FILE cannot be read: {error}.", cure="check path and rights.") from error
+
+
+def _choice(env: Mapping[str, str], name: str, default: str, known: tuple[str, ...]) -> str:
+    value = env.get(name, default)
+    for choice in known:
+        if value.lower() == choice.lower():
+            return choice
+    raise ConfigurationError(f"{name} is {value!r:.80}.", cure=f"use one of: {', '.join(known)}.")
+
+
+def _number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = env.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= most and len(text) < 10):
+        raise ConfigurationError(f"{name} is {text!r:.80}.", cure=f"use a whole number from {least} to {most}.")
+    return int(text)
+
+
+def _missing(name: str, mode: DeployMode, example: str) -> ConfigurationError:
+    return ConfigurationError(f"{name} is missing in mode {mode}.", cure=f"set it, for example to {example}.")

@@ -1,0 +1,90 @@
+"""A long-running part: starts once, stops gracefully, tells its health."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from abc import ABC, abstractmethod
+from contextlib import suppress
+
+
+class Service(ABC):
+    """A loop that runs until it is asked to stop.
+
+    ``start`` and ``stop`` may be called twice. ``stop`` asks the loop to drain and waits at most ``patience`` seconds
+    before it cancels it. An error that ends the loop is raised by ``wait`` and by ``stop``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def run(self) -> None:
+        """The work; returns soon after ``stopping`` is set, with everything drained."""
+
+    async def start(self) -> None:
+        """Begin the work in a task of its own."""
+        if self._task is None:
+            self.stopping.clear()
+            self._task = asyncio.create_task(self.run(), name=self.name)
+
+    async def stop(self, patience: float = 30.0) -> None:
+        """Drain and end."""
+        self.stopping.set()
+        task, self._task = self._task, None
+        if task is None:
+            return
+        done, _ = await asyncio.wait({task}, timeout=patience)
+        if not done:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    async def wait(self) -> None:
+        """Until the loop ends by itself; raises what ended it."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def pause(self, seconds: float) -> bool:
+        """Sleep, but wake at once when asked to stop; whether to stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), timeout=seconds)
+        return self.stopping.is_set()
+
+    async def __aenter__(self) -> Service:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+
+async def run_until_signalled(*services: Service, patience: float = 30.0) -> None:
+    """Run services until SIGTERM or SIGINT, or until one ends; then stop all, the last started first.
+
+    Raises what ended a service.
+    """
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled.set)
+    waits: set[asyncio.Task[object]] = {asyncio.create_task(signalled.wait())}
+    try:
+        for service in services:
+            await service.start()
+        waits |= {asyncio.create_task(service.wait()) for service in services}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        for wait in waits:
+            wait.cancel()
+        results = await asyncio.gather(
+            *(service.stop(patience) for service in reversed(services)), return_exceptions=True
+        )
+        await asyncio.gather(*waits, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if failures:
+        raise failures[0]
