@@ -89,9 +89,7 @@ class Account:
         """The account the starter must switch to by itself, None when ``command`` does it or nothing changes."""
         return None if self.searching else self.name
 
-    def run(
-        self, command: Sequence[str], *, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, command: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run a program to its end; its output is returned, its failure is not raised."""
         switch = self.switched_by_parent
         group = pwd.getpwnam(switch).pw_gid if switch else None

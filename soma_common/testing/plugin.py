@@ -104,9 +104,7 @@ def _planned(service: Service) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[Any]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
     """A failed test shows the end of the log of every server it used."""
     report = yield
     if report.failed and _RUN in item.config.stash:

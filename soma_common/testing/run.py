@@ -112,9 +112,7 @@ class ServerRun:
             return _answering(ExternalPostgres(self._env[ADDRESSES[service]]), ADDRESSES[service])
         if backend is Backend.DOCKER:
             return self._ended_later(docker.start_postgres(major))
-        return self._share(
-            service, lambda: PostgresServer.start(major, parent=self._folder), PostgresServer.attach
-        )
+        return self._share(service, lambda: PostgresServer.start(major, parent=self._folder), PostgresServer.attach)
 
     def _new_kafka(self) -> KafkaHandle:
         backend = choose(Service.KAFKA, self._env)

@@ -1,0 +1,66 @@
+# The two commands are `make demo` and `make test`; each sets up what it needs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+MODE   ?= standalone
+DURATION ?= 180
+WORKERS ?= 2
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-other bench torture torture-mutants lint format docs wheel clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.ready ## The virtual environment with everything that is needed
+
+demo: setup ## A week of flights through the library, with kills (MODE=standalone or somastack)
+	$(BIN)/python -m examples.flights demo --mode $(MODE)
+
+test: setup ## All tests, on real servers; unit and property tests on every other installed Python too
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= tests
+	$(BIN)/python -m coverage report --fail-under=85
+	@$(MAKE) --no-print-directory test-other
+
+test-other: setup ## Unit and property tests on each other installed Python 3.11 to 3.14
+	@sh tests/other_pythons.sh
+
+bench: setup ## All benchmarks: tables here, JSON in benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+torture: setup ## Kill everything at random for DURATION seconds and check the history
+	$(BIN)/python -m tests.torture --duration $(DURATION)
+
+torture-mutants: setup ## Break the library on purpose, one promise at a time; the checker must notice
+	$(BIN)/python -m tests.torture --mutants
+
+lint: setup ## Format, rules, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup ## Run every snippet of README and docs
+	$(BIN)/python -m pytest -q tests/docs
+
+wheel: setup ## Build and check the distribution
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+clean: ## Remove what was built
+	rm -rf $(VENV) .venv-* build dist .soma .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,66 @@
+"""``somastack db``: the schema of the library in the application's database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from soma_common.config import SomaConfig
+from soma_common.postgres import migrate
+
+
+@click.group()
+def db() -> None:
+    """The database: upgrade, status, repair. It is the one that SOMASTACK_POSTGRES_DSN names, else the embedded one."""
+
+
+@db.command()
+@click.option(
+    "--grant-to", metavar="ROLE", help="Also give this role what an application needs: no DDL, no changes of events."
+)
+def upgrade(grant_to: str | None) -> None:
+    """Apply missing migrations. Safe while applications run, and from several machines at once."""
+    with _dsn() as dsn:
+        applied = asyncio.run(migrate.upgrade(dsn, grant_to=grant_to))
+    for name in applied:
+        click.echo(f"applied {name}")
+    if not applied:
+        click.echo("up to date")
+
+
+@db.command()
+def status() -> None:
+    """What is applied. Exit code 1 when something is missing."""
+    with _dsn() as dsn:
+        known = asyncio.run(migrate.status(dsn))
+    for migration in known:
+        when = f"{migration.applied_at:%Y-%m-%d %H:%M:%S}Z" if migration.applied_at else "missing"
+        click.echo(f"{migration.version:04d}_{migration.name:<20} {when}")
+    if any(migration.applied_at is None for migration in known):
+        raise SystemExit(1)
+
+
+@db.command()
+@click.confirmation_option(prompt="Are all relays, consumers and writers of this database stopped?")
+def repair() -> None:
+    """After a restore into another cluster, a copy, or a promotion: let appends and readers go on. Nothing is lost."""
+    with _dsn() as dsn:
+        done = asyncio.run(migrate.repair(dsn))
+    click.echo(f"cluster {done.old_cluster} -> {done.new_cluster}")
+    click.echo(f"history until position {done.history_until}, era {done.new_era} begins after it")
+
+
+@contextmanager
+def _dsn() -> Iterator[str]:
+    """The database of the environment; the embedded one is started for the command when it is not running."""
+    config = SomaConfig.from_env()
+    if config.postgres_dsn:
+        yield config.postgres_dsn
+        return
+    from soma_common.postgres.embedded import EmbeddedPostgres
+
+    with EmbeddedPostgres(config.folder) as embedded:
+        yield embedded.dsn
