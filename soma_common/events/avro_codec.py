@@ -18,7 +18,7 @@ from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload
 from soma_common.schemas.avro import GENERIC
 from soma_common.schemas.compat import named_types
-from soma_common.schemas.forms import Convert, from_datum, kind_of, to_datum
+from soma_common.schemas.forms import Convert, Inexact, from_datum, kind_of, to_datum
 from soma_common.schemas.safety import check_readable, without_text_uuids
 from soma_common.schemas.table import Kind, SchemaRef
 
@@ -130,16 +130,17 @@ class AvroCodec:
         try:
             payload = orjson.loads(payload_json)
             if payload.keys() != plan.payload_names:
-                return self._unfit(event, "its fields differ from the schema's")
+                raise Inexact("its fields differ from the schema's")
             value = _write(plan, event, payload if plan.encode is None else plan.encode(payload))
             # A model instance is what its schema says; a dict may be anything (1.5 for an integer is cut silently).
             if not isinstance(event.payload, Payload) and not _same(plan, value, payload_json):
-                return self._unfit(event, "its values differ from the schema's")
+                raise Inexact("its values differ from the schema's")
         except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
-            return self._unfit(event, f"{type(error).__name__}: {error}")
+            self._warn_once(event, f"{type(error).__name__}: {error}")
+            return None
         return value
 
-    def _unfit(self, event: RecordedEvent, why: str) -> None:
+    def _warn_once(self, event: RecordedEvent, why: str) -> None:
         key = (event.event_type, event.schema_version)
         if key not in self._warned:
             self._warned.add(key)

@@ -199,9 +199,9 @@ def _form(schema: Any) -> str | None:
 
 
 def _exact(text: str, parse: Callable[[str], Any], zoned: bool) -> Any:
-    """The time in a text, only when the text is the one that would be made of it again."""
+    """The time in a text, only when the text is the one that would be made of it again: Avro keeps UTC or no zone."""
     moment = parse(text)
-    if (zoned and moment.tzinfo is None) or (not zoned and getattr(moment, "tzinfo", None) is not None):
+    if zoned != text.endswith("Z") or (not zoned and getattr(moment, "tzinfo", None) is not None):
         raise Inexact("the zone differs from the schema's")
     if _shown(moment) != text:
         raise Inexact("the text is not in its usual form")
