@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final, Protocol
@@ -46,6 +46,8 @@ class _Plan:
 
     prefix: bytes
     parsed: Any
+    write: Callable[[BytesIO, Any, Any], None]
+    read: Callable[..., Any]
     generic: bool
     payload_names: frozenset[str]
     encode: Convert | None
@@ -157,7 +159,7 @@ class AvroCodec:
 
 
 def _plan_of(ref: SchemaRef, schema: Any) -> _Plan:
-    import fastavro
+    import fastavro  # loaded with the first schema: `import soma_common` and JSON users do without
 
     check_readable(ref, schema)
     try:
@@ -170,6 +172,8 @@ def _plan_of(ref: SchemaRef, schema: Any) -> _Plan:
         return _Plan(
             prefix=frame_prefix(ref.id) if ref.kind == "content" and ref.id < 1 << 32 else b"",
             parsed=parsed,
+            write=fastavro.schemaless_writer,
+            read=fastavro.schemaless_reader,
             generic=not typed,
             payload_names=frozenset(field["name"] for field in payload["fields"]) if typed else frozenset(),
             encode=to_datum(payload, names),
@@ -180,11 +184,9 @@ def _plan_of(ref: SchemaRef, schema: Any) -> _Plan:
 
 
 def _write(plan: _Plan, event: RecordedEvent, payload: Any) -> bytes:
-    from fastavro import schemaless_writer
-
     out = BytesIO()
     out.write(plan.prefix)
-    schemaless_writer(out, plan.parsed, _envelope(event, payload))
+    plan.write(out, plan.parsed, _envelope(event, payload))
     return out.getvalue()
 
 
@@ -211,12 +213,10 @@ def _envelope(event: RecordedEvent, payload: Any) -> dict[str, Any]:
 
 
 def _read(plan: _Plan, value: bytes, start: int) -> dict[str, Any]:
-    from fastavro import schemaless_reader
-
     data = BytesIO(value)
     data.seek(start)
     try:
-        fields: dict[str, Any] = schemaless_reader(
+        fields: dict[str, Any] = plan.read(
             data, plan.parsed, None, return_record_name=True, return_record_name_override=True
         )
     except Exception as error:  # fastavro answers hostile bytes with nearly any exception
