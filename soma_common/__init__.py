@@ -6,10 +6,10 @@ costs little and needs no driver.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without loading typing
 if TYPE_CHECKING:
+    from typing import Any
+
     from soma_common.app import Soma as Soma
     from soma_common.config import SomaConfig as SomaConfig
     from soma_common.deployment import DeployMode as DeployMode
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from soma_common.events.store import EventStore as EventStore
     from soma_common.events.types import EventType as EventType
     from soma_common.tracing.context import TraceContext as TraceContext
+    from soma_common.tracing.tracer import TransactionTracer as TransactionTracer
 
 _HOME = {
     "ALL_TENANTS": "events.store",
@@ -46,6 +47,7 @@ _HOME = {
     "SomaError": "errors",
     "StreamKey": "events.keys",
     "TraceContext": "tracing.context",
+    "TransactionTracer": "tracing.tracer",
 }
 
 __all__ = sorted(_HOME)  # computed, so that door and homes cannot disagree
@@ -56,6 +58,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'soma_common' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"soma_common.{home}"), name)
     globals()[name] = value
     return value

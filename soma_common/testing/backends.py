@@ -6,8 +6,10 @@ A service that is asked for and cannot be had is an error of the test, never a r
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -95,7 +97,12 @@ def docker_answers() -> bool:
         return False
 
 
-def choose(service: Service, env: Mapping[str, str], *, engine: Callable[[], bool] = docker_answers) -> Backend:
+def choose(
+    service: Service,
+    env: Mapping[str, str],
+    *,
+    engine: Callable[[], bool] = docker_answers,
+) -> Backend:
     """The backend for a service. Raises ConfigurationError for an unknown or impossible forced choice."""
     forced = env.get(FORCE, "auto").strip().lower() or "auto"
     if forced == "auto":
@@ -113,10 +120,16 @@ def _first(service: Service, env: Mapping[str, str], engine: Callable[[], bool])
     return Backend.DOCKER if engine() else Backend.LOCAL
 
 
-def _require(backend: Backend, service: Service, env: Mapping[str, str], engine: Callable[[], bool]) -> None:
+def _require(
+    backend: Backend,
+    service: Service,
+    env: Mapping[str, str],
+    engine: Callable[[], bool],
+) -> None:
     if backend is Backend.EXTERNAL and not env.get(ADDRESSES[service]):
         raise ConfigurationError(
-            f"{FORCE}=external, but there is no address for {service}.", cure=f"set {ADDRESSES[service]}."
+            f"{FORCE}=external, but there is no address for {service}.",
+            cure=f"set {ADDRESSES[service]}.",
         )
     if backend is Backend.DOCKER and not engine():
         raise ConfigurationError(
@@ -157,7 +170,8 @@ class ExternalKafka:
             broker_count(self.bootstrap)
         except (OSError, ValueError) as error:
             raise ServerUnavailable(
-                f"No Kafka broker answers at {self.bootstrap}: {error}.", cure=f"check {ADDRESSES[Service.KAFKA]}."
+                f"No Kafka broker answers at {self.bootstrap}: {error}.",
+                cure=f"check {ADDRESSES[Service.KAFKA]}.",
             ) from error
 
     @property
@@ -173,7 +187,17 @@ class ExternalRegistry:
     """A schema registry somebody else runs."""
 
     url: str
-    version: str = "external"
+
+    @property
+    def version(self) -> str:
+        """What the registry says of itself. Raises ServerUnavailable when nothing answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url.rstrip('/')}/apis/registry/v3/system/info", timeout=10) as answer:
+                return str(json.load(answer)["version"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ServerUnavailable(
+                f"No schema registry answers at {self.url}: {error}.", cure=f"check {ADDRESSES[Service.REGISTRY]}."
+            ) from error
 
     @property
     def address(self) -> str:

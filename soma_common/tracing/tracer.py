@@ -1,4 +1,4 @@
-"""Spans around the library's work: the one edge to OpenTelemetry. Never sets a provider; without one it costs little."""
+"""Spans around the library's work: the one edge to OpenTelemetry. Never sets a provider."""
 
 from __future__ import annotations
 

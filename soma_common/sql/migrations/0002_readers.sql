@@ -1,11 +1,8 @@
 -- Reading in order: ticks (durable snapshots), and the shards whose cursors walk over them.
 
 -- A tick is a snapshot that committed durably before any row was read by it.
--- Rows of transactions at or above xmax have positions above position_before, every visible row is at or below
--- position_after (it is read after the snapshot). A snapshot's own xmax does not give the first: a transaction that got
--- its id after the last one that ended is at or above xmax, and may have drawn its positions long ago. So xmax is
--- raised to the tick's own transaction id, drawn after position_before was read (an append draws its id before its
--- positions), and the ids in between are listed as running.
+-- Rows of transactions at or above xmax have positions above position_before, which is the last tick's position_after;
+-- every visible row is at or below position_after, since it was read after the snapshot.
 CREATE TABLE soma.ticks (
     tick_id         bigint PRIMARY KEY,
     token           bigint NOT NULL,              -- random: tells two histories of one tick_id apart
@@ -47,7 +44,6 @@ LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v_last   soma.ticks;
     v_before bigint;
-    v_self   xid8;
     v_now    pg_snapshot;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -64,9 +60,11 @@ BEGIN
         SELECT * INTO v_last FROM soma.ticks ORDER BY tick_id DESC LIMIT 1;
         IF soma.changed_since(v_last) THEN
             PERFORM set_config('synchronous_commit', 'on', true);
-            v_before := soma.last_position();
-            v_self := pg_current_xact_id();
-            v_now := soma.snapshot_until(pg_current_snapshot(), v_self);
+            -- A snapshot's xmax is one above the newest transaction that has ENDED: transactions from there on may be
+            -- running already and hold positions. But they all began after the last tick's own transaction, which has
+            -- ended, so their positions are above what had been handed out when that one got its id.
+            v_before := v_last.position_after;
+            v_now := pg_current_snapshot();
             IF pg_snapshot_xmax(v_now) < pg_snapshot_xmax(v_last.snapshot)
                OR pg_snapshot_xmin(v_now) < pg_snapshot_xmin(v_last.snapshot) THEN
                 RAISE EXCEPTION 'tick % is ahead of this cluster: % after %', v_last.tick_id, v_now, v_last.snapshot
@@ -82,26 +80,13 @@ BEGIN
                         v_last.position_after, v_last.era;
 END $$;
 
--- The same snapshot with its xmax raised to p_until; the transactions in between count as running.
-CREATE FUNCTION soma.snapshot_until(p_snapshot pg_snapshot, p_until xid8) RETURNS pg_snapshot
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN pg_snapshot_xmax(p_snapshot) >= p_until THEN p_snapshot ELSE (
-        pg_snapshot_xmin(p_snapshot)::text || ':' || p_until::text || ':' || (
-            SELECT string_agg(xid, ',' ORDER BY xid::numeric) FROM (
-                SELECT running.xid::text FROM pg_snapshot_xip(p_snapshot) AS running (xid)
-                UNION ALL
-                SELECT n::text FROM generate_series(pg_snapshot_xmax(p_snapshot)::text::numeric,
-                                                    p_until::text::numeric - 1) AS n
-            ) AS listed (xid)))::pg_snapshot END
-$$;
-
 -- The highest position handed out so far, committed or not.
 CREATE FUNCTION soma.last_position() RETURNS bigint
 LANGUAGE sql VOLATILE AS
 $$ SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM soma.event_position $$;
 
--- Whether a new snapshot could show events that the tick does not: positions were handed out,
--- or a transaction that was running has ended.
+-- Whether a new snapshot could show events that the tick does not: positions were handed out (shortly before the tick
+-- counts too, their transactions may have run unseen), or a transaction that was running has ended.
 CREATE FUNCTION soma.changed_since(p_tick soma.ticks) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE

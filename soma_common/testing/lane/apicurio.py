@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from soma_common.errors import ServerUnavailable
@@ -47,6 +48,7 @@ class ApicurioServer:
 
         Raises ServerUnavailable: Java or Maven missing, jars changed, or the end of the registry's log.
         """
+        Jars("apicurio").ensure()  # before anything is made
         server = cls(scratch_folder("apicurio", parent), _Settings(dsn, free_port(), free_port()))
         for _ in range(_DRAWS):
             server._remember()
@@ -55,7 +57,7 @@ class ApicurioServer:
             except PortTaken:
                 server._settings = _Settings(dsn, free_port(), free_port())
             except BaseException:
-                server.process.release()
+                server.process.abandon()
                 raise
             else:
                 return server
@@ -113,7 +115,7 @@ class ApicurioServer:
         """End the registry and delete its folder; the database is the caller's."""
         self.process.close()
 
-    def __enter__(self) -> ApicurioServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
