@@ -29,7 +29,7 @@ from soma_common.kafka.publisher import KafkaPublishers, KafkaSettings, _batches
 from soma_common.outbox.groups import GROUPS
 from soma_common.outbox.publishing import HEADERS, KEY, KEY_HASH, TIMESTAMP_MS, TOPIC, VALUE, Sending
 from soma_common.outbox.relay import Relay
-from soma_common.outbox.pump import RelaySettings
+from soma_common.outbox.settings import RelaySettings
 from soma_common.postgres.pool import Pool
 from soma_common.sql.loader import blocks
 from soma_common.testing.lane.kafka_wire import Topic
@@ -70,7 +70,10 @@ def _append_arguments(numbers: range, begin: datetime, topic: str, headers: str)
         offsets.append(counts[stream])
     places = range(1, len(names) + 1)
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-    value = [(b'{"n":%d,"text":"' % number).ljust(VALUE_BYTES - 2, b"abcdefghijklmnop"[number % 16 :][:1]) + b'"}' for number in numbers]
+    value = [
+        (b'{"n":%d,"text":"' % number).ljust(VALUE_BYTES - 2, b"abcdefghijklmnop"[number % 16 :][:1]) + b'"}'
+        for number in numbers
+    ]
     return [
         "bench", datetime.now(UTC), ["bench"] * len(names), ["default"] * len(names), names, [h for _, h in keys],
         [-2] * len(names), [counts[p] for p in places], [first[p] for p in places], [last[p] for p in places],
