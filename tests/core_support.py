@@ -30,10 +30,12 @@ def settings(**given: Any) -> AppendSettings:
 
 
 @asynccontextmanager
-async def opened(dsn: str, *, size: int = 10, session: dict[str, str] | None = None, **given: Any) -> AsyncIterator[EventStore]:
+async def opened(
+    dsn: str, *, size: int = 10, patience: float = 30.0, session: dict[str, str] | None = None, **given: Any
+) -> AsyncIterator[EventStore]:
     """A store on a pool of its own; ``session`` are PostgreSQL settings of its connections."""
     async with Pool(PoolSettings(dsn, size=size, settings=session or {})) as pool:
-        yield EventStore(pool, settings(**given))
+        yield EventStore(pool, settings(**given), patience=patience)
 
 
 @asynccontextmanager
