@@ -9,7 +9,7 @@ FROM soma.append(
 -- :name columns : an event as events/rows.py reads it
 SELECT e.position, e.version, e.event_id, e.event_type, e.schema_version, e.payload::text, e.tenant_id,
        e.aggregate_type, e.aggregate_id, e.service_id, e.correlation_id, e.causation_id, e.idempotency_key,
-       e.traceparent, e.tracestate, e.baggage, e.metadata::text, e."timestamp", e.occurred_at, e.recorded_at
+       e.traceparent, e.tracestate, e.baggage, e.metadata::text, e."timestamp", e.occurred_at, e.recorded_at, e.key_hash
 FROM soma.events e
 
 -- :name by_ids : events of known ids
@@ -53,8 +53,12 @@ ORDER BY e.position LIMIT $n::bigint
 -- :name newest_first : order
 ORDER BY e.position DESC LIMIT $n::bigint
 
--- :name outcome : whether a transaction committed: 'committed', 'aborted', 'in progress', or null when too old to know
-SELECT pg_xact_status($1::text::xid8)
+-- :name ended : whether a transaction is no longer running; ids from our own on were handed out anew after a crash
+SELECT CASE WHEN $1::text::xid8 >= pg_current_xact_id() THEN true
+            ELSE pg_xact_status($1::text::xid8) IS DISTINCT FROM 'in progress' END
+
+-- :name written : whether a transaction's events are in the log; the ids alone could be older, the transaction's id newer
+SELECT EXISTS (SELECT FROM soma.events WHERE event_id = ANY ($1::uuid[]) AND xid = $2::text::xid8)
 
 -- :name log_page : what one tick adds to another, in order
 WHERE e.position > $1::bigint AND e.position <= $2::bigint AND e.xid >= $3::text::xid8
