@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ class World:
         self.postgres: PostgresServer | None = None
         self.kafka: KafkaServer | None = None
         self.keep = False
+        self.ends: Mapping[int, int] = {}
         try:
             self.database = PostgresServer.start(settings={**LAZY, **(postgres or {})})
             self.postgres = self.database
@@ -79,13 +80,18 @@ class World:
         """What went wrong with processes, in words."""
         return [*self.failures, *(failure for child in self.children for failure in child.failures)]
 
-    def promote(self) -> None:
-        """The primary is gone; its standby takes over."""
+    def fail_over(self, *, between: Callable[[], None]) -> None:
+        """The primary dies; its standby is promoted at the same address, as behind a virtual one."""
         assert self.standby is not None
+        port = self.database.port
         self.database.kill()
+        between()
+        self.standby.stop()
+        self.standby.configure({"port": str(port)})
+        self.standby.port = port
+        self.standby.start_again()
         self.standby.promote()
         self.database = self.standby
-        self.point_at(self.database)
 
     def close(self) -> None:
         """End everything; the folder goes too unless it is to be kept."""
