@@ -19,6 +19,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── ClusterChanged          the database was restored or copied into another cluster
     │   ├── CursorLost              a cursor points at a tick this database does not have
     │   ├── LogRewound              stored transaction ids are ahead of the cluster's
+    │   ├── OffsetLost              the topic no longer has the offset where a consumer stands
     │   └── WrongIsolation          a diff was asked for outside READ COMMITTED
     ├── LeaseLost                   another worker owns the shard now
     ├── CodecError                  bytes that cannot be encoded or decoded
@@ -128,6 +129,18 @@ class LogRewound(LogError):
 
     def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
         super().__init__(message, cure=cure or "run `somastack db repair` once, then go on.")
+
+
+class OffsetLost(LogError):
+    """The topic no longer has the offset where this consumer stands."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(
+            message,
+            cure=cure
+            or "find out which events are lost, then set next_offset of the partition in "
+            "soma.consumer_offsets and restart the consumer.",
+        )
 
 
 class WrongIsolation(LogError):
