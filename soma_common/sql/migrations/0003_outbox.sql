@@ -86,7 +86,7 @@ BEGIN
     FROM soma.shards s LEFT JOIN soma.ticks t ON t.tick_id = s.from_tick AND t.token = s.from_token
     WHERE s.reader LIKE 'relay:%'
     HAVING count(*) = count(t.tick_id);
-    FOR v_slot IN 0..7 LOOP
+    FOREACH v_slot IN ARRAY '{0,1,2,3,4,5,6,7}'::smallint[] LOOP
         CONTINUE WHEN v_slot = soma.outbox_slot(v_last) OR v_slot = soma.outbox_slot(v_last + 1);
         SELECT * INTO v_seen FROM soma.outbox_slots WHERE slot = v_slot;
         IF v_seen.slot IS NULL OR soma.outbox_entered(v_slot, v_seen.left_position) THEN
