@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from soma_common.errors import ServerUnavailable
-from tests.torture.children import Child
+from tests.torture.consumers import SESSION
 from tests.torture.world import World
 
 WRITERS = ("writers", "sync_writers")
@@ -69,7 +69,8 @@ class Chaos:
         """Let it happen; ends with everything running."""
         begin = time.monotonic()
         waiting = list(schedule.actions)
-        while (now := time.monotonic() - begin) < duration:
+        # What must happen does, also when restarts took longer than the time they were given.
+        while (now := time.monotonic() - begin) < duration or any("restart" in action for _, action in waiting):
             self._due(now + begin)
             if waiting and waiting[0][0] <= now:
                 self.act(waiting.pop(0)[1])
@@ -100,11 +101,14 @@ class Chaos:
         self.world.database.restart("immediate")
 
     def restart_broker(self) -> None:
-        """SIGKILL, then a new start on the same folder."""
+        """SIGKILL or an orderly end, then a new start on the same folder."""
         if self.world.kafka is not None:
             self._count("broker restarts", relays=len(self.world.of("relays")))
-            self.world.kafka.kill()
-            self.world.kafka.start_again()
+            if self._chance.random() < 0.5:
+                self.world.kafka.kill()
+                self.world.kafka.start_again()
+            else:
+                self.world.kafka.restart()
 
     def cut_connections(self) -> None:
         """The server ends some sessions."""
@@ -127,7 +131,11 @@ class Chaos:
             self._in(self._chance.uniform(0.1, 1.5), victim.start)
         else:
             victim.pause()
-            self._in(self.world.settings.lease * self._chance.uniform(0.5, 2.0) + 0.5, lambda: _wake(victim))
+            self._in(self._chance.uniform(0.7, 1.6) * self._patience(role), victim.resume)
+
+    def _patience(self, role: str) -> float:
+        """Seconds after which others take a process's work over."""
+        return SESSION if role == "consumers" else self.world.settings.lease
 
     def _count(self, what: str, *, relays: int) -> None:
         self.done[what] += 1
@@ -141,7 +149,3 @@ class Chaos:
         self._later = [(at, what) for at, what in self._later if at > now]
         for what in due:
             what()
-
-
-def _wake(child: Child) -> None:
-    child.resume()

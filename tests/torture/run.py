@@ -56,7 +56,7 @@ class _Clock:
     def stage(self, name: str) -> Iterator[None]:
         begin = time.monotonic()
         yield
-        self.seconds[name] = time.monotonic() - begin
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
 
 
 def run(plan: Plan) -> list[Report]:

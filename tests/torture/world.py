@@ -26,6 +26,8 @@ CREATE TABLE effects (
 );
 CREATE TABLE applied (key text PRIMARY KEY, version bigint NOT NULL);
 """
+# A broker that was killed may register again once its last session has ended: milliseconds.
+BROKER = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
 # Nothing is flushed before a commit asks for it: what was not made durable is lost by a crash.
 LAZY = {"wal_writer_delay": "10s", "wal_writer_flush_after": "64MB", "checkpoint_timeout": "30min"}
 
@@ -45,7 +47,7 @@ class World:
         try:
             self.database = PostgresServer.start(settings={**LAZY, **(postgres or {})})
             self.postgres = self.database
-            self.kafka = KafkaServer.start() if kafka else None
+            self.kafka = KafkaServer.start(settings=BROKER) if kafka else None
             bootstrap = self.kafka.bootstrap if self.kafka else ""
             self.settings = replace(settings, bootstrap=bootstrap)
             self._prepare()
