@@ -6,10 +6,10 @@ costs little and needs no driver.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without loading typing
 if TYPE_CHECKING:
+    from typing import Any
+
     from soma_common.app import Soma as Soma
     from soma_common.config import SomaConfig as SomaConfig
     from soma_common.deployment import DeployMode as DeployMode
@@ -58,6 +58,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'soma_common' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"soma_common.{home}"), name)
     globals()[name] = value
     return value

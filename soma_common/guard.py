@@ -18,32 +18,73 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
 
-def guard_command(
-    command: Sequence[str],
-    *,
-    users: Path,
-    pids: Path,
-    stop: signal.Signals,
-    grace: float,
-    user: str | None = None,
-    remove: Path | None = None,
-) -> list[str]:
-    """The argument list that runs ``command`` under a guard.
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """How a server is to be guarded.
 
-    ``users`` is the file the users lock, ``pids`` receives ``{"guard": pid, "server": pid}``, ``stop`` asks the
-    server to end, ``grace`` is how many seconds it gets before SIGKILL, ``user`` is the account it runs as, and
-    ``remove`` is a folder deleted once the last user is gone.
+    ``users`` is the file its users lock, ``pids`` receives the ``Record``, ``stop`` asks the server to end, ``grace``
+    is how many seconds it then gets before SIGKILL, ``user`` is the account it runs as, and ``remove`` is a folder
+    deleted once the last user is gone.
     """
-    options = ["--users", str(users), "--pids", str(pids), "--stop", stop.name, "--grace", str(grace)]
-    options += ["--user", user] if user else []
-    options += ["--remove", str(remove)] if remove else []
-    return [sys.executable, "-I", "-S", __file__, *options, "--", *command]
+
+    users: Path
+    pids: Path
+    stop: signal.Signals
+    grace: float
+    user: str | None = None
+    remove: Path | None = None
+
+    def start(self, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
+        """Start ``command`` in the background under a guard; what both say goes to the end of ``log``."""
+        self.pids.unlink(missing_ok=True)
+        with log.open("ab") as file:
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    __file__,
+                    *self._options(),
+                    "--",
+                    *command,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **(env or {})},
+                cwd="/",
+                start_new_session=True,  # Ctrl-C in the terminal is for the program, not for its servers
+                check=True,
+            )
+
+    def _options(self) -> list[str]:
+        options = ["--users", str(self.users), "--pids", str(self.pids)]
+        options += ["--stop", self.stop.name, "--grace", str(self.grace)]
+        options += ["--user", self.user] if self.user else []
+        return options + (["--remove", str(self.remove)] if self.remove else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a guard has written down: the server's process id, and its exit status once it has ended."""
+
+    server: int
+    code: int | None = None
+
+    @classmethod
+    def read(cls, pids: Path) -> Record | None:
+        """None before the guard has come to start the server."""
+        try:
+            return cls(**json.loads(pids.read_text()))
+        except FileNotFoundError:
+            return None
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,14 +109,18 @@ def _die_with_parent(how: signal.Signals) -> Callable[[], None]:
 
 def _start(args: argparse.Namespace) -> subprocess.Popen[bytes]:
     account = {"user": args.user, "group": _group_of(args.user), "extra_groups": []} if args.user else {}
-    # One thread and nothing imported that forks: the window between fork and exec is safe for prctl.
-    server = subprocess.Popen(
-        args.command,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent(args.stop),
-        **account,
-    )
-    _write_whole(args.pids, json.dumps({"guard": os.getpid(), "server": server.pid}))
+    try:
+        # One thread and nothing imported that forks: the window between fork and exec is safe for prctl.
+        server = subprocess.Popen(
+            args.command,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent(args.stop),
+            **account,
+        )
+    except OSError:
+        _write_whole(args.pids, Record(0, 127))  # as a shell says "cannot be executed"; the reason is in the log
+        raise
+    _write_whole(args.pids, Record(server.pid))
     return server
 
 
@@ -85,10 +130,10 @@ def _group_of(user: str) -> int:
     return pwd.getpwnam(user).pw_gid
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, record: Record) -> None:
     """A reader sees the old file or the new one, never half of it."""
     fresh = path.with_suffix(".new")
-    fresh.write_text(text)
+    fresh.write_text(json.dumps(asdict(record)))
     fresh.replace(path)
 
 
@@ -110,18 +155,19 @@ def _end_when_unused(server: subprocess.Popen[bytes], args: argparse.Namespace, 
     os._exit(0)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the server; return its exit status, or 0 when it was ended because nobody used it."""
+def main(argv: Sequence[str]) -> None:
+    """Run the server until it ends or nobody uses it, as a process that is nobody's child."""
     args = _arguments(argv)
+    if os.fork():
+        return  # the starter waits for this process only; whoever stops using the server has no child to reap
     users = os.open(args.users, os.O_RDWR | os.O_CREAT, 0o600)
     server = _start(args)
     watcher = threading.Thread(target=_end_when_unused, args=(server, args, users), daemon=True)
     watcher.start()
     code = server.wait()
-    if not _unused(args.users):
-        return code
-    watcher.join()
-    return 0
+    if _unused(args.users):
+        watcher.join()
+    _write_whole(args.pids, Record(server.pid, code))
 
 
 def _unused(users: Path) -> bool:
@@ -137,4 +183,4 @@ def _unused(users: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -38,7 +38,12 @@ class PostgresBinaries:
 
     def version(self) -> str:
         """The full version, such as ``18.4``."""
-        said = subprocess.run([self.path("postgres"), "--version"], capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [self.path("postgres"), "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return said.stdout.split()[2]
 
 
@@ -79,10 +84,25 @@ class Account:
             return list(command)
         capability = "-all,+dac_read_search"
         # access(2) forgets capabilities on a change of user unless the secure bit says otherwise.
-        kept = [f"--inh-caps={capability}", f"--ambient-caps={capability}", f"--bounding-set={capability}"]
-        who = [f"--reuid={self.name}", f"--regid={pwd.getpwnam(self.name).pw_gid}", "--clear-groups"]
+        kept = [
+            f"--inh-caps={capability}",
+            f"--ambient-caps={capability}",
+            f"--bounding-set={capability}",
+        ]
+        who = [
+            f"--reuid={self.name}",
+            f"--regid={pwd.getpwnam(self.name).pw_gid}",
+            "--clear-groups",
+        ]
         death = [f"--pdeathsig={dies.name.removeprefix('SIG')}"] if dies else []
-        return ["setpriv", *who, "--securebits=+no_setuid_fixup", *kept, *death, *command]
+        return [
+            "setpriv",
+            *who,
+            "--securebits=+no_setuid_fixup",
+            *kept,
+            *death,
+            *command,
+        ]
 
     @property
     def switched_by_parent(self) -> str | None:

@@ -19,12 +19,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 from soma_common.errors import EmbeddedPostgresError
-from soma_common.guard import guard_command
+from soma_common.guard import Guard, Record
 from soma_common.locks import SharedLock, exclusive
-from soma_common.postgres.binaries import Account, PostgresBinaries, account_for, find_binaries
+from soma_common.postgres.binaries import (
+    Account,
+    PostgresBinaries,
+    account_for,
+    find_binaries,
+)
 
 MAJOR = 18
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes of sockaddr_un.sun_path without its final NUL
@@ -42,8 +48,16 @@ _SETTINGS = {
 }
 # What PostgreSQL says, what it means, and what helps. The first match wins.
 _CAUSES = (
-    (r"No space left on device|Disk quota exceeded|File too large", "The disk is full.", "free some space."),
-    (r"Read-only file system", "The file system is read-only.", "choose a folder on a writable file system."),
+    (
+        r"No space left on device|Disk quota exceeded|File too large",
+        "The disk is full.",
+        "free some space.",
+    ),
+    (
+        r"Read-only file system",
+        "The file system is read-only.",
+        "choose a folder on a writable file system.",
+    ),
     (
         r"has wrong ownership|Permission denied|Operation not permitted",
         "The account that runs PostgreSQL may not use the folder.",
@@ -99,7 +113,13 @@ class EmbeddedPostgres:
     Usable as a context manager. ``within`` bounds, in seconds, every wait for the server.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, database: str = "soma", within: float = 60.0) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        database: str = "soma",
+        within: float = 60.0,
+    ) -> None:
         self._layout = _Layout(Path(folder).absolute())
         self._database = database
         self._within = within
@@ -139,7 +159,7 @@ class EmbeddedPostgres:
             self._use.release()
             self._use = None
 
-    def __enter__(self) -> EmbeddedPostgres:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -185,12 +205,20 @@ class _Cluster:
             self._initialise()
         self._forget_stale_pid()
         _rotate(self._layout.log)
-        self._wait(self._spawn())
+        self._spawn()
+        self._wait()
 
     def ensure_database(self, name: str) -> None:
         if self._psql(name).returncode == 0:
             return
-        command = [self._binaries.path("createdb"), "-h", str(self._layout.run), "-U", "postgres", name]
+        command = [
+            self._binaries.path("createdb"),
+            "-h",
+            str(self._layout.run),
+            "-U",
+            "postgres",
+            name,
+        ]
         self._check(self._account.run(command), f"create the database {name!r}")
 
     def _psql(self, database: str) -> subprocess.CompletedProcess[str]:
@@ -215,8 +243,19 @@ class _Cluster:
             shutil.rmtree(folder, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         self._account.own(fresh)
-        locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        access = ["-U", "postgres", "-A", "trust", "--data-checksums"]  # the socket's folder is the access control
+        locale = [
+            "--encoding=UTF8",
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        ]
+        access = [
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--data-checksums",
+        ]  # the socket's folder is the access control
         done = self._account.run([self._binaries.path("initdb"), "-D", str(fresh), *access, *locale])
         self._check(done, "create the database files")
         fresh.rename(self._layout.data)
@@ -229,32 +268,32 @@ class _Cluster:
             if pid.isdigit() and _works_elsewhere(int(pid), self._layout.data):
                 file.unlink()
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> None:
         self._layout.run.mkdir(mode=0o700, exist_ok=True)
         self._account.own(self._layout.run)
         settings = {**_SETTINGS, "unix_socket_directories": f'"{self._layout.run}"'}
         flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         server = [self._binaries.path("postgres"), "-D", str(self._layout.data), *flags]
         stop = signal.SIGINT  # "fast" shutdown: sessions are ended, a checkpoint is written
-        command = guard_command(
-            self._account.command(server, dies=stop),
+        guard = Guard(
             users=self._layout.users,
             pids=self._layout.pids,
             stop=stop,
             grace=self._within,
             user=self._account.switched_by_parent,
         )
-        with self._layout.log.open("ab") as log:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
-            )
+        guard.start(self._account.command(server, dies=stop), log=self._layout.log)
 
-    def _wait(self, guard: subprocess.Popen[bytes]) -> None:
+    def _wait(self) -> None:
         """Wait for the first answer. A recovery after a crash may take its time: ``within`` bounds it."""
         deadline = time.monotonic() + self._within
         while not self.answers():
-            if guard.poll() is not None:
-                raise _explained(f"start PostgreSQL in {self._layout.folder}", _tail(self._layout.log))
+            record = Record.read(self._layout.pids)
+            if record is not None and record.code is not None:
+                raise _explained(
+                    f"start PostgreSQL in {self._layout.folder}",
+                    _tail(self._layout.log),
+                )
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(
                     f"PostgreSQL in {self._layout.folder} gave no answer within {self._within:g} s.",

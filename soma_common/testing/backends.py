@@ -95,7 +95,12 @@ def docker_answers() -> bool:
         return False
 
 
-def choose(service: Service, env: Mapping[str, str], *, engine: Callable[[], bool] = docker_answers) -> Backend:
+def choose(
+    service: Service,
+    env: Mapping[str, str],
+    *,
+    engine: Callable[[], bool] = docker_answers,
+) -> Backend:
     """The backend for a service. Raises ConfigurationError for an unknown or impossible forced choice."""
     forced = env.get(FORCE, "auto").strip().lower() or "auto"
     if forced == "auto":
@@ -113,10 +118,16 @@ def _first(service: Service, env: Mapping[str, str], engine: Callable[[], bool])
     return Backend.DOCKER if engine() else Backend.LOCAL
 
 
-def _require(backend: Backend, service: Service, env: Mapping[str, str], engine: Callable[[], bool]) -> None:
+def _require(
+    backend: Backend,
+    service: Service,
+    env: Mapping[str, str],
+    engine: Callable[[], bool],
+) -> None:
     if backend is Backend.EXTERNAL and not env.get(ADDRESSES[service]):
         raise ConfigurationError(
-            f"{FORCE}=external, but there is no address for {service}.", cure=f"set {ADDRESSES[service]}."
+            f"{FORCE}=external, but there is no address for {service}.",
+            cure=f"set {ADDRESSES[service]}.",
         )
     if backend is Backend.DOCKER and not engine():
         raise ConfigurationError(
@@ -157,7 +168,8 @@ class ExternalKafka:
             broker_count(self.bootstrap)
         except (OSError, ValueError) as error:
             raise ServerUnavailable(
-                f"No Kafka broker answers at {self.bootstrap}: {error}.", cure=f"check {ADDRESSES[Service.KAFKA]}."
+                f"No Kafka broker answers at {self.bootstrap}: {error}.",
+                cure=f"check {ADDRESSES[Service.KAFKA]}.",
             ) from error
 
     @property

@@ -12,7 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from soma_common.errors import ServerUnavailable
-from soma_common.testing.backends import ExternalKafka, ExternalPostgres, ExternalRegistry
+from soma_common.testing.backends import (
+    ExternalKafka,
+    ExternalPostgres,
+    ExternalRegistry,
+)
 from soma_common.testing.deployments import deployments_folder
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.ports import LOOPBACK, free_port

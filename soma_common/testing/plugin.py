@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from soma_common.errors import SomaError
-from soma_common.testing.backends import KafkaHandle, PostgresHandle, RegistryHandle, Service, choose
+from soma_common.testing.backends import (
+    KafkaHandle,
+    PostgresHandle,
+    RegistryHandle,
+    Service,
+    choose,
+)
 from soma_common.testing.lane.kafka_wire import Topic
 
 if TYPE_CHECKING:
     from soma_common.testing.run import ServerRun
 
 _RUN = pytest.StashKey["ServerRun"]()
+_SHARED = pytest.StashKey[str]()
 _SEEN = pytest.StashKey[set[str]]()
 _OUTPUT = "soma_servers"
 _LOG_LINES = 20
@@ -104,12 +111,12 @@ def _planned(service: Service) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    """A failed test shows the end of the log of every server it used."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the end of the log of every server of the run."""
     report = yield
     if report.failed and _RUN in item.config.stash:
         for service, server in item.config.stash[_RUN].given.items():
-            process = getattr(server, "process", None)
+            process = getattr(server, "process", None)  # servers that we did not start show no log
             if process is not None:
                 report.sections.append((f"end of the log of {service}", process.log_tail(_LOG_LINES)))
     return report
@@ -127,7 +134,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             output[_OUTPUT] = sorted(lines)
 
 
-def _given(config: pytest.Config) -> list[tuple[Service, PostgresHandle | KafkaHandle | RegistryHandle]]:
+def _given(
+    config: pytest.Config,
+) -> list[tuple[Service, PostgresHandle | KafkaHandle | RegistryHandle]]:
     return list(config.stash[_RUN].given.items())
 
 
@@ -136,6 +145,15 @@ def pytest_testnodedown(node: Any) -> None:
     """Collect from a pytest-xdist worker what it used."""
     seen = node.config.stash.setdefault(_SEEN, set())
     seen.update(getattr(node, "workeroutput", {}).get(_OUTPUT, ()))
+    node.config.stash[_SHARED] = node.workerinput["testrunuid"]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After the last worker has left, see that the run's servers have ended and its folder is gone."""
+    if _SHARED in config.stash:
+        from soma_common.testing.run import sweep
+
+        sweep(config.stash[_SHARED])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
@@ -83,11 +84,12 @@ class ServerRun:
         """The name of a database of ``server`` with all migrations applied, made once per run."""
         name = f"{TEMPLATE}_{self._folder.name.rsplit('-', 1)[-1].lower()}"
         with exclusive(self._folder / "template.lock", within=_PATIENCE):
-            if not server.sql.query(f"SELECT 1 FROM pg_database WHERE datname = '{name}'"):
+            if not server.sql.has_database(name):
                 fresh = f"{name}_new"
                 server.sql.drop_database(fresh)
                 apply_migrations(server.sql.create_database(fresh))
-                server.sql.query(f'ALTER DATABASE "{fresh}" RENAME TO "{name}"')
+                server.sql.create_database(name, template=fresh)
+                server.sql.drop_database(fresh)
                 self._forget_later(server, name)
         return name
 
@@ -97,10 +99,8 @@ class ServerRun:
             end()
         self._ends.clear()
         self._given.clear()
-        with suppress(OSError):  # not empty: another process of the run is still here, or a log is kept
-            for ours in (*self._folder.glob("*.lock"), *self._folder.glob("*.where")):
-                ours.unlink()
-            self._folder.rmdir()
+        if self._shared is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _forget_later(self, server: PostgresHandle, name: str) -> None:
         if isinstance(server, ExternalPostgres) and self._shared is None:
@@ -112,7 +112,11 @@ class ServerRun:
             return _answering(ExternalPostgres(self._env[ADDRESSES[service]]), ADDRESSES[service])
         if backend is Backend.DOCKER:
             return self._ended_later(docker.start_postgres(major))
-        return self._share(service, lambda: PostgresServer.start(major, parent=self._folder), PostgresServer.attach)
+        return self._share(
+            service,
+            lambda: PostgresServer.start(major, parent=self._folder),
+            PostgresServer.attach,
+        )
 
     def _new_kafka(self) -> KafkaHandle:
         backend = choose(Service.KAFKA, self._env)
@@ -120,7 +124,11 @@ class ServerRun:
             return ExternalKafka(self._env[ADDRESSES[Service.KAFKA]])
         if backend is Backend.DOCKER:
             return self._ended_later(docker.start_kafka())
-        return self._share(Service.KAFKA, lambda: KafkaServer.start(parent=self._folder), KafkaServer.attach)
+        return self._share(
+            Service.KAFKA,
+            lambda: KafkaServer.start(parent=self._folder),
+            KafkaServer.attach,
+        )
 
     def _new_registry(self) -> RegistryHandle:
         backend = choose(Service.REGISTRY, self._env)
@@ -153,9 +161,22 @@ class ServerRun:
 def _run_folder(shared: str | None) -> Path:
     if shared is None:
         return scratch_folder("run")
-    folder = Path(tempfile.gettempdir()) / f"soma-run-{os.getuid()}-{shared}"
+    folder = _shared_folder(shared)
     folder.mkdir(mode=0o711, exist_ok=True)
     return folder
+
+
+def _shared_folder(shared: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"soma-run-{os.getuid()}-{shared}"
+
+
+def sweep(shared: str, *, within: float = 20.0) -> None:
+    """Wait until the guards have ended the servers of a run that all its users have left; delete its folder."""
+    folder = _shared_folder(shared)
+    deadline = time.monotonic() + within
+    while any(place.is_dir() for place in folder.glob("soma-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _attached(record: Path, attach: Callable[[Path], _S]) -> _S | None:

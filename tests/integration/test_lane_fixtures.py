@@ -33,14 +33,15 @@ def test_the_next_test_sees_nothing_of_it(soma_database: str) -> None:
 async def _round_trip(bootstrap: str, topic: str) -> bytes | None:
     async with aiokafka.AIOKafkaProducer(bootstrap_servers=bootstrap, compression_type="snappy") as producer:
         await producer.send_and_wait(topic, b"hello")
-    async with aiokafka.AIOKafkaConsumer(
-        topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest"
-    ) as consumer:
+    async with aiokafka.AIOKafkaConsumer(topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest") as consumer:
         return (await consumer.getone()).value
 
 
 async def test_kafka_carries_a_record(soma_kafka: KafkaHandle, soma_topic: Callable[..., str]) -> None:
-    first, second = soma_topic("soma.test.a", partitions=1), soma_topic("soma.test.a", cleanup_policy="compact")
+    first, second = (
+        soma_topic("soma.test.a", partitions=1),
+        soma_topic("soma.test.a", cleanup_policy="compact"),
+    )
     assert first != second
     assert await _round_trip(soma_kafka.bootstrap, first) == b"hello"
 

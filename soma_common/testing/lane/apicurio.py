@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from soma_common.errors import ServerUnavailable
@@ -113,7 +114,7 @@ class ApicurioServer:
         """End the registry and delete its folder; the database is the caller's."""
         self.process.close()
 
-    def __enter__(self) -> ApicurioServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

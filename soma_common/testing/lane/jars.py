@@ -52,10 +52,21 @@ class Jars:
         progress(f"{self.server}: ready")
 
     def _run_maven(self, fresh: Path, progress: Callable[[str], None]) -> None:
-        command = [_maven(), "-B", "-f", str(self._recipe / "pom.xml"), _PLUGIN, f"-DoutputDirectory={fresh}"]
+        command = [
+            _maven(),
+            "-B",
+            "-f",
+            str(self._recipe / "pom.xml"),
+            _PLUGIN,
+            f"-DoutputDirectory={fresh}",
+        ]
         said: list[str] = []
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as maven:
             for line in maven.stdout or ():
                 said.append(line)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from soma_common.errors import ServerUnavailable
 from soma_common.testing.deployments import deployments_folder
@@ -120,7 +121,7 @@ class KafkaServer:
         """End the broker and delete its folder."""
         self.process.close()
 
-    def __enter__(self) -> KafkaServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -133,7 +134,10 @@ class KafkaServer:
     def _write_properties(self, settings: Mapping[str, str]) -> None:
         """The shared file, then what this machine needs: of two equal keys the later one counts."""
         shared = (deployments_folder() / "config" / "kafka" / "server.properties").read_text()
-        broker, controller = f"{LOOPBACK}:{self._ports.broker}", f"{LOOPBACK}:{self._ports.controller}"
+        broker, controller = (
+            f"{LOOPBACK}:{self._ports.broker}",
+            f"{LOOPBACK}:{self._ports.controller}",
+        )
         ours = {
             "listeners": f"INTERNAL://{broker},CONTROLLER://{controller}",
             "advertised.listeners": f"INTERNAL://{broker}",
@@ -149,7 +153,10 @@ class KafkaServer:
         if (self.folder / "data" / "meta.properties").exists():
             return
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = [*self._run_class("kafka.tools.StorageTool", "-Xmx128m", "-XX:TieredStopAtLevel=1"), "format"]
+        command = [
+            *self._run_class("kafka.tools.StorageTool", "-Xmx128m", "-XX:TieredStopAtLevel=1"),
+            "format",
+        ]
         command += ["-t", cluster, "-c", str(self._properties)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -165,7 +172,11 @@ class KafkaServer:
 
     def _run_class(self, name: str, *options: str) -> list[str]:
         logging = deployments_folder() / "config" / "kafka" / "log4j2.properties"
-        options += (f"-Dlog4j2.configurationFile={logging}", "-XX:+UseG1GC", "-Djava.awt.headless=true")
+        options += (
+            f"-Dlog4j2.configurationFile={logging}",
+            "-XX:+UseG1GC",
+            "-Djava.awt.headless=true",
+        )
         return [self._java, *options, "-cp", f"{self._jars}/*", name]
 
     def _ready(self) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from soma_common.errors import ServerUnavailable
 from soma_common.postgres.binaries import PostgresBinaries, account_for, find_binaries
@@ -49,7 +49,11 @@ class PostgresServer:
 
     @classmethod
     def start(
-        cls, major: int = 18, *, settings: Mapping[str, str] | None = None, parent: Path | None = None
+        cls,
+        major: int = 18,
+        *,
+        settings: Mapping[str, str] | None = None,
+        parent: Path | None = None,
     ) -> PostgresServer:
         """Make a cluster in a new folder (under ``parent``) and start it; ``settings`` go on top of the file's.
 
@@ -136,7 +140,7 @@ class PostgresServer:
         """End the server and delete its folder."""
         self.process.close()
 
-    def __enter__(self) -> PostgresServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -166,7 +170,15 @@ class PostgresServer:
         self._account.own(secret)
         secret.write_text(self._password)
         access = ["-U", "postgres", "-A", "scram-sha-256", "--pwfile", str(secret)]
-        self.run_tool("initdb", "-D", str(self.data), "--no-sync", *access, *_locale(self.major), "--data-checksums")
+        self.run_tool(
+            "initdb",
+            "-D",
+            str(self.data),
+            "--no-sync",
+            *access,
+            *_locale(self.major),
+            "--data-checksums",
+        )
         secret.unlink()
         shared = deployments_folder() / "config" / "postgres" / "postgresql.conf"
         (self.data / "postgresql.conf").write_text(shared.read_text() + "\n# Overrides of this server\n")
@@ -189,7 +201,11 @@ class PostgresServer:
 
     def _overrides(self) -> dict[str, str]:
         sockets = ""  # TCP only: no path-length limit, no file to clean up
-        return {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": sockets}
+        return {
+            "listen_addresses": LOOPBACK,
+            "port": str(self.port),
+            "unix_socket_directories": sockets,
+        }
 
     def _remember(self) -> None:
         known = {"major": self.major, "port": self.port, "password": self._password}
@@ -221,7 +237,18 @@ class Standby(PostgresServer):
         self.data.mkdir(mode=0o700)
         self._account.own(self.data)
         source = f"{primary}?application_name={name}"
-        self.run_tool("pg_basebackup", "-d", source, "-D", str(self.data), "-R", "-X", "stream", "-c", "fast")
+        self.run_tool(
+            "pg_basebackup",
+            "-d",
+            source,
+            "-D",
+            str(self.data),
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+        )
 
     def disconnect(self, *, within: float = 30.0) -> None:
         """Stop receiving from the primary, so that the standby lags; ``promote`` then loses what it has not got."""
@@ -231,7 +258,11 @@ class Standby(PostgresServer):
     def reconnect(self, *, within: float = 30.0) -> None:
         """Receive from the primary again."""
         self._follow(f"{self._primary}?application_name=standby")
-        self._await("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'", "1", within)
+        self._await(
+            "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'",
+            "1",
+            within,
+        )
 
     def replayed(self) -> str:
         """The last WAL position (LSN) this standby has replayed."""

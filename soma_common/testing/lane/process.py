@@ -6,11 +6,8 @@ workers of one run share servers, and a torture test's children may restart a se
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,11 +17,16 @@ from pathlib import Path
 import psutil
 
 from soma_common.errors import ServerUnavailable
-from soma_common.guard import guard_command
+from soma_common.guard import Guard, Record
 from soma_common.locks import SharedLock
 
 _PAUSE = 0.02
-_TAKEN = ("Address already in use", "BindException", "already bound", "Port already bound")
+_TAKEN = (
+    "Address already in use",
+    "BindException",
+    "already bound",
+    "Port already bound",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +55,25 @@ class ServerProcess:
         self.log_path = folder / "server.log"
         self._pids = folder / "pids.json"
         self._use = SharedLock(folder / "users.lock", within=60.0)
-        self._guard: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
         """The server's process id. Raises ServerUnavailable if it was never started."""
-        return self._recorded("server")
+        record = Record.read(self._pids)
+        if record is None:
+            raise ServerUnavailable(f"{self.name} was never started.")
+        return record.server
 
     @property
     def alive(self) -> bool:
         """True while the recorded process runs."""
-        return self._pids.exists() and _running(self.pid)
+        record = Record.read(self._pids)
+        return record is not None and record.code is None and _running(record.server)
 
     def start(self, launch: Launch) -> None:
         """Start and wait for readiness. Raises PortTaken or ServerUnavailable with the end of the log."""
         already = self.log_path.stat().st_size if self.log_path.exists() else 0
-        self._pids.unlink(missing_ok=True)
-        command = guard_command(
-            launch.command,
+        guard = Guard(
             users=self.folder / "users.lock",
             pids=self._pids,
             stop=launch.stop,
@@ -78,22 +81,13 @@ class ServerProcess:
             user=launch.user,
             remove=self.folder,
         )
-        with self.log_path.open("ab") as log:
-            self._guard = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **launch.env},
-                cwd="/",
-                start_new_session=True,
-            )
+        guard.start(launch.command, log=self.log_path, env=launch.env)
         self._await_ready(launch, already)
 
     def _await_ready(self, launch: Launch, already: int) -> None:
         deadline = time.monotonic() + launch.within
-        while not (self._pids.exists() and launch.ready()):
-            if self._guard is not None and self._guard.poll() is not None:
+        while (record := Record.read(self._pids)) is None or not launch.ready():
+            if record is not None and record.code is not None:
                 raise self._failure("ended while starting", already)
             if time.monotonic() > deadline:
                 self.kill()
@@ -103,7 +97,10 @@ class ServerProcess:
     def _failure(self, what: str, already: int) -> ServerUnavailable:
         said = self.log_tail(since=already)
         kind = PortTaken if any(word in said for word in _TAKEN) else ServerUnavailable
-        return kind(f"{self.name} {what}. The end of its log:\n{said}", cure=f"look into {self.log_path}.")
+        return kind(
+            f"{self.name} {what}. The end of its log:\n{said}",
+            cure=f"look into {self.log_path}.",
+        )
 
     def log_tail(self, lines: int = 30, *, since: int = 0) -> str:
         """The last lines of the log, from byte ``since``."""
@@ -122,7 +119,7 @@ class ServerProcess:
             self._signal([family[0]], how)
             self._signal(_survivors(family, within), signal.SIGKILL)
             _survivors(family, within)
-        self._await_guard(within)
+        self._await_record(within)
 
     def kill(self) -> None:
         """SIGKILL the server and every process it started, as a crash of the machine would."""
@@ -130,7 +127,7 @@ class ServerProcess:
             family = self._family()
             self._signal(family, signal.SIGKILL)
             _survivors(family, 30.0)
-        self._await_guard(30.0)
+        self._await_record(30.0)
 
     def pause(self) -> None:
         """SIGSTOP the server and every process it started."""
@@ -164,17 +161,13 @@ class ServerProcess:
             with suppress(psutil.NoSuchProcess):  # it ended by itself: that is what we wanted
                 process.send_signal(how)
 
-    def _recorded(self, who: str) -> int:
-        try:
-            return int(json.loads(self._pids.read_text())[who])
-        except FileNotFoundError as error:
-            raise ServerUnavailable(f"{self.name} was never started.") from error
-
-    def _await_guard(self, within: float) -> None:
-        """The guard ends with its server; reap it if it is our child, so that no zombie stays."""
-        if self._guard is not None:
-            self._guard.wait(within)
-            self._guard = None
+    def _await_record(self, within: float) -> None:
+        """The guard writes the exit status down after its server: then nothing of this start is left."""
+        deadline = time.monotonic() + within
+        while (record := Record.read(self._pids)) is not None and record.code is None:
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(f"The guard of {self.name} does not notice that its server has ended.")
+            time.sleep(_PAUSE)
 
 
 def _survivors(processes: Sequence[psutil.Process], within: float) -> list[psutil.Process]:
@@ -188,7 +181,7 @@ def _survivors(processes: Sequence[psutil.Process], within: float) -> list[psuti
 def _runs(process: psutil.Process) -> bool:
     """A zombie has ended, however long its parent takes to notice."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -23,17 +23,38 @@ class SqlTools:
 
     def query(self, statement: str, *, database: str | None = None) -> str:
         """Run a statement and return its unaligned output. Raises ServerUnavailable with what psql said."""
-        return self._run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", self.at_database(database), "-c", statement)
+        return self._run(
+            "psql",
+            "-XAtq",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            self.at_database(database),
+            "-c",
+            statement,
+        )
 
     def answers(self) -> bool:
         """True when the server takes a query now."""
-        command = [self.binaries.path("psql"), "-XAtq", "-d", self.dsn, "-c", "SELECT 1"]
+        command = [
+            self.binaries.path("psql"),
+            "-XAtq",
+            "-d",
+            self.dsn,
+            "-c",
+            "SELECT 1",
+        ]
         return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
 
     def create_database(self, name: str, *, template: str = "template0") -> str:
         """Make a database as a copy of ``template``; return its DSN."""
         self._run("createdb", "--maintenance-db", self.dsn, "-T", template, name)
         return self.at_database(name)
+
+    def has_database(self, name: str) -> bool:
+        """True when the server has a database of that name."""
+        listed = self._run("psql", "-XAtq", "-l", "-F", "\t", "-d", self.dsn)
+        return any(line.split("\t", 1)[0] == name for line in listed.splitlines())
 
     def drop_database(self, name: str) -> None:
         """Drop a database if it exists, ending the sessions in it."""
@@ -45,7 +66,13 @@ class SqlTools:
 
     def _run(self, program: str, *arguments: str) -> str:
         command = [self.binaries.path(program), *arguments]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode != 0:
             raise ServerUnavailable(f"{program} failed: {done.stderr.strip()}")
         return done.stdout.strip()
