@@ -134,9 +134,7 @@ class Killer:
         told: is given each kill.
     """
 
-    def __init__(
-        self, child: Child, outstanding: Callable[[], Awaitable[int]], told: Callable[[Kill], None]
-    ) -> None:
+    def __init__(self, child: Child, outstanding: Callable[[], Awaitable[int]], told: Callable[[Kill], None]) -> None:
         self.child, self.done = child, 0
         self._outstanding, self._told = outstanding, told
 

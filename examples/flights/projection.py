@@ -13,6 +13,7 @@ from examples.flights.truth import THRESHOLD, Aircraft, Alert, Delays, Statistic
 from soma_common import Event, RecordedEvent, Soma
 from soma_common.postgres.pool import Pool
 
+CONSUMERS = ("delays", "alerts")
 _BLOCK = re.compile(r"^-- :name (\w+) : .*$", re.MULTILINE)
 
 
@@ -75,6 +76,11 @@ async def progress(pool: Pool) -> tuple[int, int, int]:
     """Events of flights applied, alerts applied, alerts that must come."""
     ((events, alerts, crossings),) = await pool.fetch(sql()["progress"])
     return events, alerts, crossings
+
+
+async def falsify(pool: Pool) -> None:
+    """Spoil one row."""
+    await pool.fetch(sql()["falsify"])
 
 
 async def tables(pool: Pool) -> Statistics:

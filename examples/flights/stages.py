@@ -14,8 +14,8 @@ from enum import IntEnum
 from pathlib import Path
 
 _SIZE = mmap.PAGESIZE
-_STAGE, _HOLD, _HELD = 0, 1, 2
-_COUNT = 8
+_HOLD, _HELD, _COUNT, _SLOTS = 0, 1, 8, 16
+_MOST_SLOTS = 8
 _COUNTER = struct.Struct("<Q")
 
 
@@ -24,13 +24,12 @@ class Stage(IntEnum):
 
     STARTING = 1
     WAITING = 2
-    HANDLING = 3
-    COMMITTING = 4
-    COMMITTED = 5
-    READING = 6
+    STOPPING = 3
+    HANDLING = 4
+    COMMITTING = 5
+    COMMITTED = 6
     PUBLISHING = 7
     ACKNOWLEDGED = 8
-    STOPPING = 9
 
     @property
     def text(self) -> str:
@@ -41,18 +40,17 @@ class Stage(IntEnum):
 _TEXTS = {
     Stage.STARTING: "starting",
     Stage.WAITING: "between two batches",
-    Stage.HANDLING: "in a handler",
-    Stage.COMMITTING: "between the last handler and COMMIT",
-    Stage.COMMITTED: "after COMMIT, before the offset commit",
-    Stage.READING: "reading the outbox",
-    Stage.PUBLISHING: "publishing",
-    Stage.ACKNOWLEDGED: "after the acks, before the cursor",
     Stage.STOPPING: "stopping",
+    Stage.HANDLING: "in the handlers",
+    Stage.COMMITTING: "between the last handler and COMMIT",
+    Stage.COMMITTED: "between COMMIT and offset commit",
+    Stage.PUBLISHING: "publishing",
+    Stage.ACKNOWLEDGED: "between acknowledgement and cursor",
 }
 
 
 class Board:
-    """The page of one kind of process, kept over its restarts."""
+    """The page of one process, kept over its restarts. Each loop of the process writes into a slot of its own."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -66,34 +64,35 @@ class Board:
 
     @property
     def stage(self) -> Stage:
-        """What the worker wrote last."""
-        return Stage(self._page[_STAGE] or Stage.STARTING)
+        """What the process wrote last: the stage of a loop that was busy, if one was."""
+        return Stage(max(self._page[_SLOTS : _SLOTS + _MOST_SLOTS]) or Stage.STARTING)
 
     @property
     def steps(self) -> int:
-        """How much work the process has done since its start: events handled, or records sent."""
+        """How much work the process has taken up since its start: events to handle, or records to send."""
         count: int = _COUNTER.unpack_from(self._page, _COUNT)[0]
         return count
 
     @property
     def held(self) -> bool:
-        """Whether the worker has reached the stage at which it was wished to wait."""
+        """Whether the process has reached the stage at which it was wished to wait."""
         return bool(self._page[_HELD])
 
     def reset(self, hold: Stage | None = None) -> None:
         """Before a start: nothing done, and the wish where the process shall wait to be killed."""
-        self._page[_STAGE], self._page[_HELD], self._page[_HOLD] = Stage.STARTING, 0, hold or 0
+        self._page[_SLOTS : _SLOTS + _MOST_SLOTS] = bytes(_MOST_SLOTS)
+        self._page[_HELD], self._page[_HOLD] = 0, hold or 0
         _COUNTER.pack_into(self._page, _COUNT, 0)
 
     def release(self) -> None:
         """Take the wish back."""
         self._page[_HOLD] = 0
 
-    def enter(self, stage: Stage, steps: int = 0) -> None:
-        """Written by the worker: it is now here, ``steps`` further. Waits, blocking all it does, where wished."""
+    def enter(self, stage: Stage, steps: int = 0, *, slot: int = 0) -> None:
+        """Written by the process: it is now here, ``steps`` further. Waits, blocking all it does, where wished."""
         if steps:
             _COUNTER.pack_into(self._page, _COUNT, self.steps + steps)
-        self._page[_STAGE] = stage
+        self._page[_SLOTS + slot] = stage
         while self._page[_HOLD] == stage:
             self._page[_HELD] = 1
             time.sleep(0.001)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.flights.projection import CONSUMERS, application
 from examples.flights.stages import Board, Stage
 from soma_common.consumer.source import Drain, Partition, Record, Source
 from soma_common.errors import SomaError
@@ -23,8 +24,11 @@ from soma_common.errors import SomaError
 class StagedSource:
     """A source that notes where the consumer is; everything else is the wrapped source's."""
 
-    def __init__(self, source: Source, board: Board) -> None:
-        self._source, self._board = source, board
+    def __init__(self, source: Source, board: Board, slot: int) -> None:
+        self._source, self._board, self._slot = source, board, slot
+
+    def _enter(self, stage: Stage, steps: int = 0) -> None:
+        self._board.enter(stage, steps, slot=self._slot)
 
     async def start(self, consumer_id: int, drain: Drain) -> None:
         """As the source does."""
@@ -32,21 +36,22 @@ class StagedSource:
 
     async def fetch(self, most: int) -> Sequence[Record]:
         """Waiting for records; with them the handlers begin."""
-        self._board.enter(Stage.WAITING)
+        self._enter(Stage.WAITING)
         records = await self._source.fetch(most)
         if records:
-            self._board.enter(Stage.HANDLING, steps=len(records))
+            self._enter(Stage.HANDLING, len(records))
         return records
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
         """The last statement before COMMIT."""
         await self._source.save(tx, records)
-        self._board.enter(Stage.COMMITTING)
+        self._enter(Stage.COMMITTING)
 
     async def committed(self, records: Sequence[Record]) -> None:
         """The database has committed; the source has not heard of it yet."""
-        self._board.enter(Stage.COMMITTED)
+        self._enter(Stage.COMMITTED)
         await self._source.committed(records)
+        self._enter(Stage.WAITING)
 
     async def rewind(self) -> None:
         """As the source does."""
@@ -68,15 +73,26 @@ class StagedSource:
 
     async def stop(self) -> None:
         """Leaving."""
-        self._board.enter(Stage.STOPPING)
+        self._enter(Stage.STOPPING)
         await self._source.stop()
+
+
+async def consume(board: Board) -> None:
+    """The application as it is; only the sources of its consumers are wrapped."""
+    soma = application()
+    async with soma:
+        for slot, name in enumerate(CONSUMERS):
+            worker = soma.consumer(name)
+            worker.source = StagedSource(worker.source, board, slot)
+        await soma.run()
 
 
 def end_with_parent() -> None:
     """End at once when the demo is gone: its end of our standard input closes, even if it was killed."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(sys.stdin.fileno(), 1):  # not through the buffer, whose lock would outlive the interpreter
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
@@ -89,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     end_with_parent()
     board = Board(Path(path))
     try:
-        asyncio.run({"consumer": consume, "relay": relay}[kind](board))
+        asyncio.run(consume(board))
     except SomaError as error:
         print(f"{error.message} Cure: {error.cure}", file=sys.stderr)
         return 1
