@@ -23,6 +23,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── LeaseLost                   another worker owns the shard now
     ├── CodecError                  bytes that cannot be encoded or decoded
     │   ├── SchemaNotFound          no such schema id or subject
+    │   │   └── UnknownSchemaId     not fetched yet: ensure() it, then decode again
     │   └── IncompatibleSchema      the registry refused a schema change
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               a handler raised; its partition stops until that is mended
@@ -145,8 +146,23 @@ class SchemaNotFound(CodecError):
     """The schema registry knows no such schema."""
 
 
+class UnknownSchemaId(SchemaNotFound):
+    """This schema id is not known yet; ``kind`` is "content" or "global", ``id`` is None for the generic schema."""
+
+    def __init__(self, kind: str, number: int | None) -> None:
+        self.kind, self.id = kind, number
+        if number is None:
+            super().__init__("The generic event schema has no id.", cure="await registry.resolve(schemas) at start.")
+        else:
+            super().__init__(f"The schema with {kind}Id {number} is not known here.", cure="await codec.ensure(value).")
+
+
 class IncompatibleSchema(CodecError):
-    """The schema registry refused an incompatible change."""
+    """The schema registry refused an incompatible change; ``fields`` are the paths that break it."""
+
+    def __init__(self, message: str | None = None, *, fields: tuple[str, ...] = (), cure: str | None = None) -> None:
+        self.fields = fields
+        super().__init__(message, cure=cure)
 
 
 class MigrationError(SomaError):

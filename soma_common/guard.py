@@ -73,8 +73,9 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a guard has written down: the server's process id, and its exit status once it has ended."""
+    """What a guard has written down: its own and the server's process id, and the exit status in the end."""
 
+    guard: int
     server: int
     code: int | None = None
 
@@ -118,9 +119,11 @@ def _start(args: argparse.Namespace) -> subprocess.Popen[bytes]:
             **account,
         )
     except OSError:
-        _write_whole(args.pids, Record(0, 127))  # as a shell says "cannot be executed"; the reason is in the log
+        _write_whole(
+            args.pids, Record(os.getpid(), 0, 127)
+        )  # as a shell says "cannot be executed"; the reason is in the log
         raise
-    _write_whole(args.pids, Record(server.pid))
+    _write_whole(args.pids, Record(os.getpid(), server.pid))
     return server
 
 
@@ -167,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
     code = server.wait()
     if _unused(args.users):
         watcher.join()
-    _write_whole(args.pids, Record(server.pid, code))
+    _write_whole(args.pids, Record(os.getpid(), server.pid, code))
 
 
 def _unused(users: Path) -> bool:

@@ -73,7 +73,8 @@ def is_connection_loss(error: BaseException) -> bool:
         return not state
     if "asyncpg.InterfaceError" in names or "asyncpg.InternalClientError" in names:
         text = str(error)
-        return "closed" in text or ("connection" in text and "lost" in text)
+        # A pool takes a connection back at once when it breaks: the next statement on it then hears "released".
+        return any(word in text for word in ("closed", "connection was lost", "connection has been released"))
     return False
 
 

@@ -133,7 +133,7 @@ class ServerRun:
     def _new_registry(self) -> RegistryHandle:
         backend = choose(Service.REGISTRY, self._env)
         if backend is Backend.EXTERNAL:
-            return ExternalRegistry(self._env[ADDRESSES[Service.REGISTRY]])
+            return _known(ExternalRegistry(self._env[ADDRESSES[Service.REGISTRY]]))
         store = self.postgres()
         if backend is Backend.DOCKER:
             return self._ended_later(docker.start_registry(store.dsn))
@@ -197,6 +197,11 @@ def _answering(server: ExternalPostgres, variable: str) -> ExternalPostgres:
     if not server.sql.answers():
         raise ServerUnavailable(f"No PostgreSQL answers at {server.address}.", cure=f"check {variable}.")
     return server
+
+
+def _known(registry: ExternalRegistry) -> ExternalRegistry:
+    _ = registry.version  # asks it: one that is away must fail here, not in the middle of a test
+    return registry
 
 
 def apply_migrations(dsn: str) -> None:

@@ -1,8 +1,8 @@
 -- Reading in order: ticks (durable snapshots), and the shards whose cursors walk over them.
 
 -- A tick is a snapshot that committed durably before any row was read by it.
--- Rows of transactions at or above xmax have positions above position_before, since it was read before the snapshot;
--- every visible row is at or below position_after, since it was read after it.
+-- Rows of transactions at or above xmax have positions above position_before, which is the last tick's position_after;
+-- every visible row is at or below position_after, since it was read after the snapshot.
 CREATE TABLE soma.ticks (
     tick_id         bigint PRIMARY KEY,
     token           bigint NOT NULL,              -- random: tells two histories of one tick_id apart
@@ -60,7 +60,10 @@ BEGIN
         SELECT * INTO v_last FROM soma.ticks ORDER BY tick_id DESC LIMIT 1;
         IF soma.changed_since(v_last) THEN
             PERFORM set_config('synchronous_commit', 'on', true);
-            v_before := soma.last_position();
+            -- A snapshot's xmax is one above the newest transaction that has ENDED: transactions from there on may be
+            -- running already and hold positions. But they all began after the last tick's own transaction, which has
+            -- ended, so their positions are above what had been handed out when that one got its id.
+            v_before := v_last.position_after;
             v_now := pg_current_snapshot();
             IF pg_snapshot_xmax(v_now) < pg_snapshot_xmax(v_last.snapshot)
                OR pg_snapshot_xmin(v_now) < pg_snapshot_xmin(v_last.snapshot) THEN
@@ -82,8 +85,8 @@ CREATE FUNCTION soma.last_position() RETURNS bigint
 LANGUAGE sql VOLATILE AS
 $$ SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM soma.event_position $$;
 
--- Whether a new snapshot could show events that the tick does not: positions were handed out,
--- or a transaction that was running has ended.
+-- Whether a new snapshot could show events that the tick does not: positions were handed out (shortly before the tick
+-- counts too, their transactions may have run unseen), or a transaction that was running has ended.
 CREATE FUNCTION soma.changed_since(p_tick soma.ticks) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE

@@ -48,6 +48,7 @@ class ApicurioServer:
 
         Raises ServerUnavailable: Java or Maven missing, jars changed, or the end of the registry's log.
         """
+        Jars("apicurio").ensure()  # before anything is made
         server = cls(scratch_folder("apicurio", parent), _Settings(dsn, free_port(), free_port()))
         for _ in range(_DRAWS):
             server._remember()
@@ -56,7 +57,7 @@ class ApicurioServer:
             except PortTaken:
                 server._settings = _Settings(dsn, free_port(), free_port())
             except BaseException:
-                server.process.release()
+                server.process.abandon()
                 raise
             else:
                 return server

@@ -119,7 +119,7 @@ class ServerProcess:
             self._signal([family[0]], how)
             self._signal(_survivors(family, within), signal.SIGKILL)
             _survivors(family, within)
-        self._await_record(within)
+        self._await_guard(within)
 
     def kill(self) -> None:
         """SIGKILL the server and every process it started, as a crash of the machine would."""
@@ -127,7 +127,7 @@ class ServerProcess:
             family = self._family()
             self._signal(family, signal.SIGKILL)
             _survivors(family, 30.0)
-        self._await_record(30.0)
+        self._await_guard(30.0)
 
     def pause(self) -> None:
         """SIGSTOP the server and every process it started."""
@@ -140,6 +140,12 @@ class ServerProcess:
     def release(self) -> None:
         """Stop being a user of the folder; with the last user the guard ends the server and deletes the folder."""
         self._use.release()
+
+    def abandon(self) -> None:
+        """Give up a server that did not start: its data are deleted, its log is kept."""
+        self.kill()
+        self.release()
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def close(self) -> None:
         """End the server now and delete its folder, whoever else may use it."""
@@ -161,10 +167,10 @@ class ServerProcess:
             with suppress(psutil.NoSuchProcess):  # it ended by itself: that is what we wanted
                 process.send_signal(how)
 
-    def _await_record(self, within: float) -> None:
-        """The guard writes the exit status down after its server: then nothing of this start is left."""
+    def _await_guard(self, within: float) -> None:
+        """The guard is the last to go: when it has ended, nothing of this start is left."""
         deadline = time.monotonic() + within
-        while (record := Record.read(self._pids)) is not None and record.code is None:
+        while (record := Record.read(self._pids)) is not None and _running(record.guard):
             if time.monotonic() > deadline:
                 raise ServerUnavailable(f"The guard of {self.name} does not notice that its server has ended.")
             time.sleep(_PAUSE)

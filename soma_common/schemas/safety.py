@@ -1,0 +1,96 @@
+"""What a schema must be before bytes from outside are read with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from soma_common.errors import CodecError
+from soma_common.schemas.compat import named_types
+from soma_common.schemas.table import SchemaRef
+
+MAX_DEPTH: Final = 60
+_REQUIRED: Final = frozenset({
+    "event_id", "event_type", "schema_version", "tenant_id", "aggregate_type", "aggregate_id", "service_id",
+    "correlation_id", "idempotency_key", "traceparent", "timestamp", "occurred_at", "payload",
+})  # fmt: skip
+
+
+def check_readable(ref: SchemaRef, schema: Any) -> None:
+    """Refuse schemas that are no soma event's, and those that a hostile record could use against its reader.
+
+    fastavro recurses in C without a limit, so a record of a recursive type can end the process; and items without
+    content cost no bytes, so a count of 2**60 would build a list without end.
+
+    Raises:
+        CodecError: says what is wrong with the schema.
+    """
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise CodecError(f"The schema with {ref} is not a record.")
+    try:
+        missing = _REQUIRED - {field["name"] for field in schema["fields"]}
+        problem = next(_problems(schema, named_types(schema), ()), None)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CodecError(f"The schema with {ref} is malformed: {type(error).__name__}: {error}.") from error
+    if missing:
+        raise CodecError(f"The schema with {ref} is not of a soma event: it lacks {', '.join(sorted(missing))}.")
+    if problem:
+        raise CodecError(f"The schema with {ref} cannot be read safely: {problem}.")
+
+
+def _problems(schema: Any, names: dict[str, Any], inside: tuple[int, ...]) -> Iterator[str]:
+    schema = _resolve(schema, names)
+    if isinstance(schema, list):
+        for branch in schema:
+            yield from _problems(branch, names, inside)
+        return
+    if not isinstance(schema, dict):
+        return
+    if id(schema) in inside or len(inside) > MAX_DEPTH:
+        yield f"{schema.get('name', 'a type')} contains itself, or nests deeper than {MAX_DEPTH} levels"
+        return
+    deeper = (*inside, id(schema))
+    if schema["type"] == "array" and _may_be_empty(schema["items"], names, deeper):
+        yield "the items of an array have no content"
+    inner = [field["type"] for field in schema.get("fields", [])]
+    for each in [*inner, schema.get("items"), schema.get("values"), _nested(schema)]:
+        yield from _problems(each, names, deeper)
+
+
+def _resolve(schema: Any, names: dict[str, Any]) -> Any:
+    if not isinstance(schema, str):
+        return schema
+    return names.get(schema) or next((s for name, s in names.items() if name.endswith(f".{schema}")), schema)
+
+
+def _nested(schema: dict[str, Any]) -> Any:
+    return schema["type"] if isinstance(schema["type"], dict | list) else None
+
+
+def _may_be_empty(schema: Any, names: dict[str, Any], inside: tuple[int, ...]) -> bool:
+    """Whether a value of this type may take no bytes at all."""
+    schema = _resolve(schema, names)
+    if not isinstance(schema, dict):
+        return bool(schema == "null")
+    if id(schema) in inside or len(inside) > MAX_DEPTH:
+        return True
+    if isinstance(schema["type"], dict | list):
+        return _may_be_empty(schema["type"], names, (*inside, id(schema)))
+    if schema["type"] == "record":
+        deeper = (*inside, id(schema))
+        return all(_may_be_empty(field["type"], names, deeper) for field in schema["fields"])
+    return bool(schema["type"] == "null" or (schema["type"] == "fixed" and not schema["size"]))
+
+
+def without_text_uuids(schema: Any) -> Any:
+    """The schema without the mark that makes fastavro build UUID objects from text: the bytes are the same."""
+    if isinstance(schema, list):
+        return [without_text_uuids(branch) for branch in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "string":
+        return {key: inner for key, inner in schema.items() if key != "logicalType"}
+    changed = {key: without_text_uuids(schema[key]) for key in ("type", "items", "values") if key in schema}
+    if "fields" in schema and isinstance(schema["fields"], list):
+        changed["fields"] = [{**field, "type": without_text_uuids(field["type"])} for field in schema["fields"]]
+    return {**schema, **changed}
