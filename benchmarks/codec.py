@@ -44,7 +44,13 @@ class OrderPlaced(Payload, event_type="order.placed"):
 def _event() -> RecordedEvent:
     now = datetime.now(UTC)
     payload = OrderPlaced(
-        order_id=str(uuid4()), customer="c-1234", total=99.5, items=["a-1", "b-2"], quantity=3, express=True, placed_at=now
+        order_id=str(uuid4()),
+        customer="c-1234",
+        total=99.5,
+        items=["a-1", "b-2"],
+        quantity=3,
+        express=True,
+        placed_at=now,
     )
     return RecordedEvent(
         event_id=uuid7(),

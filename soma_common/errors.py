@@ -19,7 +19,9 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── ClusterChanged          the database was restored or copied into another cluster
     │   ├── CursorLost              a cursor points at a tick this database does not have
     │   ├── LogRewound              stored transaction ids are ahead of the cluster's
+    │   ├── OffsetLost              the topic no longer has the offset where a consumer stands
     │   └── WrongIsolation          a diff was asked for outside READ COMMITTED
+    ├── ServiceEnded                a service's loop ended although nobody asked it to
     ├── LeaseLost                   another worker owns the shard now
     ├── CodecError                  bytes that cannot be encoded or decoded
     │   ├── SchemaNotFound          no such schema id or subject
@@ -130,8 +132,24 @@ class LogRewound(LogError):
         super().__init__(message, cure=cure or "run `somastack db repair` once, then go on.")
 
 
+class OffsetLost(LogError):
+    """The topic no longer has the offset where this consumer stands."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(
+            message,
+            cure=cure
+            or "find out which events are lost, then set next_offset of the partition in "
+            "soma.consumer_offsets and restart the consumer.",
+        )
+
+
 class WrongIsolation(LogError):
     """Readers of the log work in READ COMMITTED only."""
+
+
+class ServiceEnded(SomaError):
+    """A service's loop ended although nobody asked it to."""
 
 
 class LeaseLost(SomaError):

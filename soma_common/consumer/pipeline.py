@@ -1,4 +1,4 @@
-"""The micro-batch: inbox, effects, new events and position in one transaction; on an error, the search for its cause."""
+"""The micro-batch: inbox, effects, new events and position in one transaction; on an error, whose fault it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from soma_common.consumer.handlers import HandlerContext, Handlers
 from soma_common.consumer.source import Partition, Record, Source
 from soma_common.errors import (
     ClockAhead,
-    ClusterChanged,
     ConfigurationError,
     DatabaseUnavailable,
     HandlerFailed,
@@ -34,7 +33,7 @@ Append = Callable[[Sequence[Event], Any], Awaitable[object]]
 # Nobody's fault but the world's: the batch is tried again.
 PASSING: Final = (InfrastructureError, TransactionConflict, ClockAhead)
 # Not an event's fault either, and no retry mends it: the consumer ends with it.
-_ENDING: Final = (ConfigurationError, MigrationError, LogError, ClusterChanged)
+_ENDING: Final = (ConfigurationError, MigrationError, LogError)
 
 
 @dataclass(frozen=True, slots=True)

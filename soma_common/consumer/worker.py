@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from soma_common.consumer.dedup import Inbox, consumer_id
@@ -138,7 +139,7 @@ class ConsumerWorker(Service):
         await self.source.rewind()
         self._ready = True
 
-    async def _apply(self, records: list[Record] | tuple[Record, ...]) -> None:
+    async def _apply(self, records: Sequence[Record]) -> None:
         assert self._inbox is not None
         self._abandoned = False
         self._busy = asyncio.create_task(self._pipeline.apply(self.source, self._inbox, records))

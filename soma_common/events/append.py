@@ -42,7 +42,7 @@ class Published(tuple[RecordedEvent, ...]):
     """The recorded events, in the order in which they were given.
 
     ``transaction_id`` is the PostgreSQL transaction that wrote them (None when all of them were there already): if the
-    caller's COMMIT is lost, ``EventStore.outcome(transaction_id)`` tells how it ended.
+    caller's COMMIT is lost, ``EventStore.outcome(published)`` tells how it ended.
     """
 
     transaction_id: int | None = None

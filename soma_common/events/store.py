@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -163,25 +164,27 @@ class EventStore:
             async with connection.transaction(isolation="read_committed"):
                 return await _run(_resumed(steps, statement, args), connection)
 
-    async def outcome(self, transaction_id: int) -> bool:
-        """Whether a transaction committed, once it has ended.
+    async def outcome(self, published: Published) -> bool:
+        """Whether the transaction that published these events committed, once it has ended.
 
-        For callers whose own COMMIT was lost. Looking for the events is not enough: the server may still be busy
-        committing.
+        For callers whose own COMMIT was lost. Looking for the events alone is not enough: the server may still be busy
+        committing. Neither is the transaction's status: after a crash its id may be another transaction's.
 
         Raises:
-            CommitUnknown: it did not end within ``patience``, or is too long ago.
+            CommitUnknown: it did not end within ``patience``.
         """
+        if published.transaction_id is None:
+            return True  # they were in the log before
+        sql, xid = blocks("store"), str(published.transaction_id)
         end = asyncio.get_running_loop().time() + self.patience
         for delay in Backoff(base=0.01, maximum=0.5).delays():
-            try:
-                status = (await self.pool.fetch(blocks("store")["outcome"], str(transaction_id)))[0][0]
-            except DatabaseUnavailable:
-                status = "in progress"
-            if status in ("committed", "aborted"):
-                return bool(status == "committed")
-            if status is None or asyncio.get_running_loop().time() > end:
-                raise CommitUnknown(f"Transaction {transaction_id} is {status or 'too long ago to know'}.")
+            with suppress(DatabaseUnavailable):
+                if (await self.pool.fetch(sql["ended"], xid))[0][0]:
+                    # A later statement: it sees what committed before the transaction ended.
+                    ids = [event.event_id for event in published]
+                    return bool((await self.pool.fetch(sql["written"], ids, xid))[0][0])
+            if asyncio.get_running_loop().time() > end:
+                raise CommitUnknown(f"Transaction {xid} has not ended, or the database is away.")
             await asyncio.sleep(delay)
         raise AssertionError("the series of delays is endless")
 

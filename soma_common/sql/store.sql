@@ -53,8 +53,12 @@ ORDER BY e.position LIMIT $n::bigint
 -- :name newest_first : order
 ORDER BY e.position DESC LIMIT $n::bigint
 
--- :name outcome : whether a transaction committed: 'committed', 'aborted', 'in progress', or null when too old to know
-SELECT pg_xact_status($1::text::xid8)
+-- :name ended : whether a transaction is no longer running; ids from our own on were handed out anew after a crash
+SELECT CASE WHEN $1::text::xid8 >= pg_current_xact_id() THEN true
+            ELSE pg_xact_status($1::text::xid8) IS DISTINCT FROM 'in progress' END
+
+-- :name written : whether a transaction's events are in the log; the ids alone could be older, the transaction's id newer
+SELECT EXISTS (SELECT FROM soma.events WHERE event_id = ANY ($1::uuid[]) AND xid = $2::text::xid8)
 
 -- :name log_page : what one tick adds to another, in order
 WHERE e.position > $1::bigint AND e.position <= $2::bigint AND e.xid >= $3::text::xid8

@@ -18,7 +18,7 @@ from soma_common.schemas.compat import breaks
 
 from .codec_values import events, json_of, json_values, payloads, table_for, texts
 
-CALM = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=200)
+CALM = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=100)
 
 
 @CALM

@@ -15,7 +15,7 @@ from soma_common.events.payloads import Payload
 
 from .codec_values import Card, Payment, events, json_of, table_for
 
-CALM = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=400)
+CALM = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=300)
 
 
 class Rich(Payload, event_type="rich.one"):

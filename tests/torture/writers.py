@@ -87,7 +87,7 @@ class Writer:
                 return []  # COMMIT was never sent
             if done.transaction_id is None:
                 return []  # nothing was written
-            if not await self.store.outcome(done.transaction_id):
+            if not await self.store.outcome(done):
                 return []
         return _own(unit, done)
 
