@@ -85,7 +85,9 @@ def _handlers(given: dict[str, Any], death: Death) -> Handlers:
     async def handle(event: RecordedEvent, ctx: HandlerContext) -> None:
         if event.event_type == "consumer.echo":
             return
-        await ctx.tx.execute(EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid())
+        await ctx.tx.execute(
+            EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid()
+        )
         death.reached("handler")
         await ctx.tx.execute(TOTAL, str(event.stream))
         if given.get("echo"):
