@@ -10,7 +10,7 @@ from pathlib import Path
 
 from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers, PublisherSettings
 from soma_common.outbox.publishing import Delivery, Sending
-from soma_common.outbox.pump import RelaySettings
+from soma_common.outbox.settings import RelaySettings
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
