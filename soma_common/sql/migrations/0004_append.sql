@@ -13,7 +13,7 @@
 --   appended       one row per event, in order
 --   duplicate      one row per event that is known (by its idempotency key, or with p_again by its id);
 --                  nothing was written, the others may be sent again
---   wrong_version  one row per stream; version = what it is at. Nothing was written, the locks are kept
+--   wrong_version  one row per stream; version = what it is at. Nothing was written; locks of streams that exist are kept
 --   stale          one row per stream; stamp = its last timestamp. Nothing was written, the locks are kept
 --   clock_ahead    one row; stamp = the database's clock. Nothing was written
 CREATE FUNCTION soma.append(
@@ -129,7 +129,8 @@ BEGIN
 
         RETURN QUERY
         SELECT CASE WHEN soma.version_fits(g.expected, s.version) THEN 'stale' ELSE 'wrong_version' END,
-               g.ordinal::integer, NULL::bigint, s.version, s.last_timestamp, v_now, NULL::text, NULL::uuid
+               g.ordinal::integer, NULL::bigint, s.version, nullif(s.last_timestamp, '-infinity'), v_now, NULL::text,
+               NULL::uuid
         FROM unnest(p_tenants, p_aggregate_types, p_aggregate_ids, p_expected, p_first)
              WITH ORDINALITY AS g (tenant, kind, id, expected, first, ordinal)
         JOIN soma.streams s ON (s.tenant_id, s.aggregate_type, s.aggregate_id) = (g.tenant, g.kind, g.id)
@@ -137,6 +138,7 @@ BEGIN
         ORDER BY g.ordinal;
         IF FOUND THEN
             PERFORM soma.forget_keys(v_key_tenants, v_keys);
+            PERFORM soma.forget_streams(p_tenants, p_aggregate_types, p_aggregate_ids);
             RETURN;
         END IF;
 
@@ -197,4 +199,11 @@ CREATE FUNCTION soma.forget_keys(p_tenants text[], p_keys text[]) RETURNS void
 LANGUAGE sql VOLATILE AS $$
     DELETE FROM soma.idempotency_keys k USING unnest(p_tenants, p_keys) AS g (tenant, key)
     WHERE k.tenant_id = g.tenant AND k.key = g.key
+$$;
+
+-- Takes back the streams that a refused call made for their lock: those without an event. The caller holds their locks.
+CREATE FUNCTION soma.forget_streams(p_tenants text[], p_aggregate_types text[], p_aggregate_ids text[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    DELETE FROM soma.streams s USING unnest(p_tenants, p_aggregate_types, p_aggregate_ids) AS g (tenant, kind, id)
+    WHERE (s.tenant_id, s.aggregate_type, s.aggregate_id) = (g.tenant, g.kind, g.id) AND s.version = 0
 $$;
