@@ -223,7 +223,7 @@ class _Batch:
             offsets.append(counts[number - 1])
         keys = [kafka_key(stream) for stream in self.streams]
         return [
-            self.settings.service_id,
+            [event.service_id for event in self.events],
             self.now,
             [stream.tenant_id for stream in self.streams],
             [stream.aggregate_type for stream in self.streams],

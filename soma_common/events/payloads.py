@@ -27,7 +27,7 @@ class Payload(BaseModel):
     Frozen, unknown fields are refused, and NaN and infinities too (JSON has none).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
     event_type: ClassVar[str]
     schema_version: ClassVar[int]
@@ -114,6 +114,9 @@ def to_json(what: str, value: Any, limit: int) -> bytes:
 
 
 def _dump_model(what: str, value: Payload) -> bytes:
+    missing = type(value).__pydantic_fields__.keys() - value.__dict__.keys()
+    if missing:  # only model_construct makes such a thing
+        raise PayloadInvalid(f"{what} has no {', '.join(sorted(missing))}.", cure="give these fields a value.")
     try:
         return value.__pydantic_serializer__.to_json(value, warnings="error")
     except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@
 --   stale          one row per stream; stamp = its last timestamp. Nothing was written, the locks are kept
 --   clock_ahead    one row; stamp = the database's clock. Nothing was written
 CREATE FUNCTION soma.append(
-    p_service text, p_client_now timestamptz,
+    p_services text[], p_client_now timestamptz,
     p_tenants text[], p_aggregate_types text[], p_aggregate_ids text[], p_key_hashes integer[],
     p_expected bigint[], p_counts bigint[], p_first timestamptz[], p_last timestamptz[],
     p_stream integer[], p_offset bigint[], p_event_ids uuid[], p_event_types text[], p_schema_versions integer[],
@@ -162,14 +162,14 @@ BEGIN
         baggage, "timestamp", occurred_at, recorded_at, payload, metadata)
     SELECT e.position, v_xid, v_streams[e.stream], v_bases[e.stream] + e.place, p_key_hashes[e.stream], e.event_id,
            p_tenants[e.stream], p_aggregate_types[e.stream], p_aggregate_ids[e.stream], e.event_type,
-           e.schema_version, p_service, e.correlation, e.causation, coalesce(e.key, e.event_id::text),
+           e.schema_version, e.service, e.correlation, e.causation, coalesce(e.key, e.event_id::text),
            substr(e.traceparent, 4, 32)::uuid, e.traceparent, e.tracestate,
            e.baggage, e.stamp, e.occurred, v_now, e.payload::json, e.metadata::json
     FROM unnest(v_positions, p_stream, p_offset, p_event_ids, p_event_types, p_schema_versions, p_correlation_ids,
                 p_causation_ids, p_idempotency_keys, p_traceparents, p_tracestates, p_baggage, p_timestamps, p_occurred,
-                p_payloads, p_metadata)
+                p_payloads, p_metadata, p_services)
          AS e (position, stream, place, event_id, event_type, schema_version, correlation, causation, key, traceparent,
-               tracestate, baggage, stamp, occurred, payload, metadata);
+               tracestate, baggage, stamp, occurred, payload, metadata, service);
 
     IF p_topics IS NOT NULL THEN
         INSERT INTO soma.outbox (position, xid, slot, shard, key_hash, topic, key, event_id, event_type, version,
