@@ -17,12 +17,12 @@ import fastavro
 import orjson
 
 from benchmarks.reporting import report
-from soma_common.events.avro_codec import AvroCodec
 from soma_common.events.codec import JsonCodec
 from soma_common.events.ids import uuid7
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload, to_json
 from soma_common.schemas.avro import event_schema, event_schemas, schema_text
+from soma_common.schemas.avro_codec import AvroCodec
 from soma_common.schemas.table import SchemaRef, SchemaTable
 from soma_common.tracing.context import TraceContext
 
@@ -44,7 +44,13 @@ class OrderPlaced(Payload, event_type="order.placed"):
 def _event() -> RecordedEvent:
     now = datetime.now(UTC)
     payload = OrderPlaced(
-        order_id=str(uuid4()), customer="c-1234", total=99.5, items=["a-1", "b-2"], quantity=3, express=True, placed_at=now
+        order_id=str(uuid4()),
+        customer="c-1234",
+        total=99.5,
+        items=["a-1", "b-2"],
+        quantity=3,
+        express=True,
+        placed_at=now,
     )
     return RecordedEvent(
         event_id=uuid7(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from soma_common.config import SomaConfig
@@ -11,12 +11,13 @@ from soma_common.consumer.handlers import Handle, Handlers
 from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
 from soma_common.errors import ConfigurationError
 from soma_common.events.append import Expected, Published
-from soma_common.events.models import ANY, Event
+from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import EventStore
+from soma_common.events.upcasting import Upcasters, typed
 from soma_common.postgres.pool import Pool
 from soma_common.service import Service, run_until_signalled
-from soma_common.wiring import Ground, open_ground
+from soma_common.wiring import Ground, ensure_topics, open_ground
 
 
 class Soma:
@@ -35,7 +36,9 @@ class Soma:
     Args:
         config: see :class:`SomaConfig`; ``from_env`` reads it from the environment.
         models: the payload models of the events this application publishes or handles.
+        upcasters: bring payloads of older versions to the newest one.
         topics: Kafka topics by event type, where they differ from ``config.topic``.
+        reads: Kafka topics by consumer, where it reads others than this application's own.
         settings: how its consumers work.
     """
 
@@ -44,12 +47,16 @@ class Soma:
         config: SomaConfig,
         *,
         models: PayloadModels | None = None,
+        upcasters: Upcasters | None = None,
         topics: Mapping[str, str] | None = None,
+        reads: Mapping[str, Sequence[str]] | None = None,
         settings: ConsumerSettings | None = None,
     ) -> None:
         self.config = config
         self.models = models or PayloadModels()
+        self.upcasters = upcasters or Upcasters()
         self._topics = dict(topics or {})
+        self._reads = dict(reads or {})
         self._settings = settings
         self._handlers: dict[str, Handlers] = {}
         self._ground: Ground | None = None
@@ -108,7 +115,7 @@ class Soma:
                 f"No consumer is called {name!r}.", cure=f"declare handlers for it; known: {known}."
             )
         ground = self._open_ground
-        source = ground.source(name)
+        source = ground.source(name, self._reads.get(name, self._own_topics))
         return ConsumerWorker(
             ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings
         )
@@ -146,6 +153,8 @@ class Soma:
         async with self._opening:
             if self._ground is None:
                 self._ground = await open_ground(self.config, self.models, self._topic)
+                if self.config.uses_kafka:
+                    await ensure_topics(self.config, self._own_topics)
             self._users += 1
         return self
 
@@ -169,11 +178,15 @@ class Soma:
             raise ConfigurationError("The application is not open.", cure="use `async with soma:` around it.")
         return self._ground
 
+    @property
+    def _own_topics(self) -> list[str]:
+        return sorted({self.config.topic, *self._topics.values()})
+
     def _topic(self, event: Event) -> str:
         return self._topics.get(event.event_type, self.config.topic)
 
-    def _typed(self, event: Any) -> Any:
-        return event
+    def _typed(self, event: RecordedEvent) -> RecordedEvent:
+        return typed(event, self.models, self.upcasters)
 
 
 def _append(store: EventStore) -> Callable[[Any, Any], Any]:

@@ -43,7 +43,7 @@ _NEVER: Final = frozenset({10, 17, 18, 29, 32, 44, 87})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KafkaSettings:
+class PublisherSettings:
     """How to talk to Kafka.
 
     Args:
@@ -81,7 +81,7 @@ class KafkaPublisher:
     first failure ends the publisher.
     """
 
-    def __init__(self, producer: AIOKafkaProducer, settings: KafkaSettings, identity: str | None) -> None:
+    def __init__(self, producer: AIOKafkaProducer, settings: PublisherSettings, identity: str | None) -> None:
         self._producer, self._settings, self._identity = producer, settings, identity
         self._lanes: dict[tuple[str, int], asyncio.Lock] = {}
         self._broken = False
@@ -205,7 +205,7 @@ class KafkaPublisher:
 class KafkaPublishers:
     """Makes publishers for a relay; the wiring of relay and Kafka."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: PublisherSettings) -> None:
         self.settings = settings
         self.admin = TopicAdmin(settings.bootstrap, settings.security)
         self._arguments = client_arguments(settings.bootstrap, settings.security)

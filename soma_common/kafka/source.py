@@ -29,7 +29,7 @@ _MOVING = 0.02  # seconds between two looks whether a rebalance has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KafkaSettings:
+class SourceSettings:
     """How a consumer reads topics. Times are seconds.
 
     Args:
@@ -75,7 +75,7 @@ class KafkaSource:
     offset. What Kafka remembers of offsets is never read.
     """
 
-    def __init__(self, pool: Pool, settings: KafkaSettings, codec: Codec) -> None:
+    def __init__(self, pool: Pool, settings: SourceSettings, codec: Codec) -> None:
         self.settings = settings
         self._pool = pool
         self._decoder = Decoder(codec)

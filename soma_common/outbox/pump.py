@@ -19,7 +19,16 @@ from soma_common.errors import (
 )
 from soma_common.outbox.groups import Batch, Group, divide, later
 from soma_common.outbox.parking import Retry
-from soma_common.outbox.publishing import POSITION, SHARD, TIMESTAMP_MS, TOPIC, Delivery, Publisher, PublisherFactory, Sending
+from soma_common.outbox.publishing import (
+    POSITION,
+    SHARD,
+    TIMESTAMP_MS,
+    TOPIC,
+    Delivery,
+    Publisher,
+    PublisherFactory,
+    Sending,
+)
 from soma_common.outbox.queue import Outbox
 from soma_common.outbox.stats import Condition, Meter
 from soma_common.outbox.topics import Topics

@@ -19,7 +19,7 @@ from soma_common.outbox.stats import Condition, Meter, RelayStats
 from soma_common.outbox.topics import Topics
 from soma_common.postgres.cursor import TickReader
 from soma_common.postgres.pool import Pool
-from soma_common.postgres.shards import Lease, Shards
+from soma_common.postgres.shards import Shards
 from soma_common.service import Service
 from soma_common.sql.loader import blocks
 

@@ -20,7 +20,8 @@ class Tick:
     """A snapshot that committed durably before anything was read by it.
 
     Rows of transactions at or above ``xmax`` lie above ``position_before``; all visible rows at or below
-    ``position_after``.
+    ``position_after``. ``era_start`` is the last position before the tick's era: transaction ids of older rows belong
+    to another cluster and mean nothing here.
     """
 
     tick_id: int
@@ -29,6 +30,7 @@ class Tick:
     position_before: int
     position_after: int
     era: int
+    era_start: int = 0
 
     @property
     def xmax(self) -> str:
@@ -121,15 +123,25 @@ def merge(limit: int, *pages: Sequence[Row]) -> Sequence[Row]:
 
 
 class TickReader:
-    """Finds the next diff of a cursor. Shared by all readers of one process; ticks are cached, they never change."""
+    """Finds the next diff of a cursor. Shared by all readers of one process.
+
+    Ticks are cached: within one history they never change. Each look at the newest tick also asks whether the newest
+    one seen before is still there; after a failover or a restore under a running process it may not be.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._known: dict[int, Tick] = {}
+        self._newest = (0, 0)
 
     async def latest(self) -> Tick:
         """The newest tick, made now when something changed; it has committed durably when this returns."""
-        tick = Tick(*(await self._pool.fetch(_sql("tick")))[0])
+        *columns, same_history = (await self._pool.fetch(_sql("tick"), *self._newest))[0]
+        tick = Tick(*columns)
+        if not same_history:
+            self._known.clear()
+        if not same_history or tick.tick_id > self._newest[0]:
+            self._newest = tick.tick_id, tick.token
         self._remember(tick)
         return tick
 
@@ -141,14 +153,15 @@ class TickReader:
         """
         base = await self._tick(cursor.from_tick, cursor.from_token)
         if cursor.to_tick is not None and cursor.to_token is not None:
-            return Diff(base, await self._tick(cursor.to_tick, cursor.to_token), cursor.position)
+            target = await self._tick(cursor.to_tick, cursor.to_token)
+            return Diff(base, target, max(cursor.position, base.era_start))
         if base.tick_id >= latest.tick_id:
             return None
         if base.era == latest.era:
-            return Diff(base, latest, 0)
+            return Diff(base, latest, base.era_start)
         closing = await self._one(_sql("last_of_era"), base.era)
         if closing.tick_id > base.tick_id:
-            return Diff(base, closing, 0)
+            return Diff(base, closing, base.era_start)
         # Nothing lies between the end of an era and the beginning of the next: go over.
         opening = await self._one(_sql("first_of_era"), base.era + 1)
         return await self.next_diff(Cursor(opening.tick_id, opening.token), latest)

@@ -53,10 +53,12 @@ class Shards:
     async def share(self) -> frozenset[int]:
         """Renew and claim, so that ``owned`` is what this worker owns; returns shards to drain and release."""
         await self._pool.fetch(_sql("alive"), self.reader, self.worker, self.lease)
-        renewed = {
-            row[0]: row[1] for row in await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease)
-        }
-        self.owned = {n: lease for n, lease in self.owned.items() if renewed.get(n) == lease.epoch}
+        epochs = [lease.epoch for lease in self.owned.values()]
+        renewed = await self._pool.fetch(
+            _sql("renew"), self.reader, self.worker, self.lease, list(self.owned), epochs
+        )
+        kept = {row[0] for row in renewed}
+        self.owned = {shard: lease for shard, lease in self.owned.items() if shard in kept}
         workers, shards = (await self._pool.fetch(_sql("census"), self.reader))[0]
         fair = -(-shards // max(1, workers))
         if len(self.owned) < fair:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from soma_common.errors import ConfigurationError
 
 # Apicurio refuses "%" and everything outside ASCII; the rest here keeps ids harmless inside paths and messages.
-_ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,511}$")
+_ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,511}\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ GENERIC_NAME: Final = f"{NAMESPACE}.SomaEvent"
 # The generic record stands for no event type; this key names it beside the (event type, version) of the others.
 GENERIC: Final = ("", 0)
 
-_AVRO_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_AVRO_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 _FORMATS: Final[dict[str, Any]] = {
     "uuid": {"type": "string", "logicalType": "uuid"},
     "date-time": {"type": "long", "logicalType": "timestamp-micros"},
@@ -152,7 +152,9 @@ class _Translation:
     def __init__(self, model: type[Payload], namespace: str) -> None:
         self._model, self._namespace = model, namespace
         try:
-            self._json = model.model_json_schema(mode="serialization", schema_generator=_JsonForm)
+            # Names as the payload's JSON has them: pydantic writes aliases only where the model says so.
+            aliases = bool(model.model_config.get("serialize_by_alias"))
+            self._json = model.model_json_schema(by_alias=aliases, mode="serialization", schema_generator=_JsonForm)
         except PydanticUserError as error:
             raise ConfigurationError(f"{model.__name__} has no JSON form: {error.message}.") from error
         self._defs: Mapping[str, Any] = self._json.get("$defs", {})
@@ -220,9 +222,6 @@ class _Translation:
 
     def _object(self, shape: Mapping[str, Any], path: str) -> Any:
         values = shape.get("additionalProperties") or next(iter(shape.get("patternProperties", {}).values()), None)
-        if shape.get("properties"):
-            cure = "make it a model: class Name(BaseModel)"
-            raise self._unsupported(path, "it is an object without a name of its own (a TypedDict?)", cure)
         if values is None or values is True or values == {}:
             return dict(_JSON_TEXT)
         return {"type": "map", "values": self._type(values, f"{path}{{}}")}

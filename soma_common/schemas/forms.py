@@ -76,8 +76,10 @@ def from_datum(schema: Any, names: Names) -> Convert | None:
         return _map(from_datum(schema["values"], names))
     if kind == "union":
         return _union_from(schema, names)
-    if logical is not None and kind in {"int", "long", "bytes", "fixed", "string"}:
+    if logical == "decimal" or (logical is not None and kind in {"int", "long"}):
         return _shown
+    if kind == "fixed" and logical == "uuid":
+        return _uuid_text
     if kind in {"bytes", "fixed"} or _form(schema) is not None:
         return {"json": orjson.loads, "base64": _base64_text}.get(_form(schema) or "utf8", _utf8)
     return None
@@ -132,7 +134,7 @@ _JSON_TYPES: dict[str, type] = {
 _LOGICAL_TYPES: dict[str, type] = {
     "timestamp-micros": datetime, "timestamp-millis": datetime,
     "local-timestamp-micros": datetime, "local-timestamp-millis": datetime,
-    "date": date, "time-micros": time, "time-millis": time, "decimal": Decimal, "uuid": UUID,
+    "date": date, "time-micros": time, "time-millis": time, "decimal": Decimal,
 }  # fmt: skip
 
 
@@ -162,7 +164,7 @@ def _union_to(branches: list[Any], names: Names) -> Convert | None:
 def _tagged(records: list[Mapping[str, Any]], names: Names) -> Convert:
     found = literal_field(records)
     if found is None:
-        raise ValueError("the records of this union cannot be told apart")
+        return _cannot_tell  # a foreign schema: it can be read, and nobody writes with it here
     field, tags = found
     converts = {full_name(record): to_datum(record, names) for record in records}
 
@@ -172,6 +174,10 @@ def _tagged(records: list[Mapping[str, Any]], names: Names) -> Convert:
         return name, convert(value) if convert is not None else value
 
     return convert_tagged
+
+
+def _cannot_tell(value: Any) -> Any:
+    raise Inexact("the records of this union cannot be told apart")
 
 
 def _union_from(branches: list[Any], names: Names) -> Convert | None:
@@ -209,10 +215,10 @@ def _exact(text: str, parse: Callable[[str], Any], zoned: bool) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """A time, UUID or Decimal as pydantic writes it in JSON; other values as they are."""
+    """A time or Decimal as pydantic writes it in JSON; other values as they are."""
     if isinstance(value, datetime | time | date):
         return value.isoformat().replace("+00:00", "Z")
-    return str(value) if isinstance(value, UUID | Decimal) else value
+    return str(value) if isinstance(value, Decimal) else value
 
 
 _LOGICAL_TO: dict[str, Convert] = {
@@ -226,6 +232,10 @@ _LOGICAL_TO: dict[str, Convert] = {
 
 def _json_text(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+def _uuid_text(value: bytes) -> str:
+    return str(UUID(bytes=value))
 
 
 def _utf8(value: bytes) -> str:

@@ -1,15 +1,18 @@
--- :name tick : the newest tick, made now when something changed; a transaction of its own
-SELECT tick_id, token, snapshot, position_before, position_after, era FROM soma.tick()
+-- :name tick : the newest tick, made now when something changed; a transaction of its own; and whether a tick of
+-- before is still part of this history
+SELECT tick_id, token, snapshot, position_before, position_after, era, era_start,
+       EXISTS (SELECT FROM soma.ticks k WHERE k.tick_id = $1::bigint AND k.token = $2::bigint)
+FROM soma.tick()
 
 -- :name tick_by_id : one tick
-SELECT tick_id, token, snapshot::text, position_before, position_after, era FROM soma.ticks WHERE tick_id = $1
+SELECT tick_id, token, snapshot::text, position_before, position_after, era, era_start FROM soma.ticks WHERE tick_id = $1
 
 -- :name last_of_era : the closing tick of an era
-SELECT tick_id, token, snapshot::text, position_before, position_after, era FROM soma.ticks
+SELECT tick_id, token, snapshot::text, position_before, position_after, era, era_start FROM soma.ticks
 WHERE era = $1 ORDER BY tick_id DESC LIMIT 1
 
 -- :name first_of_era : the opening tick of an era
-SELECT tick_id, token, snapshot::text, position_before, position_after, era FROM soma.ticks
+SELECT tick_id, token, snapshot::text, position_before, position_after, era, era_start FROM soma.ticks
 WHERE era = $1 ORDER BY tick_id LIMIT 1
 
 -- :name isolation : how this transaction sees the data
@@ -30,10 +33,13 @@ ON CONFLICT (reader, worker) DO UPDATE SET alive_until = excluded.alive_until
 SELECT (SELECT count(*) FROM soma.workers WHERE reader = $1::text AND alive_until > soma.now()),
        (SELECT count(*) FROM soma.shards WHERE reader = $1::text)
 
--- :name renew : keep what this worker owns; a shard that is not returned is lost
-UPDATE soma.shards SET leased_until = soma.now() + $3::interval
-WHERE reader = $1::text AND owner = $2::text AND leased_until > soma.now()
-RETURNING shard, epoch
+-- :name renew : keep what this worker holds; a shard that is not returned is lost. By epoch: a worker that came back
+-- under its old name must not keep alive what it does not know to be its own
+UPDATE soma.shards s SET leased_until = soma.now() + $3::interval
+FROM unnest($4::smallint[], $5::bigint[]) AS held (shard, epoch)
+WHERE s.reader = $1::text AND s.owner = $2::text AND s.leased_until > soma.now()
+  AND s.shard = held.shard AND s.epoch = held.epoch
+RETURNING s.shard
 
 -- :name claim : take free or expired shards, at most so many
 UPDATE soma.shards s SET owner = $2::text, epoch = s.epoch + 1, leased_until = soma.now() + $3::interval
@@ -50,12 +56,14 @@ WHERE reader = $1::text AND owner = $2::text AND shard = ANY ($3::smallint[])
 -- :name leave : this worker is gone
 DELETE FROM soma.workers WHERE reader = $1::text AND worker = $2::text
 
--- :name save : move cursors, fenced by owner and epoch; a shard that is not returned was lost
+-- :name save : move cursors, fenced by owner and epoch, to ticks of this history; a shard that is not returned was lost
 UPDATE soma.shards s SET from_tick = c.from_tick, from_token = c.from_token, to_tick = c.to_tick,
        to_token = c.to_token, after_position = c.after_position, moved_at = soma.now()
 FROM unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
      AS c (shard, epoch, from_tick, from_token, to_tick, to_token, after_position)
 WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = c.shard AND s.epoch = c.epoch
+  AND EXISTS (SELECT FROM soma.ticks t WHERE t.tick_id = c.from_tick AND t.token = c.from_token)
+  AND (c.to_tick IS NULL OR EXISTS (SELECT FROM soma.ticks t WHERE t.tick_id = c.to_tick AND t.token = c.to_token))
 RETURNING s.shard
 
 -- :name cursors : where a reader's shards stand

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from soma_common.guard import Record
+from soma_common.guard import Identity, Record
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.postgres import PostgresServer
 
@@ -112,5 +112,6 @@ def test_a_killed_guard_takes_its_server_with_it() -> None:
         record = Record.read(server.folder / "pids.json")
         assert record is not None
         assert record.code is None  # nobody was left to write it down
+        assert Identity.of(os.getpid()) == Identity.of(os.getpid()) != Identity(os.getpid(), 1)
         server.start_again()
         assert server.sql.answers()

@@ -53,12 +53,14 @@ class Cash(BaseModel):
 Payment = Annotated[Card | Bank | Cash, Field(discriminator="kind")]
 Shape = tuple[Any, st.SearchStrategy[Any]]
 
+EARLY = datetime(2, 1, 1)
+LATE = datetime(9998, 1, 1)
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
 words = st.text("abcdefgh-_123", min_size=1, max_size=8)
 integers = st.integers(-(2**63), 2**63 - 1)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 offsets = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-3))])
-aware = st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=offsets)
+aware = st.datetimes(EARLY, LATE, timezones=offsets)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | floats | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -80,9 +82,9 @@ SCALARS: list[Shape] = [
     (bytes, texts.map(str.encode)),
     (UUID, st.uuids()),
     (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
-    (datetime, aware | st.datetimes(datetime(2, 1, 1))),
+    (datetime, aware | st.datetimes(EARLY)),
     (AwareDatetime, aware),
-    (NaiveDatetime, st.datetimes(datetime(2, 1, 1))),
+    (NaiveDatetime, st.datetimes(EARLY)),
     (date, st.dates()),
     (time, st.times() | st.times(timezones=st.just(UTC))),
     (timedelta, st.timedeltas()),
@@ -148,7 +150,7 @@ def events(draw: st.DrawFn, payload: Any, event_type: str, version: int) -> Reco
         correlation_id=draw(words),
         idempotency_key=draw(words),
         trace=draw(st.builds(_trace, st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.none() | words)),
-        timestamp=draw(st.datetimes(datetime(2, 1, 1), timezones=st.just(UTC))),
+        timestamp=draw(st.datetimes(EARLY, timezones=st.just(UTC))),
         occurred_at=draw(aware),
         causation_id=draw(st.none() | words),
         baggage=draw(st.none() | words),

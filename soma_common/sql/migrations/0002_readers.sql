@@ -1,8 +1,8 @@
 -- Reading in order: ticks (durable snapshots), and the shards whose cursors walk over them.
 
 -- A tick is a snapshot that committed durably before any row was read by it.
--- Rows of transactions at or above xmax have positions above position_before, which is the last tick's position_after;
--- every visible row is at or below position_after, since it was read after the snapshot.
+-- Rows of transactions at or above xmax have positions above position_before (soma.tick sees to that); every visible
+-- row is at or below position_after, since that was read after the snapshot.
 CREATE TABLE soma.ticks (
     tick_id         bigint PRIMARY KEY,
     token           bigint NOT NULL,              -- random: tells two histories of one tick_id apart
@@ -10,10 +10,11 @@ CREATE TABLE soma.ticks (
     position_before bigint NOT NULL,
     position_after  bigint NOT NULL,
     era             integer NOT NULL,             -- transaction ids may be compared within one era only
+    era_start       bigint NOT NULL,              -- the last position before the era
     made_at         timestamptz NOT NULL
 );
 -- The beginning: nothing is visible, everything is still to come.
-INSERT INTO soma.ticks VALUES (0, 0, '1:1:', 0, 0, 1, clock_timestamp());
+INSERT INTO soma.ticks VALUES (0, 0, '1:1:', 0, 0, 1, 0, clock_timestamp());
 
 -- Raises SC001 or SC002 when the stored transaction ids are not this cluster's; remembers a good answer per session.
 CREATE FUNCTION soma.check_cluster() RETURNS void
@@ -38,7 +39,8 @@ END $$;
 -- The newest tick; a new one when something changed since. Call it in a transaction of its own: nothing read by the
 -- tick may leave the database before that transaction has committed, and it commits synchronously.
 CREATE FUNCTION soma.tick(p_min_age interval DEFAULT '2 milliseconds')
-RETURNS TABLE (tick_id bigint, token bigint, snapshot text, position_before bigint, position_after bigint, era integer)
+RETURNS TABLE (tick_id bigint, token bigint, snapshot text, position_before bigint, position_after bigint, era integer,
+               era_start bigint)
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -50,20 +52,31 @@ BEGIN
         RAISE EXCEPTION 'ticks are made in READ COMMITTED, not in %', current_setting('transaction_isolation')
             USING ERRCODE = 'SC004';
     END IF;
+    IF NOT pg_is_in_recovery() AND pg_current_xact_id_if_assigned() IS NOT NULL THEN
+        RAISE EXCEPTION 'a tick is made in a transaction of its own, not after other writes' USING ERRCODE = 'SC004';
+    END IF;
     IF current_setting('soma.cluster_checked', true) IS DISTINCT FROM 'yes' THEN
         PERFORM soma.check_cluster();
     END IF;
     SELECT * INTO v_last FROM soma.ticks ORDER BY tick_id DESC LIMIT 1;
-    IF soma.changed_since(v_last) AND clock_timestamp() - v_last.made_at NOT BETWEEN '0' AND p_min_age THEN
+    -- A standby's snapshots omit running transactions: there, the ticks of the primary count.
+    IF NOT pg_is_in_recovery() AND soma.changed_since(v_last) AND clock_timestamp() - v_last.made_at NOT BETWEEN '0' AND p_min_age THEN
         -- Lock first, snapshot in a later statement: a snapshot older than the lock could be stored out of order.
         PERFORM pg_advisory_xact_lock(hashtextextended('soma.tick', 0));
         SELECT * INTO v_last FROM soma.ticks ORDER BY tick_id DESC LIMIT 1;
         IF soma.changed_since(v_last) THEN
             PERFORM set_config('synchronous_commit', 'on', true);
-            -- A snapshot's xmax is one above the newest transaction that has ENDED: transactions from there on may be
-            -- running already and hold positions. But they all began after the last tick's own transaction, which has
-            -- ended, so their positions are above what had been handed out when that one got its id.
-            v_before := v_last.position_after;
+            v_before := soma.last_position();
+            -- A snapshot's xmax is one above the newest transaction that has *ended*: above it others may be running,
+            -- unlisted, with positions they took long ago. A subtransaction that gets an id and ends here lifts xmax
+            -- above every id handed out before, so those that still run are listed, and ids at or above xmax are
+            -- handed out, and their positions taken, after v_before was read.
+            BEGIN
+                PERFORM pg_logical_emit_message(true, 'soma', '');
+                RAISE EXCEPTION USING ERRCODE = 'SC000', MESSAGE = 'lift xmax';
+            EXCEPTION WHEN SQLSTATE 'SC000' THEN
+                NULL;
+            END;
             v_now := pg_current_snapshot();
             IF pg_snapshot_xmax(v_now) < pg_snapshot_xmax(v_last.snapshot)
                OR pg_snapshot_xmin(v_now) < pg_snapshot_xmin(v_last.snapshot) THEN
@@ -72,12 +85,12 @@ BEGIN
             END IF;
             INSERT INTO soma.ticks
             VALUES (v_last.tick_id + 1, (random() * 9e18)::bigint, v_now, v_before, soma.last_position(), v_last.era,
-                    clock_timestamp())
+                    v_last.era_start, clock_timestamp())
             RETURNING * INTO v_last;
         END IF;
     END IF;
     RETURN QUERY SELECT v_last.tick_id, v_last.token, v_last.snapshot::text, v_last.position_before,
-                        v_last.position_after, v_last.era;
+                        v_last.position_after, v_last.era, v_last.era_start;
 END $$;
 
 -- The highest position handed out so far, committed or not.
@@ -85,8 +98,8 @@ CREATE FUNCTION soma.last_position() RETURNS bigint
 LANGUAGE sql VOLATILE AS
 $$ SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM soma.event_position $$;
 
--- Whether a new snapshot could show events that the tick does not: positions were handed out (shortly before the tick
--- counts too, their transactions may have run unseen), or a transaction that was running has ended.
+-- Whether a new snapshot could show events that the tick does not: positions were handed out,
+-- or a transaction that was running has ended.
 CREATE FUNCTION soma.changed_since(p_tick soma.ticks) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE

@@ -85,8 +85,9 @@ BEGIN
     PERFORM set_config('lock_timeout', extract(milliseconds FROM p_lock_timeout)::integer::text, true);
     SELECT min(pg_snapshot_xmin(t.snapshot)::text::numeric)::text::xid8 INTO v_cursors
     FROM soma.shards s LEFT JOIN soma.ticks t ON t.tick_id = s.from_tick AND t.token = s.from_token
+        AND t.era = (SELECT n.era FROM soma.ticks n ORDER BY n.tick_id DESC LIMIT 1)
     WHERE s.reader LIKE 'relay:%'
-    HAVING count(*) = count(t.tick_id);
+    HAVING count(*) = count(t.tick_id);           -- a cursor of an older era has not passed anything
     FOREACH v_slot IN ARRAY '{0,1,2,3,4,5,6,7}'::smallint[] LOOP
         CONTINUE WHEN v_slot = soma.outbox_slot(v_last) OR v_slot = soma.outbox_slot(v_last + 1);
         SELECT * INTO v_seen FROM soma.outbox_slots WHERE slot = v_slot;

@@ -48,7 +48,7 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
     WITH passed AS (
         SELECT t.tick_id FROM soma.ticks t
         WHERE t.tick_id > 0
-          AND t.tick_id < (SELECT least(min(s.from_tick), max(n.tick_id)) FROM soma.ticks n LEFT JOIN soma.shards s ON true)
+          AND t.tick_id < least((SELECT min(from_tick) FROM soma.shards), (SELECT max(tick_id) FROM soma.ticks))
           AND t.made_at < clock_timestamp() - p_keep
           AND NOT EXISTS (SELECT FROM soma.ticks e WHERE e.tick_id IN (t.tick_id - 1, t.tick_id + 1) AND e.era <> t.era)
         ORDER BY t.tick_id LIMIT p_most
@@ -83,9 +83,16 @@ BEGIN
         pg_snapshot_xmax(v_last.snapshot)::text::numeric, 1) + 1)::text INTO v_xmax;
     INSERT INTO soma.ticks VALUES
         (v_last.tick_id + 1, (random() * 9e18)::bigint, (v_xmax || ':' || v_xmax || ':')::pg_snapshot, v_top, v_top,
-         v_last.era, clock_timestamp()),
-        (v_last.tick_id + 2, (random() * 9e18)::bigint, '1:1:', v_top, v_top, v_last.era + 1, clock_timestamp());
-    UPDATE soma.cluster SET system_identifier = new_cluster;
+         v_last.era, v_last.era_start, clock_timestamp()),
+        (v_last.tick_id + 2, (random() * 9e18)::bigint, '1:1:', v_top, v_top, v_last.era + 1, v_top, clock_timestamp());
+    -- A logical copy brings rows but no sequences, and perhaps no row of soma.cluster.
+    PERFORM setval(pg_get_serial_sequence('soma.streams', 'stream_id'), (SELECT max(stream_id) FROM soma.streams));
+    PERFORM setval(pg_get_serial_sequence('soma.consumers', 'consumer_id'),
+                   (SELECT max(consumer_id) FROM soma.consumers));
+    INSERT INTO soma.cluster (system_identifier) VALUES (new_cluster)
+    ON CONFLICT (only_row) DO UPDATE SET system_identifier = excluded.system_identifier;
+    -- What was noted there are transaction ids of the old era.
+    DELETE FROM soma.outbox_slots;
     history_until := v_top;
     new_era := v_last.era + 1;
     RETURN NEXT;

@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 
 from soma_common.errors import ServerUnavailable
-from soma_common.guard import Guard, Record
+from soma_common.guard import Guard, Identity, Record
 from soma_common.locks import SharedLock
 
 _PAUSE = 0.02
+_PATIENCE = 30.0  # seconds for a killed process to be gone
 _TAKEN = (
     "Address already in use",
     "BindException",
@@ -62,7 +63,7 @@ class ServerProcess:
         record = Record.read(self._pids)
         if record is None:
             raise ServerUnavailable(f"{self.name} was never started.")
-        return record.server
+        return record.server.pid
 
     @property
     def alive(self) -> bool:
@@ -124,14 +125,14 @@ class ServerProcess:
     def kill(self) -> None:
         """SIGKILL the server and every process it started, as a crash of the machine would."""
         if self.alive:
-            family = self._family()
+            family = self._frozen_family()
             self._signal(family, signal.SIGKILL)
-            _survivors(family, 30.0)
-        self._await_guard(30.0)
+            _survivors(family, _PATIENCE)
+        self._await_guard(_PATIENCE)
 
     def pause(self) -> None:
         """SIGSTOP the server and every process it started."""
-        self._signal(self._family(), signal.SIGSTOP)
+        self._signal(self._frozen_family(), signal.SIGSTOP)
 
     def resume(self) -> None:
         """Undo ``pause``: SIGCONT."""
@@ -160,6 +161,11 @@ class ServerProcess:
             return [server, *server.children(recursive=True)]
         except psutil.NoSuchProcess as error:
             raise ServerUnavailable(f"{self.name} is not running.", cure="start it again.") from error
+
+    def _frozen_family(self) -> list[psutil.Process]:
+        """The family of a stopped server, which cannot start another process behind our back."""
+        self._signal(self._family()[:1], signal.SIGSTOP)
+        return self._family()
 
     @staticmethod
     def _signal(processes: Sequence[psutil.Process], how: signal.Signals) -> None:
@@ -192,8 +198,9 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _running(pid: int) -> bool:
+def _running(who: Identity) -> bool:
     try:
-        return _runs(psutil.Process(pid))
+        process = psutil.Process(who.pid)
     except psutil.NoSuchProcess:
         return False
+    return _runs(process) and who.born in (None, Identity.of(who.pid).born)
