@@ -25,7 +25,7 @@ from soma_common.events.keys import kafka_key
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import to_json
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import KafkaSource, SourceSettings
+from soma_common.kafka.source import SourceSettings, KafkaSource
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.testing.backends import KafkaHandle
@@ -69,9 +69,7 @@ class World:
     async def publish(self, count: int, *, keys: int = 10, start: int = 0, **fields: Any) -> list[RecordedEvent]:
         """Events n = start, start+1, … spread over the keys in turn."""
         given = {"tenant_id": "acme", "event_type": "order.paid"} | fields
-        events = [
-            Event(payload={"n": n}, aggregate_id=f"a{n % keys}", **given) for n in range(start, start + count)
-        ]
+        events = [Event(payload={"n": n}, aggregate_id=f"a{n % keys}", **given) for n in range(start, start + count)]
         recorded: list[RecordedEvent] = []
         for begin in range(0, count, 500):
             recorded += await self.store.publish(events[begin : begin + 500])
