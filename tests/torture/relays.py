@@ -59,7 +59,7 @@ async def main(folder: Path, name: str, life: int) -> None:
     """The process."""
     settings = Settings.load(folder)
     _measure(_Gauge(folder / f"{name}.{life}.gauge"))
-    mutants.apply(settings.mutant)
+    mutants.apply(settings.mutant, folder)
     publishers = KafkaPublishers(
         PublisherSettings(bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=20.0)
     )
