@@ -21,6 +21,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── LogRewound              stored transaction ids are ahead of the cluster's
     │   ├── OffsetLost              the topic no longer has the offset where a consumer stands
     │   └── WrongIsolation          a diff was asked for outside READ COMMITTED
+    ├── ServiceEnded                a service's loop ended although nobody asked it to
     ├── LeaseLost                   another worker owns the shard now
     ├── CodecError                  bytes that cannot be encoded or decoded
     │   ├── SchemaNotFound          no such schema id or subject
@@ -145,6 +146,10 @@ class OffsetLost(LogError):
 
 class WrongIsolation(LogError):
     """Readers of the log work in READ COMMITTED only."""
+
+
+class ServiceEnded(SomaError):
+    """A service's loop ended although nobody asked it to."""
 
 
 class LeaseLost(SomaError):

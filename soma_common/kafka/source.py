@@ -328,10 +328,20 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
 
 
 async def _close(consumer: AIOKafkaConsumer) -> None:
+    """Close a client, whatever state it is in.
+
+    aiokafka cancels its own fetches and lets their CancelledError escape from ``stop`` when the broker is away: in a
+    task of its own it cannot be taken for a cancellation of ours. What ``stop`` then leaves open is closed here.
+    """
+    stopping = asyncio.create_task(consumer.stop())
     try:
-        await asyncio.wait_for(consumer.stop(), 5.0)
-    except (KafkaError, OSError, TimeoutError) as error:
-        log.debug("A Kafka consumer did not close cleanly: %s", error)
+        await asyncio.wait({stopping}, timeout=5.0)
+    finally:
+        stopping.cancel()
+        with suppress(asyncio.CancelledError, KafkaError, OSError):
+            await stopping
+    with suppress(KafkaError, OSError, TimeoutError):
+        await asyncio.wait_for(consumer._client.close(), 5.0)
 
 
 def _lost(partition: Partition, owned: _Owned, why: str) -> Record:

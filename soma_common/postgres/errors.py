@@ -41,6 +41,10 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
 # Classes of SQLSTATE that mean "the server is not there for us just now".
 _AWAY = ("08", "57P", "53", "58")
 
+# How asyncpg says that a connection is gone. "Released": its pool takes a broken one back at once. "Operation (2)": the
+# server ended an idle session, and its last message is read while the next statement is about to be sent.
+_LOST = ("closed", "connection was lost", "connection has been released", "another operation (2) is in progress")
+
 _CONNECT = "check that the server runs and that SOMASTACK_POSTGRES_DSN names it."
 
 
@@ -73,8 +77,7 @@ def is_connection_loss(error: BaseException) -> bool:
         return not state
     if "asyncpg.InterfaceError" in names or "asyncpg.InternalClientError" in names:
         text = str(error)
-        # A pool takes a connection back at once when it breaks: the next statement on it then hears "released".
-        return any(word in text for word in ("closed", "connection was lost", "connection has been released"))
+        return any(words in text for words in _LOST)
     return False
 
 

@@ -6,60 +6,31 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from soma_common.errors import (
     CodecError,
-    ConfigurationError,
     IncompatibleSchema,
     RegistryUnavailable,
     SchemaNotFound,
 )
-from soma_common.retry import Backoff
 from soma_common.schemas.address import RegistryAuth, check_id, check_url
 from soma_common.schemas.avro import Schema, artifact_id, schema_text
 from soma_common.schemas.compat import breaks, field_at
+from soma_common.schemas.rest import Answer, Patience, Rest
 from soma_common.schemas.table import SchemaRef, SchemaTable
-
-if TYPE_CHECKING:
-    import httpx
 
 logger = logging.getLogger(__name__)
 
-MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 # For so long a "no such id" is not asked again: hostile ids must not become a flood of requests.
 ABSENT_SECONDS: Final = 10.0
+MAX_ABSENT: Final = 10_000
+_PATIENCE: Final = Patience()
 _AT_ONCE: Final = 8
 _IDS_PATH: Final = {"content": "contentIds", "global": "globalIds"}
 
-_WAITS: Final = Backoff(base=0.1, maximum=2.0)
-
 EventKey = tuple[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to try: seconds for one request, and how often with which waits before RegistryUnavailable."""
-
-    timeout: float = 5.0
-    attempts: int = 4
-    backoff: Backoff = _WAITS
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    text: str
-
-    def json(self) -> Any:
-        """The answer's JSON, or an empty object where it is none."""
-        try:
-            found = json.loads(self.text)
-        except (ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
 
 class Registry:
@@ -76,12 +47,11 @@ class Registry:
         group: str = "soma",
         auth: RegistryAuth | None = None,
         snapshot: Path | None = None,
-        patience: Patience = Patience(),
+        patience: Patience = _PATIENCE,
     ) -> None:
         self.url, self.group = check_url(url), check_id("group", group)
-        self._auth, self._snapshot, self._patience = auth, snapshot, patience
+        self._rest, self._snapshot = Rest(self.url, auth, patience), snapshot
         self._table = SchemaTable()
-        self._client: httpx.AsyncClient | None = None
         self._flights: dict[SchemaRef, asyncio.Task[Any]] = {}
         self._absent: dict[SchemaRef, float] = {}
         if snapshot is not None:
@@ -95,9 +65,7 @@ class Registry:
 
     async def close(self) -> None:
         """Close the connections. May be called twice."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._rest.close()
 
     @property
     def _source(self) -> str:
@@ -124,7 +92,7 @@ class Registry:
         texts = {key: schema_text(schema) for key, schema in schemas.items()}
         try:
             # One probe decides whether the registry is there, instead of every schema waiting for itself.
-            self._expect(await self._send("GET", "/system/info"))
+            self._rest.expect(await self._rest.send("GET", "/system/info"))
             await self._resolve_all(texts, register)
         except RegistryUnavailable as error:
             self._resolve_offline(texts, error)
@@ -177,10 +145,10 @@ class Registry:
     async def set_global_rule(self, level: str = "BACKWARD") -> None:
         """Make a compatibility level the default of the whole registry."""
         body = {"ruleType": "COMPATIBILITY", "config": level}
-        answer = await self._send("POST", "/admin/rules", body)
+        answer = await self._rest.send("POST", "/admin/rules", body)
         if answer.status == 409:
-            answer = await self._send("PUT", "/admin/rules/COMPATIBILITY", body)
-        self._expect(answer)
+            answer = await self._rest.send("PUT", "/admin/rules/COMPATIBILITY", body)
+        self._rest.expect(answer)
 
     async def _resolve_all(self, texts: Mapping[EventKey, str], register: bool) -> None:
         gate = asyncio.Semaphore(_AT_ONCE)
@@ -216,9 +184,7 @@ class Registry:
         if answer.status not in (200, 201):
             schema = json.loads(text)
             self._accepted(key, answer, await self._breaks(key, schema), schema)
-        number = answer.json().get("version", {}).get("contentId")
-        if not isinstance(number, int):
-            raise self._strange(answer)
+        number = self._content_id(answer, "version", "contentId")
         if not ruled:
             await self._guard(key)
         self._learn(key, text, number)
@@ -226,31 +192,38 @@ class Registry:
     async def _guard(self, key: EventKey) -> bool:
         """Set the BACKWARD rule on an artifact; False when the artifact is not there yet."""
         body = {"ruleType": "COMPATIBILITY", "config": "BACKWARD"}
-        answer = await self._send("POST", f"{self._artifacts}/{_path_id(key)}/rules", body)
+        answer = await self._rest.send("POST", f"{self._artifacts}/{_path_id(key)}/rules", body)
         if answer.status not in (404, 409):
-            self._expect(answer)
+            self._rest.expect(answer)
         return answer.status != 404
 
-    async def _create(self, key: EventKey, text: str, *, dry_run: bool) -> _Answer:
+    async def _create(self, key: EventKey, text: str, *, dry_run: bool) -> Answer:
         content = {"content": text, "contentType": "application/json"}
         body = {"artifactId": _path_id(key), "artifactType": "AVRO", "firstVersion": {"content": content}}
         # Content is compared as it is: the canonical form reorders fields, and another order is another binary format.
         query = f"?ifExists=FIND_OR_CREATE_VERSION&dryRun={str(dry_run).lower()}"
-        answer = await self._send("POST", f"{self._artifacts}{query}", body)
+        answer = await self._rest.send("POST", f"{self._artifacts}{query}", body)
         # Two that create the same artifact at once: the loser finds it on the second try.
-        return await self._send("POST", f"{self._artifacts}{query}", body) if answer.status == 409 else answer
+        return await self._rest.send("POST", f"{self._artifacts}{query}", body) if answer.status == 409 else answer
 
     async def _lookup(self, key: EventKey, text: str) -> int | None:
         """The content id of exactly this text under exactly this artifact."""
         query = f"?groupId={self.group}&artifactId={_path_id(key)}&artifactType=AVRO&limit=1"
-        answer = await self._send("POST", f"/search/versions{query}", text)
-        self._expect(answer)
-        versions = answer.json().get("versions") or []
-        return int(versions[0]["contentId"]) if versions else None
+        answer = await self._rest.send("POST", f"/search/versions{query}", text)
+        self._rest.expect(answer)
+        if answer.at("versions") == []:
+            return None
+        return self._content_id(answer, "versions", 0, "contentId")
+
+    def _content_id(self, answer: Answer, *path: str | int) -> int:
+        number = answer.at(*path)
+        if not isinstance(number, int) or number < 1:
+            raise self._rest.strange(answer)
+        return number
 
     async def _breaks(self, key: EventKey, schema: Schema) -> list[str]:
         path = f"{self._artifacts}/{_path_id(key)}/versions/branch=latest/content"
-        answer = await self._send("GET", path)
+        answer = await self._rest.send("GET", path)
         if answer.status != 200:
             return []
         try:
@@ -259,11 +232,13 @@ class Registry:
             raise CodecError(f"The latest {_named(key)} in the registry is not Avro: {error!r:.200}.") from error
 
     async def _fetch(self, ref: SchemaRef) -> Any:
-        answer = await self._send("GET", f"/ids/{_IDS_PATH[ref.kind]}/{ref.id}")
+        answer = await self._rest.send("GET", f"/ids/{_IDS_PATH[ref.kind]}/{ref.id}")
         if answer.status == 404 and answer.json().get("name"):
+            if len(self._absent) >= MAX_ABSENT:
+                self._absent.clear()
             self._absent[ref] = asyncio.get_running_loop().time() + ABSENT_SECONDS
             raise SchemaNotFound(f"{self.url} has no schema with {ref}.", cure="look at the record's producer.")
-        self._expect(answer)
+        self._rest.expect(answer)
         schema = answer.json()
         if not schema:
             raise CodecError(f"The schema with {ref} at {self.url} is not an Avro record.")
@@ -305,76 +280,11 @@ class Registry:
     def _artifacts(self) -> str:
         return f"/groups/{self.group}/artifacts"
 
-    def _accepted(self, key: EventKey, answer: _Answer, found: list[str], schema: Schema) -> None:
+    def _accepted(self, key: EventKey, answer: Answer, found: list[str], schema: Schema) -> None:
         document = answer.json()
         if document.get("name") == "RuleViolationException":
             raise _incompatible(key, found, _causes(document, schema) or [str(document.get("title"))])
-        self._expect(answer)
-
-    def _expect(self, answer: _Answer) -> None:
-        if answer.status in (401, 403):
-            cure = "give the registry's client a token, or user and password, that may do this."
-            raise ConfigurationError(f"The registry {self.url} refuses these credentials ({answer.status}).", cure=cure)
-        if answer.status not in (200, 201, 204):
-            raise self._strange(answer)
-
-    def _strange(self, answer: _Answer) -> ConfigurationError:
-        title = answer.json().get("title") or answer.text[:200]
-        cure = "check that this is the address of an Apicurio Registry 3."
-        return ConfigurationError(f"{self.url} answered {answer.status}: {title!s:.300}.", cure=cure)
-
-    async def _send(self, method: str, path: str, body: Any = None) -> _Answer:
-        """One request, tried again while the registry is away.
-
-        Raises:
-            RegistryUnavailable: all attempts failed; names the last reason.
-        """
-        reason: BaseException | str = "no attempt was made"
-        for attempt in range(self._patience.attempts):
-            if attempt:
-                await asyncio.sleep(self._patience.backoff.delay(attempt))
-            answer, reason = await self._try(method, path, body)
-            if answer is not None:
-                return answer
-        raise RegistryUnavailable(
-            f"The schema registry {self.url} cannot be reached after {self._patience.attempts} attempts: {reason}.",
-            cure="start it, or correct its URL.",
-        )
-
-    async def _try(self, method: str, path: str, body: Any) -> tuple[_Answer | None, str]:
-        import httpx
-
-        content = body if isinstance(body, str) or body is None else json.dumps(body)
-        client = self._client = self._client or self._connect(httpx)
-        try:
-            async with client.stream(method, f"/apis/registry/v3{path}", content=content) as response:
-                answer = _Answer(response.status_code, await _limited(response))
-        except httpx.TransportError as error:
-            return None, f"{type(error).__name__} {error}".strip()
-        if answer.status == 429 or answer.status >= 500:
-            return None, f"it answered {answer.status}: {answer.text[:200]}"
-        return answer, ""
-
-    def _connect(self, module: Any) -> httpx.AsyncClient:
-        headers = {"content-type": "application/json", "accept": "application/json, */*;q=0.5"}
-        auth = None
-        if self._auth is not None and self._auth.token is not None:
-            headers["authorization"] = f"Bearer {self._auth.token}"
-        elif self._auth is not None:
-            auth = module.BasicAuth(self._auth.username, self._auth.password)
-        client: httpx.AsyncClient = module.AsyncClient(
-            base_url=self.url, headers=headers, auth=auth, timeout=self._patience.timeout, follow_redirects=False
-        )
-        return client
-
-
-async def _limited(response: httpx.Response) -> str:
-    chunks = bytearray()
-    async for chunk in response.aiter_bytes():
-        chunks += chunk
-        if len(chunks) > MAX_ANSWER_BYTES:
-            raise CodecError(f"The registry's answer is above {MAX_ANSWER_BYTES} bytes.")
-    return chunks.decode("utf-8", "replace")
+        self._rest.expect(answer)
 
 
 def _path_id(key: EventKey) -> str:

@@ -10,6 +10,7 @@ from soma_common.schemas.compat import named_types
 from soma_common.schemas.table import SchemaRef
 
 MAX_DEPTH: Final = 60
+MAX_STEPS: Final = 20_000
 _REQUIRED: Final = frozenset({
     "event_id", "event_type", "schema_version", "tenant_id", "aggregate_type", "aggregate_id", "service_id",
     "correlation_id", "idempotency_key", "traceparent", "timestamp", "occurred_at", "payload",
@@ -29,8 +30,8 @@ def check_readable(ref: SchemaRef, schema: Any) -> None:
         raise CodecError(f"The schema with {ref} is not a record.")
     try:
         missing = _REQUIRED - {field["name"] for field in schema["fields"]}
-        problem = next(_problems(schema, named_types(schema), ()), None)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = next(_Walk(named_types(schema)).problems(schema), None)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CodecError(f"The schema with {ref} is malformed: {type(error).__name__}: {error}.") from error
     if missing:
         raise CodecError(f"The schema with {ref} is not of a soma event: it lacks {', '.join(sorted(missing))}.")
@@ -38,48 +39,57 @@ def check_readable(ref: SchemaRef, schema: Any) -> None:
         raise CodecError(f"The schema with {ref} cannot be read safely: {problem}.")
 
 
-def _problems(schema: Any, names: dict[str, Any], inside: tuple[int, ...]) -> Iterator[str]:
-    schema = _resolve(schema, names)
-    if isinstance(schema, list):
-        for branch in schema:
-            yield from _problems(branch, names, inside)
-        return
-    if not isinstance(schema, dict):
-        return
-    if id(schema) in inside or len(inside) > MAX_DEPTH:
-        yield f"{schema.get('name', 'a type')} contains itself, or nests deeper than {MAX_DEPTH} levels"
-        return
-    deeper = (*inside, id(schema))
-    if schema["type"] == "array" and _may_be_empty(schema["items"], names, deeper):
-        yield "the items of an array have no content"
-    inner = [field["type"] for field in schema.get("fields", [])]
-    for each in [*inner, schema.get("items"), schema.get("values"), _nested(schema)]:
-        yield from _problems(each, names, deeper)
+class _Walk:
+    """One way through a schema, with every reference followed: the way its compiled forms will take."""
 
+    def __init__(self, names: dict[str, Any]) -> None:
+        self._names, self._steps = names, 0
 
-def _resolve(schema: Any, names: dict[str, Any]) -> Any:
-    if not isinstance(schema, str):
-        return schema
-    return names.get(schema) or next((s for name, s in names.items() if name.endswith(f".{schema}")), schema)
+    def problems(self, schema: Any, inside: tuple[int, ...] = ()) -> Iterator[str]:
+        """What makes it unsafe to read, if anything."""
+        schema = self._step(schema)
+        if isinstance(schema, list):
+            for branch in schema:
+                yield from self.problems(branch, inside)
+            return
+        if not isinstance(schema, dict):
+            return
+        if id(schema) in inside or len(inside) > MAX_DEPTH:
+            yield f"{schema.get('name', 'a type')} contains itself, or nests deeper than {MAX_DEPTH} levels"
+            return
+        deeper = (*inside, id(schema))
+        if schema["type"] == "array" and self._may_be_empty(schema["items"], deeper):
+            yield "the items of an array have no content"
+        inner = [field["type"] for field in schema.get("fields", [])]
+        for each in [*inner, schema.get("items"), schema.get("values"), _nested(schema)]:
+            yield from self.problems(each, deeper)
+
+    def _may_be_empty(self, schema: Any, inside: tuple[int, ...]) -> bool:
+        """Whether a value of this type may take no bytes at all."""
+        schema = self._step(schema)
+        if not isinstance(schema, dict):
+            return bool(schema == "null")
+        if id(schema) in inside or len(inside) > MAX_DEPTH:
+            return True
+        deeper = (*inside, id(schema))
+        if isinstance(schema["type"], dict | list):
+            return self._may_be_empty(schema["type"], deeper)
+        if schema["type"] == "record":
+            return all(self._may_be_empty(field["type"], deeper) for field in schema["fields"])
+        return bool(schema["type"] == "null" or (schema["type"] == "fixed" and not schema["size"]))
+
+    def _step(self, schema: Any) -> Any:
+        """The schema behind a reference. A few types that name each other twice make a tree of 2**60 steps."""
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise ValueError(f"it has more than {MAX_STEPS} parts")
+        if not isinstance(schema, str) or schema in self._names:
+            return self._names[schema] if isinstance(schema, str) else schema
+        return next((known for name, known in self._names.items() if name.endswith(f".{schema}")), schema)
 
 
 def _nested(schema: dict[str, Any]) -> Any:
     return schema["type"] if isinstance(schema["type"], dict | list) else None
-
-
-def _may_be_empty(schema: Any, names: dict[str, Any], inside: tuple[int, ...]) -> bool:
-    """Whether a value of this type may take no bytes at all."""
-    schema = _resolve(schema, names)
-    if not isinstance(schema, dict):
-        return bool(schema == "null")
-    if id(schema) in inside or len(inside) > MAX_DEPTH:
-        return True
-    if isinstance(schema["type"], dict | list):
-        return _may_be_empty(schema["type"], names, (*inside, id(schema)))
-    if schema["type"] == "record":
-        deeper = (*inside, id(schema))
-        return all(_may_be_empty(field["type"], names, deeper) for field in schema["fields"])
-    return bool(schema["type"] == "null" or (schema["type"] == "fixed" and not schema["size"]))
 
 
 def without_text_uuids(schema: Any) -> Any:

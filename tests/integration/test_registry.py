@@ -26,7 +26,8 @@ from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload, to_json
 from soma_common.retry import Backoff
 from soma_common.schemas.avro import GENERIC, event_schema, event_schemas
-from soma_common.schemas.registry import Patience, Registry
+from soma_common.schemas.registry import Registry
+from soma_common.schemas.rest import Patience
 from soma_common.schemas.table import SchemaRef
 from soma_common.testing.backends import PostgresHandle, RegistryHandle
 from soma_common.testing.lane.apicurio import ApicurioServer
@@ -117,13 +118,13 @@ async def test_an_unknown_writer_schema_is_fetched_once_for_many(soma_registry: 
         await writer.resolve(SCHEMAS)
         value = _encode(AvroCodec(writer))
         asked: list[str] = []
-        original = reader._send
+        original = reader._rest.send
 
         async def counted(method: str, path: str, body: object = None) -> object:
             asked.append(path)
             return await original(method, path, body)
 
-        reader._send = counted  # type: ignore[method-assign,assignment]
+        reader._rest.send = counted  # type: ignore[method-assign,assignment]
         codec = AvroCodec(reader)
         waiters = [asyncio.create_task(codec.ensure(value)) for _ in range(50)]
         await asyncio.sleep(0)
@@ -139,7 +140,7 @@ async def test_an_unknown_writer_schema_is_fetched_once_for_many(soma_registry: 
 async def test_content_and_global_ids_lead_to_the_same_schema(soma_registry: RegistryHandle, group: str) -> None:
     async with Registry(soma_registry.url, group=group) as registry:
         number = await registry.register("order.placed", 1, event_schema(Order))
-        answer = await registry._send("GET", f"/groups/{group}/artifacts/order.placed.v1/versions/branch=latest")
+        answer = await registry._rest.send("GET", f"/groups/{group}/artifacts/order.placed.v1/versions/branch=latest")
         global_id = answer.json()["globalId"]
         schema = await registry.fetch(SchemaRef("global", global_id))
         assert schema == await registry.fetch(SchemaRef("content", number)) == event_schema(Order)

@@ -16,7 +16,7 @@ from soma_common.events.codec import JsonCodec
 from tests.torture.followers import journal_of
 from tests.torture.history import Delivered, Effect, Followed, Known, Logged
 from tests.torture.journal import read
-from tests.torture.settings import PARTITIONS, TOPIC
+from tests.torture.settings import FOLLOW_UP, PARTITIONS, TOPIC
 
 _LOG = """
 SELECT event_id::text, tenant_id || ':' || aggregate_type || ':' || aggregate_id, version, "timestamp",
@@ -154,4 +154,5 @@ def _delivered(record: Any) -> Delivered:
         digest=digest.digest(),
         partition=record.partition,
         offset=record.offset,
+        follow_up=event.event_type == FOLLOW_UP,
     )

@@ -34,6 +34,7 @@ class Delivered:
     digest: bytes
     partition: int
     offset: int
+    follow_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

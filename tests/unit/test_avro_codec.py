@@ -211,6 +211,16 @@ def test_deep_nesting_is_refused() -> None:
         AvroCodec(table).decode(b"\0\0\0\0\5" + b"\2" * 5000)
 
 
+def test_types_that_name_each_other_many_times_over_are_refused() -> None:
+    kind: Any = "int"
+    for level in range(16):
+        first = {"type": "record", "name": f"L{level}", "fields": [{"name": "x", "type": kind}]}
+        second = {"name": "b", "type": f"com.soma.events.order.placed.v1.L{level}"}
+        kind = {"type": "record", "name": f"M{level}", "fields": [{"name": "a", "type": first}, second]}
+    with pytest.raises(CodecError, match="more than"):
+        _with_schema("content", 5, _foreign([{"name": "f", "type": kind}])).decode(b"\0\0\0\0\5")
+
+
 def test_bytes_behind_the_record_are_an_error() -> None:
     with pytest.raises(CodecError, match="3 bytes follow"):
         AvroCodec(_table()).decode(_encode(_table()) + b"abc")

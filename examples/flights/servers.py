@@ -1,0 +1,117 @@
+"""The servers of the demo: an embedded PostgreSQL, or PostgreSQL, Kafka and Apicurio as local processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from soma_common.deployment import DeployMode
+from soma_common.errors import ConfigurationError
+from soma_common.guard import Record
+
+_OURS = ("SOMA_", "SOMASTACK_", "SA01_")
+_T = TypeVar("_T")
+
+Env = dict[str, str]
+
+
+def clean_environment() -> Env:
+    """The environment without settings of other Soma programs, but with those of the test servers."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(_OURS) or name.startswith("SOMA_TEST_")
+    }
+
+
+@asynccontextmanager
+async def servers(mode: DeployMode, folder: Path) -> AsyncIterator[Mapping[str, str]]:
+    """Start what a mode needs; the settings that lead an application there. Everything has ended afterwards.
+
+    Raises:
+        ConfigurationError: the mode needs a cluster.
+        MissingDependency, ServerUnavailable, EmbeddedPostgresError: with cause and cure.
+    """
+    if mode is DeployMode.STANDALONE:
+        async with _standalone(folder) as env:
+            yield env
+    elif mode is DeployMode.SOMASTACK:
+        async with _somastack() as env:
+            yield env
+    else:
+        raise ConfigurationError(f"The demo does not run in mode {mode}.", cure="use standalone or somastack.")
+
+
+@asynccontextmanager
+async def _standalone(folder: Path) -> AsyncIterator[Env]:
+    soma = folder / "soma"
+    try:
+        yield {"SOMA_DEPLOY_MODE": "standalone", "SOMA_FOLDER": str(soma)}
+    finally:
+        await _ended(soma / "pids.json")
+
+
+async def _ended(pids: Path, within: float = 30.0) -> None:
+    """Wait until the embedded server, which nobody uses any more, has gone."""
+    end = time.monotonic() + within
+    while (record := Record.read(pids)) is not None and record.code is None and time.monotonic() < end:
+        await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def _somastack() -> AsyncIterator[Env]:
+    # Imported here: standalone needs neither psutil nor Java.
+    from soma_common.testing.run import ServerRun
+
+    run = ServerRun(os.environ)
+    try:
+        yield await in_thread(lambda: _start(run))
+    finally:
+        run.close()
+
+
+def _start(run: object) -> Env:
+    from soma_common.testing.lane.kafka_wire import Topic
+    from soma_common.testing.run import ServerRun
+
+    assert isinstance(run, ServerRun)
+    name = f"soma_flights_{os.getpid()}"
+    kafka, registry = run.kafka(), run.registry()
+    topic = f"soma.flights.events.{os.getpid()}"
+    kafka.create_topic(Topic(topic, partitions=6))
+    return {
+        "SOMA_DEPLOY_MODE": "somastack",
+        "SOMASTACK_POSTGRES_DSN": run.postgres().sql.create_database(name),
+        "SOMASTACK_KAFKA_BOOTSTRAP": kafka.bootstrap,
+        "SOMASTACK_REGISTRY_URL": registry.url,
+        "SOMA_TOPIC": topic,
+    }
+
+
+async def in_thread(work: Callable[[], _T]) -> _T:
+    """The result of blocking work. Unlike an executor's, its thread does not keep a cancelled program alive."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # without an error it is the result
+
+    def run() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as caught:
+            result, error = None, caught
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="servers", daemon=True).start()
+    return await done

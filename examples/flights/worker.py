@@ -1,0 +1,116 @@
+"""A process of the demo: the application's consumers, or the relay, with a note of the stage it is in.
+
+The stages are noted by wrapping the library's protocols (``Source``, ``PublisherFactory``) from outside; the library
+knows nothing of it. Run as ``python -m examples.flights.worker consumer|relay FILE``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.flights.projection import CONSUMERS, application
+from examples.flights.stages import Board, Stage
+from soma_common.consumer.source import Drain, Partition, Record, Source
+from soma_common.errors import SomaError
+
+
+class StagedSource:
+    """A source that notes where the consumer is; everything else is the wrapped source's."""
+
+    def __init__(self, source: Source, board: Board, slot: int) -> None:
+        self._source, self._board, self._slot = source, board, slot
+
+    def _enter(self, stage: Stage, steps: int = 0) -> None:
+        self._board.enter(stage, steps, slot=self._slot)
+
+    async def start(self, consumer_id: int, drain: Drain) -> None:
+        """As the source does."""
+        await self._source.start(consumer_id, drain)
+
+    async def fetch(self, most: int) -> Sequence[Record]:
+        """Waiting for records; with them the handlers begin."""
+        self._enter(Stage.WAITING)
+        records = await self._source.fetch(most)
+        if records:
+            self._enter(Stage.HANDLING, len(records))
+        return records
+
+    async def save(self, tx: Any, records: Sequence[Record]) -> None:
+        """The last statement before COMMIT."""
+        await self._source.save(tx, records)
+        self._enter(Stage.COMMITTING)
+
+    async def committed(self, records: Sequence[Record]) -> None:
+        """The database has committed; the source has not heard of it yet."""
+        self._enter(Stage.COMMITTED)
+        await self._source.committed(records)
+        self._enter(Stage.WAITING)
+
+    async def rewind(self) -> None:
+        """As the source does."""
+        await self._source.rewind()
+
+    def halt(self, partition: Partition) -> None:
+        """As the source does."""
+        self._source.halt(partition)
+
+    @property
+    def assigned(self) -> frozenset[Partition]:
+        """As the source says."""
+        return self._source.assigned
+
+    @property
+    def halted(self) -> frozenset[Partition]:
+        """As the source says."""
+        return self._source.halted
+
+    async def stop(self) -> None:
+        """Leaving."""
+        self._enter(Stage.STOPPING)
+        await self._source.stop()
+
+
+async def consume(board: Board) -> None:
+    """The application as it is; only the sources of its consumers are wrapped."""
+    soma = application()
+    async with soma:
+        for slot, name in enumerate(CONSUMERS):
+            worker = soma.consumer(name)
+            worker.source = StagedSource(worker.source, board, slot)
+        await soma.run()
+
+
+def end_with_parent() -> None:
+    """End at once when the demo is gone: its end of our standard input closes, even if it was killed."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):  # not through the buffer, whose lock would outlive the interpreter
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one process until SIGTERM."""
+    kind, path = argv
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    end_with_parent()
+    board = Board(Path(path))
+    try:
+        asyncio.run(consume(board))
+    except SomaError as error:
+        print(f"{error.message} Cure: {error.cure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
