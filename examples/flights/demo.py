@@ -8,10 +8,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -73,8 +74,7 @@ async def run(options: Options, console: Console) -> int:
     """
     reading = read_flights(options.csv)
     show_reading(console, reading)
-    folder = Path(tempfile.mkdtemp(prefix="flights-"))
-    folder.chmod(0o711)  # the embedded server's own account must pass through
+    folder = _new_folder()
     try:
         outcome = await _through(options, reading, folder, console)
     finally:
@@ -84,6 +84,12 @@ async def run(options: Options, console: Console) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     _show(console, outcome)
     return outcome.exit_code
+
+
+def _new_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="flights-"))
+    folder.chmod(0o711)  # the embedded server's own account must pass through
+    return folder
 
 
 async def _through(options: Options, reading: Reading, folder: Path, console: Console) -> Outcome:
@@ -102,6 +108,22 @@ async def _through(options: Options, reading: Reading, folder: Path, console: Co
         return await run.go(reading, folder, env)
 
 
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """All of it at once; when one fails the others are ended, and its error is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except* Exception as failed:
+        raise first_of(failed) from None
+
+
+def first_of(failed: BaseExceptionGroup[Any]) -> BaseException:
+    """The first error in a group of groups."""
+    first = failed.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 def _kinds(mode: DeployMode) -> tuple[str, ...]:
     return ("consumer",) if mode is DeployMode.STANDALONE else ("consumer", "relay")
 
@@ -114,20 +136,15 @@ class Run:
         self._published, self._twice = 0, 0
         self._killers: list[Killer] = []
         self._kills: list[Kill] = []
+        self._over = asyncio.Event()
 
     async def go(self, reading: Reading, folder: Path, env: dict[str, str]) -> Outcome:
         """Publish, kill, drain, compare."""
         begun = time.monotonic()
-        for kind in _kinds(self._options.mode):
-            self._killers.append(Killer(Child(kind, folder, env), self._outstanding, self._killed))
-        async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._watch())
-            publisher = group.create_task(self._publish())
-            killers = [group.create_task(killer.run(self._plans(killer.child.kind))) for killer in self._killers]
-            await asyncio.wait([publisher, *killers], return_when=asyncio.FIRST_EXCEPTION)
-            await self._drained()
-            await self._publish_again()
-            watch.cancel()
+        self._killers = [
+            Killer(Child(kind, folder, env), self._outstanding, self._killed) for kind in _kinds(self._options.mode)
+        ]
+        await together(self._watch(), self._work())
         self._progress.say("stopping")
         for killer in self._killers:
             await killer.child.stop()
@@ -137,6 +154,12 @@ class Run:
         found = await projection.tables(self._soma.pool)
         wrong, rows = differences(expected, found), len(expected.rows())
         return Outcome(reading, found, wrong, rows, self._kills, self._twice, time.monotonic() - begun)
+
+    async def _work(self) -> None:
+        await together(self._publish(), *[killer.run(self._plans(killer.child.kind)) for killer in self._killers])
+        await self._drained()
+        await self._publish_again()
+        self._over.set()
 
     async def end(self) -> None:
         """Kill what still runs."""
@@ -176,10 +199,11 @@ class Run:
         self._progress.killed(kill)
 
     async def _watch(self) -> None:
-        while True:
+        while not self._over.is_set():
             applied, _, _ = await projection.progress(self._soma.pool)
             self._progress.at(self._published, applied)
-            await asyncio.sleep(0.1)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), 0.1)
 
     async def _drained(self) -> None:
         """Wait until everything that was published has been applied, or nothing moves any more."""

@@ -13,7 +13,6 @@ from examples.flights.truth import THRESHOLD, Aircraft, Alert, Delays, Statistic
 from soma_common import Event, RecordedEvent, Soma
 from soma_common.postgres.pool import Pool
 
-CONSUMERS = ("delays", "alerts")
 _BLOCK = re.compile(r"^-- :name (\w+) : .*$", re.MULTILINE)
 
 

@@ -15,10 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.flights.projection import CONSUMERS, application
+from examples.flights.projection import application
 from examples.flights.stages import Board, Stage
 from soma_common.consumer.source import Drain, Partition, Record, Source
 from soma_common.errors import SomaError
+from soma_common.log.source import LogSettings, LogSource
+from soma_common.postgres.pool import Pool
+from soma_common.service import run_until_signalled
+
+LEASE = 2.0  # seconds
 
 
 class StagedSource:
@@ -81,10 +86,17 @@ async def consume(board: Board) -> None:
     """The application as it is; only the sources of its consumers are wrapped."""
     soma = application()
     async with soma:
-        for slot, name in enumerate(CONSUMERS):
-            worker = soma.consumer(name)
-            worker.source = StagedSource(worker.source, board, slot)
-        await soma.run()
+        workers = [soma.consumer(name) for name in soma.consumers]
+        for slot, worker in enumerate(workers):
+            worker.source = StagedSource(impatient(worker.source, soma.pool, worker.consumer), board, slot)
+        await run_until_signalled(*workers)
+
+
+def impatient(source: Source, pool: Pool, consumer: str) -> Source:
+    """The source with a short lease: who is killed every second is to be missed sooner than after ten."""
+    if isinstance(source, LogSource):
+        return LogSource(pool, consumer, LogSettings(lease=LEASE))
+    return source
 
 
 def end_with_parent() -> None:
