@@ -14,7 +14,7 @@ from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import KafkaSettings, KafkaSource
+from soma_common.kafka.source import SourceSettings, KafkaSource
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
 from soma_common.service import run_until_signalled
@@ -56,7 +56,7 @@ async def main(folder: Path, name: str, life: int) -> None:
     """The process."""
     settings = Settings.load(folder)
     mutants.apply(settings.mutant)
-    kafka = KafkaSettings(
+    kafka = SourceSettings(
         bootstrap=settings.bootstrap, group="soma.torture", topics=(TOPIC,), session=SESSION, rebalance=8.0
     )
     working = ConsumerSettings(batch=100, drain=3.0, idle_timeout=4.0, backoff=Backoff(base=0.05, maximum=1.0))

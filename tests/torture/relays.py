@@ -8,7 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
-from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers, KafkaSettings
+from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers, PublisherSettings
 from soma_common.outbox.publishing import Delivery, Sending
 from soma_common.outbox.pump import RelaySettings
 from soma_common.outbox.relay import Relay
@@ -61,7 +61,7 @@ async def main(folder: Path, name: str, life: int) -> None:
     _measure(_Gauge(folder / f"{name}.{life}.gauge"))
     mutants.apply(settings.mutant)
     publishers = KafkaPublishers(
-        KafkaSettings(bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=20.0)
+        PublisherSettings(bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=20.0)
     )
     async with Pool(PoolSettings(dsn(folder), size=6)) as pool:
         relay = Relay(

@@ -25,7 +25,7 @@ from soma_common.events.keys import kafka_key
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import to_json
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import KafkaSettings, KafkaSource
+from soma_common.kafka.source import SourceSettings, KafkaSource
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.testing.backends import KafkaHandle
@@ -203,7 +203,7 @@ class Topic:
         given = {"wait": 0.05, "commit_every": 0.2, "session": 6.0} | settings
         group = f"soma.tests.{consumer}.{self.name}"
         return KafkaSource(
-            pool, KafkaSettings(bootstrap=self.bootstrap, group=group, topics=(self.name,), **given), JsonCodec()
+            pool, SourceSettings(bootstrap=self.bootstrap, group=group, topics=(self.name,), **given), JsonCodec()
         )
 
 

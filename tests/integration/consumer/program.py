@@ -22,7 +22,7 @@ from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import KafkaSettings, KafkaSource
+from soma_common.kafka.source import SourceSettings, KafkaSource
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.service import run_until_signalled
@@ -71,7 +71,7 @@ def _source(pool: Pool, given: dict[str, Any]) -> DyingLog | DyingKafka:
     if given["source"] == "log":
         lease, shards = given.get("lease", 10.0), given.get("shards", 8)
         return DyingLog(pool, given["consumer"], LogSettings(lease=lease, shards=shards, most_idle=0.05))
-    settings = KafkaSettings(
+    settings = SourceSettings(
         bootstrap=given["bootstrap"],
         group=given["group"],
         topics=(given["topic"],),
