@@ -11,6 +11,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from examples.flights.reading import Reading, read_flights
 from examples.flights.report import Difference, differences, show_differences, show_reading, show_tables
 from examples.flights.servers import clean_environment, servers
 from examples.flights.truth import Statistics, truth
+from examples.flights.worker import RELAY
 from soma_common import Event, Soma
 from soma_common.deployment import DeployMode
+from soma_common.outbox.queue import Outbox
+from soma_common.postgres.cursor import TickReader
+from soma_common.postgres.pool import Pool
+from soma_common.postgres.shards import Shards
 
 BATCH = 200
+MOST_COUNTED = 20_000
 STANDSTILL = 30.0  # seconds without progress after which the rest is given up, and shown as missing
 
 ALL_GOOD, DIFFERENT, SOME_REFUSED = 0, 1, 3
@@ -142,7 +149,8 @@ class Run:
         """Publish, kill, drain, compare."""
         begun = time.monotonic()
         self._killers = [
-            Killer(Child(kind, folder, env), self._outstanding, self._killed) for kind in _kinds(self._options.mode)
+            Killer(Child(kind, folder, env), partial(self._outstanding, kind), self._killed)
+            for kind in _kinds(self._options.mode)
         ]
         await together(self._watch(), self._work())
         self._progress.say("stopping")
@@ -190,7 +198,10 @@ class Run:
             again = await self._soma.publish(self._events[start : start + 1000])
             self._twice += again.transaction_id is not None
 
-    async def _outstanding(self) -> int:
+    async def _outstanding(self, kind: str) -> int:
+        """What a process that has just been killed left undone, in events."""
+        if kind == "relay":
+            return await not_relayed(self._soma.pool)
         applied, alerts, crossings = await projection.progress(self._soma.pool)
         return self._published - applied + crossings - alerts
 
@@ -220,6 +231,19 @@ class Run:
             for killer in self._killers:
                 killer.child.check()
             await asyncio.sleep(0.02)
+
+
+async def not_relayed(pool: Pool) -> int:
+    """Rows of the outbox behind the relay's cursors."""
+    reader, ticks = f"relay:{RELAY}", TickReader(pool)
+    latest = await ticks.latest()
+    diffs = {
+        state.shard: await ticks.next_diff(state.cursor, latest)
+        for state in await Shards(pool, reader, "demo").states()
+    }
+    behind = {shard: diff for shard, diff in diffs.items() if diff is not None}
+    pages = await Outbox(pool, reader).pages(behind, MOST_COUNTED) if behind else {}
+    return sum(len(page.rows) for page in pages.values())
 
 
 def _show(console: Console, outcome: Outcome) -> None:
