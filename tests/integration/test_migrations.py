@@ -165,7 +165,7 @@ async def _everything_an_application_does(store, mine) -> None:  # type: ignore[
     assert await worker.save({0: reader.cursor}) == frozenset()
     await worker.release()
     await mine.execute("INSERT INTO soma.consumers (name) VALUES ('c')")
-    assert await mine.fetchval("SELECT soma.maintain_events()") == 1
+    assert await mine.fetchval("SELECT soma.maintain_events()") >= 1
     assert await mine.fetchval("SELECT soma.merge_ticks(10, '0')") == 0
     await mine.fetchval("SELECT soma.clean_outbox()")
 
@@ -239,7 +239,7 @@ async def test_maintenance_beside_a_long_writer_gives_up_and_lets_others_write(s
         assert await worker.fetchval("SELECT soma.maintain_events(100, '20 milliseconds')") == 0
         await store.publish(event("beside"))
         await transaction.commit()
-        assert await worker.fetchval("SELECT soma.maintain_events(100)") == 1
+        assert await worker.fetchval("SELECT soma.maintain_events(100)") >= 1
 
 
 async def test_maintenance_beside_many_writers(soma_database: str) -> None:
