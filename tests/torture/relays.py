@@ -10,8 +10,8 @@ from pathlib import Path
 
 from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers, PublisherSettings
 from soma_common.outbox.publishing import Delivery, Sending
-from soma_common.outbox.pump import RelaySettings
 from soma_common.outbox.relay import Relay
+from soma_common.outbox.settings import RelaySettings
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
 from soma_common.service import run_until_signalled
