@@ -30,16 +30,19 @@ from tests.torture.settings import dsn
 # Places where a scenario may stop or end a process: the process does it to itself when it finds the file.
 STOP_BEFORE_COMMIT = "stop-before-commit"
 STOP_WHILE_OPENING = "stop-while-opening"
+ZOMBIE_IS_DONE = "zombie-is-done"  # made by a process that stopped before its COMMIT, once that has ended
 DIE_IN_HANDLER = "die-in-handler"
 DIE_BEFORE_COMMIT = "die-before-commit"
 
 
-def reached(folder: Path, place: str) -> None:
-    """Stop or end this process here if the scenario asks for it, once."""
+def reached(folder: Path, place: str, who: str = "") -> bool:
+    """Stop or end this process here if the scenario asks for it (and for this ``who``), once; whether it did."""
     wish = folder / place
-    if wish.exists():
-        wish.rename(folder / f"{place}.done")
-        os.kill(os.getpid(), signal.SIGSTOP if place.startswith("stop") else signal.SIGKILL)
+    if not wish.exists() or wish.read_text() != who:
+        return False
+    wish.unlink()
+    os.kill(os.getpid(), signal.SIGSTOP if place.startswith("stop") else signal.SIGKILL)
+    return True
 
 
 def apply(name: str | None, folder: Path) -> None:
@@ -54,11 +57,15 @@ def _mark_places(folder: Path) -> None:
     save = KafkaSource.save
 
     async def marked_commit(self: KafkaPublisher, text: str) -> None:
-        reached(folder, STOP_BEFORE_COMMIT)
-        await commit(self, text)
+        stopped = reached(folder, STOP_BEFORE_COMMIT)
+        try:
+            await commit(self, text)
+        finally:
+            if stopped:
+                (folder / ZOMBIE_IS_DONE).touch()
 
     async def marked_stored(self: KafkaPublisher) -> None:
-        reached(folder, STOP_WHILE_OPENING)
+        reached(folder, STOP_WHILE_OPENING, str(self._identity))
         await stored(self)
 
     async def marked_save(self: KafkaSource, tx: Any, records: Sequence[Any]) -> None:
@@ -129,7 +136,7 @@ def _cursor_before_initialisation(folder: Path) -> None:
     """The stored cursor is read, then the identity is taken over."""
     from soma_common.kafka.publisher import abandon
 
-    original = KafkaPublishers.open
+    original, read = KafkaPublishers.open, KafkaPublisher._fetch_stored
 
     async def hasty(self: KafkaPublishers, identity: str | None) -> KafkaPublisher:
         if identity is None:
@@ -138,13 +145,14 @@ def _cursor_before_initialisation(folder: Path) -> None:
         await spy.start()
         early = KafkaPublisher(spy, self.settings, identity)
         try:
-            await early.read_stored()  # stops here when the scenario asks for it, before the identity is initialised
+            stored = await read(early)
         except Exception as error:
             raise BrokerUnavailable(str(error)) from error
         finally:
             await abandon(spy)
+        reached(folder, STOP_WHILE_OPENING, identity)
         publisher = await original(self, identity)
-        publisher.stored = early.stored
+        publisher.stored = stored
         return publisher
 
     _replace(KafkaPublishers, "open", hasty)
