@@ -25,7 +25,7 @@ import asyncpg
 import click
 
 from soma_common.events.keys import StreamKey, kafka_key
-from soma_common.kafka.publisher import KafkaPublishers, KafkaSettings, _batches, _headers
+from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings, _batches, _headers
 from soma_common.outbox.groups import GROUPS
 from soma_common.outbox.publishing import HEADERS, KEY, KEY_HASH, TIMESTAMP_MS, TOPIC, VALUE, Sending
 from soma_common.outbox.relay import Relay

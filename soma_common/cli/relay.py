@@ -10,7 +10,7 @@ import click
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError
 from soma_common.health import HealthServer
-from soma_common.kafka.publisher import KafkaPublishers, KafkaSettings
+from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings
 from soma_common.outbox.metrics import relay_health, relay_metrics
 from soma_common.outbox.relay import Relay
 from soma_common.outbox.settings import RelaySettings
@@ -57,7 +57,7 @@ async def _run(
     drain: float,
 ) -> None:
     settings = PoolSettings(config.postgres_dsn, config.pool_size, transaction_pooler=config.postgres_pooler)
-    publishers = KafkaPublishers(KafkaSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security))
+    publishers = KafkaPublishers(PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security))
     async with Pool(settings) as pool:
         relays = [
             Relay(

@@ -56,7 +56,7 @@ class Batch:
     def reached(self, shard: int, unsent: Sequence[Row]) -> int:
         """Up to which position a group is done when everything but ``unsent`` is."""
         first = [row[POSITION] for row in unsent if row[SHARD] == shard]
-        return min(first) - 1 if first else self.pages[shard].rows[-1][POSITION]
+        return int(min(first) - 1 if first else self.pages[shard].rows[-1][POSITION])
 
 
 def divide(

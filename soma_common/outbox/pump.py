@@ -174,6 +174,7 @@ class Pump:
         leaving = frozenset(self._leaving)
         for shard in leaving:
             self.groups.pop(shard, None)
+            self._arrivals.pop(shard, None)
         if leaving:
             await self._p.shards.release(leaving)
             self._leaving -= leaving
@@ -192,7 +193,7 @@ class Pump:
         settled = (await self._p.ticks.latest()).tick_id
         self._p.database.found()
         for shard, epoch in epochs.items():
-            if states[shard].epoch == epoch:
+            if (states[shard].owner, states[shard].epoch) == (self._p.shards.worker, epoch):
                 cursor = await self._furthest(shard, epoch, states[shard].cursor)
                 self.groups[shard] = Group(shard, epoch, cursor, cursor, blocked[shard], settled)
         if self.identity is not None:
