@@ -117,8 +117,8 @@ async def _codec(config: SomaConfig, models: PayloadModels, stack: AsyncExitStac
     """Avro with the registry's ids resolved, or JSON where there is no registry."""
     if not config.registry_url:
         return JsonCodec()
-    from soma_common.events.avro_codec import AvroCodec
     from soma_common.schemas.avro import event_schemas
+    from soma_common.schemas.avro_codec import AvroCodec
     from soma_common.schemas.registry import Registry
 
     snapshot = config.folder / "schemas.json"

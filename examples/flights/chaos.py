@@ -61,7 +61,7 @@ def plans(kind: str, kills: int, share: int, seed: int) -> Iterator[Plan]:
     for number in range(kills):
         stages = HOLDS[kind]
         hold = stages[0] if number == 0 else chance.choice(stages) if chance.random() < 0.25 else None
-        yield Plan(chance.randint(1, max(1, share // 2)), chance.uniform(0, 0.02), hold)
+        yield Plan(chance.randint(1, max(1, share // 2)), chance.uniform(0, 0.1), hold)
 
 
 class Child:
