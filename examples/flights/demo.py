@@ -175,13 +175,20 @@ class Run:
             await killer.child.kill()
 
     def _plans(self, kind: str) -> Iterator[Plan]:
-        share = len(self._events) // (self._options.kills + 1)
+        share = round(0.75 * len(self._events) / (self._options.kills + 1))
         return plans(kind, self._options.kills, share, self._options.seed)
 
     def _allowed(self) -> int:
-        """How many events may be published by now: each kill must find work, the last one too."""
+        """How many events may be published by now: each kill must find work, the last one too.
+
+        Three quarters of the events are shared out over the kills; the rest is for kills that came too late.
+        """
         done = min(killer.done for killer in self._killers)
-        return math.ceil(len(self._events) * (done + 1) / (self._options.kills + 1))
+        if done == self._options.kills:
+            return len(self._events)
+        missed = sum(killer.missed for killer in self._killers)
+        share = len(self._events) / (self._options.kills + 1)
+        return min(len(self._events), math.ceil(0.75 * share * (done + 1) + 0.12 * share * missed))
 
     async def _publish(self) -> None:
         while self._published < len(self._events):
