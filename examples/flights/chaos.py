@@ -48,8 +48,15 @@ class Kill:
     number: int
     pid: int
     stage: Stage
-    steps: int
+    held: bool
     outstanding: int
+
+    @property
+    def where(self) -> str:
+        """The stage in words."""
+        if self.stage is Stage.ACKNOWLEDGED and not self.held:
+            return "after an acknowledgement"  # the cursor may have followed already, or not
+        return self.stage.text
 
 
 def plans(kind: str, kills: int, share: int, seed: int) -> Iterator[Plan]:
@@ -157,7 +164,7 @@ class Killer:
         await asyncio.sleep(0 if plan.hold else plan.moment)
         pid = child.pid
         await child.kill()
-        kill = Kill(child.kind, self.done + 1, pid, child.board.stage, child.board.steps, await self._outstanding())
+        kill = Kill(child.kind, self.done + 1, pid, child.board.stage, child.board.held, await self._outstanding())
         if kill.outstanding:
             self.done += 1
             self._told(kill)

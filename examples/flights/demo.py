@@ -22,7 +22,15 @@ from examples.flights.chaos import Child, Kill, Killer, Plan, plans
 from examples.flights.events import batches
 from examples.flights.progress import Progress
 from examples.flights.reading import Reading, read_flights
-from examples.flights.report import Difference, differences, show_differences, show_reading, show_tables
+from examples.flights.report import (
+    Difference,
+    differences,
+    show_differences,
+    show_published_again,
+    show_reading,
+    show_summary,
+    show_tables,
+)
 from examples.flights.servers import clean_environment, servers
 from examples.flights.truth import Statistics, truth
 from examples.flights.worker import RELAY
@@ -255,4 +263,6 @@ async def not_relayed(pool: Pool) -> int:
 
 def _show(console: Console, outcome: Outcome) -> None:
     show_tables(console, outcome.found, outcome.wrong)
+    show_summary(console, outcome.kills, outcome.found.events, len(outcome.found.alerts), outcome.seconds)
+    show_published_again(console, outcome.twice)
     show_differences(console, outcome.wrong, outcome.rows)

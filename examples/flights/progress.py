@@ -39,7 +39,7 @@ class Progress:
     def killed(self, kill: Kill) -> None:
         """A kill, and the stage it hit."""
         self.say(
-            f"SIGKILL {kill.number:>2}/{self._kills} {kill.kind} {kill.pid} {kill.stage.text}, "
+            f"SIGKILL {kill.number:>2}/{self._kills} {kill.kind} {kill.pid} {kill.where}, "
             f"{kill.outstanding:,} events outstanding",
             style="red",
         )

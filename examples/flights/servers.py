@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from soma_common.deployment import DeployMode
-from soma_common.errors import ConfigurationError
+from soma_common.errors import ConfigurationError, MissingDependency
 from soma_common.guard import Record
 
 if TYPE_CHECKING:
@@ -79,8 +79,12 @@ def _lives(pid: int) -> bool:
 @asynccontextmanager
 async def _somastack(folder: Path) -> AsyncIterator[Env]:
     # Imported here: standalone needs neither psutil nor Java.
-    from soma_common.testing.run import ServerRun
-
+    try:
+        from soma_common.testing.run import ServerRun
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"Mode somastack needs {error.name} for its local servers.", cure="pip install 'soma-common[testing]'."
+        ) from error
     run = ServerRun(os.environ)
     try:
         settings = await in_thread(lambda: _start(run))
