@@ -125,6 +125,19 @@ class KafkaPublisher:
 
     async def read_stored(self) -> None:
         """Fetch what the identity's last transaction stored. Only right once the identity is ours."""
+        from aiokafka.errors import KafkaError
+
+        while True:
+            try:
+                self.stored = await self._fetch_stored()
+                return
+            except KafkaError as error:
+                # A coordinator that moves, loads or is being made says so: that is not "nothing stored".
+                if not error.retriable:
+                    raise
+            await asyncio.sleep(0.1)
+
+    async def _fetch_stored(self) -> str | None:
         from aiokafka.client import ConnectionGroup, CoordinationType
         from aiokafka.errors import for_code
         from aiokafka.protocol.commit import OffsetFetchRequest
@@ -134,11 +147,10 @@ class KafkaPublisher:
         request = OffsetFetchRequest(self._identity, [(CURSOR_TOPIC, [0])])
         answer = await client.send(node, request, group=ConnectionGroup.COORDINATION)
         _, _, metadata, code = answer.topics[0][1][0] if answer.topics else (0, 0, "", 0)
-        # A coordinator that is still loading answers with an error and no offsets: that is not "nothing stored".
         for failure in (getattr(answer, "error_code", 0), code):
             if failure:
-                raise for_code(failure)
-        self.stored = metadata or None
+                raise for_code(failure)()
+        return metadata or None
 
     async def _begin(self) -> None:
         if self._identity is not None and not self._in_transaction:

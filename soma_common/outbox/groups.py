@@ -38,7 +38,7 @@ class Batch:
     pages: Mapping[int, Page] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     asides: Sequence[Aside] = ()
-    blocked: frozenset[tuple[int, BlockedKey]] = frozenset()
+    epochs: Mapping[int, int] = field(default_factory=dict)
 
     def ends(self) -> dict[int, Cursor]:
         """The cursors once all of it is done."""
@@ -53,19 +53,24 @@ class Batch:
             shard: page.before(first[shard]) if shard in first else page.end() for shard, page in self.pages.items()
         }
 
+    def reached(self, shard: int, unsent: Sequence[Row]) -> int:
+        """Up to which position a group is done when everything but ``unsent`` is."""
+        first = [row[POSITION] for row in unsent if row[SHARD] == shard]
+        return int(min(first) - 1 if first else self.pages[shard].rows[-1][POSITION])
+
 
 def divide(
     rows: Sequence[Row],
     refused_topics: Mapping[str, str],
     refused_rows: Mapping[int, str],
     blocked: Mapping[int, set[BlockedKey]],
-) -> tuple[Sequence[Row], list[Aside], frozenset[tuple[int, BlockedKey]]]:
-    """The rows to send, those to park, and the keys that this blocks from now on.
+) -> tuple[Sequence[Row], list[Aside]]:
+    """The rows to send, and those to park.
 
     A row is parked for its topic, for itself, or because an earlier row of its key is.
     """
     if not refused_topics and not refused_rows and not any(blocked.values()):
-        return rows, [], frozenset()
+        return rows, []
     send: list[Row] = []
     asides: list[Aside] = []
     fresh: set[tuple[int, BlockedKey]] = set()
@@ -77,7 +82,7 @@ def divide(
         else:
             asides.append(Aside(shard, row[POSITION], reason))
             fresh.add((shard, key))
-    return send, asides, frozenset(fresh)
+    return send, asides
 
 
 def later(mirror: Cursor, stored: Cursor) -> Cursor:

@@ -1,19 +1,14 @@
-"""Parked rows: their second tries, and what operators do with them."""
+"""Parked rows, as operators see and handle them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from soma_common.outbox.publishing import POSITION
-from soma_common.outbox.queue import Outbox
-from soma_common.postgres.pool import Pool, Row
+from soma_common.postgres.pool import Pool
 from soma_common.sql.loader import blocks
-
-_EVERY = 1.0  # seconds between two looks for rows that somebody wants to try again
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +25,6 @@ class ParkedRow:
     parked_at: datetime
     wanted: bool
     size: int
-
-
-class Retry:
-    """When a pump looks for rows to try again, and how it names a try."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-        self._next = 0.0
-
-    def due(self) -> bool:
-        """Whether it is time to look; the next time is a second later."""
-        now = time.monotonic()
-        if now < self._next:
-            return False
-        self._next = now + _EVERY
-        return True
-
-    def again(self) -> None:
-        """Look again at once: there may be more."""
-        self._next = 0.0
-
-    async def begin(self, rows: Sequence[Row]) -> UUID:
-        """Name the try in the database before it is sent in a transaction that carries the name."""
-        attempt = uuid4()
-        await self._outbox.attempt([row[POSITION] for row in rows], attempt)
-        return attempt
 
 
 async def list_parked(

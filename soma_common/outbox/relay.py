@@ -13,8 +13,9 @@ from uuid import uuid4
 from soma_common.errors import ConfigurationError, DatabaseUnavailable, SomaError
 from soma_common.outbox.groups import GROUPS
 from soma_common.outbox.publishing import PublisherFactory
-from soma_common.outbox.pump import Parts, Pump, RelaySettings
+from soma_common.outbox.pump import Pump
 from soma_common.outbox.queue import Outbox
+from soma_common.outbox.settings import Parts, RelaySettings
 from soma_common.outbox.stats import Condition, Meter, RelayStats
 from soma_common.outbox.topics import Topics
 from soma_common.postgres.cursor import TickReader
@@ -92,8 +93,7 @@ class Relay(Service):
     def stats(self) -> RelayStats:
         """How it stands."""
         parts, meter = self._parts, self._parts.meter
-        idle_for = time.monotonic() - meter.progress
-        oldest = min(meter.oldest.values(), default=0.0)
+        idle_for = meter.idle_for()
         away = tuple(c.what for c in (parts.database, parts.broker) if c.away is not None)
         return RelayStats(
             name=self.reader.partition(":")[2],
@@ -103,7 +103,7 @@ class Relay(Service):
             relayed=meter.relayed,
             rows_per_second=meter.rate(),
             lag_rows=max((meter.lags.get(shard, 0) for shard in parts.shards.owned), default=0),
-            lag_seconds=max(0.0, time.time() - oldest) if oldest else 0.0,
+            lag_seconds=meter.lag_seconds(),
             parked=meter.parked,
             parked_now=meter.parked_now,
             errors=meter.errors,
@@ -111,7 +111,7 @@ class Relay(Service):
             away=away,
             refused_topics=parts.topics.refused,
             lost_groups=dict(meter.lost),
-            live=idle_for < parts.settings.stuck or not parts.shards.owned,
+            live=idle_for < parts.settings.stuck,
         )
 
     async def run(self) -> None:
@@ -124,7 +124,7 @@ class Relay(Service):
             for task in side:
                 task.cancel()
             results = await asyncio.gather(*side, return_exceptions=True)
-            await self._drain()
+            results += await self._drain()
         finally:
             for task in (*side, *self._tasks.values()):
                 task.cancel()
@@ -133,18 +133,24 @@ class Relay(Service):
             if isinstance(result, Exception):
                 raise result
 
-    async def _drain(self) -> None:
+    async def _drain(self) -> list[BaseException | None]:
         for pump in self._pumps.values():
             pump.stop()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        tasks = set(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._parts.settings.drain)
+            for task in late:
+                task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         with suppress(DatabaseUnavailable):
             await self._parts.shards.release()
+        return results
 
     # Leases.
 
     async def _keep_leases(self) -> None:
         registered = False
-        for attempt in self._attempts():
+        while True:
             try:
                 if not registered:
                     await self._parts.shards.register(GROUPS)
@@ -153,11 +159,8 @@ class Relay(Service):
                 self._parts.database.found()
             except DatabaseUnavailable as error:
                 self._parts.database.lost(error.message)
-            await asyncio.sleep(attempt)
-
-    def _attempts(self):  # type: ignore[no-untyped-def]
-        while True:
-            yield self.lease / 3
+            self._watch()
+            await asyncio.sleep(self.lease / 3)
 
     async def _share(self) -> None:
         shards, before = self._parts.shards, time.monotonic()
@@ -172,7 +175,6 @@ class Relay(Service):
             self._pump(shard).give_back(shard)
         for pump in self._pumps.values():
             pump.valid_until = before + self.lease
-        self._watch()
 
     def _pump(self, shard: int) -> Pump:
         """The pump of a group: its own when exactly once, else the common one."""

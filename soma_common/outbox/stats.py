@@ -53,24 +53,38 @@ class Meter:
     parked: int = 0
     errors: int = 0
     parked_now: int = 0
-    progress: float = field(default_factory=time.monotonic)
+    progress: dict[str, float] = field(default_factory=dict)
+    oldest: dict[str, int] = field(default_factory=dict)
     lags: dict[int, int] = field(default_factory=dict)
-    oldest: dict[str, float] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def sent(self, rows: int) -> None:
+    def sent(self, pump: str, rows: int) -> None:
         """Rows were acknowledged."""
         now = time.monotonic()
         self.relayed += rows
-        self.progress = now
+        self.progress[pump] = now
         self._recent.append((now, rows))
         while self._recent and self._recent[0][0] < now - _WINDOW:
             self._recent.popleft()
 
-    def looked(self) -> None:
+    def looked(self, pump: str) -> None:
         """Everything was read, and there was nothing to do."""
-        self.progress = time.monotonic()
+        self.progress[pump] = time.monotonic()
+        self.oldest.pop(pump, None)
+
+    def forget(self, pump: str) -> None:
+        """The pump has no groups."""
+        self.progress.pop(pump, None)
+        self.oldest.pop(pump, None)
+
+    def idle_for(self) -> float:
+        """Seconds since the slowest pump made progress; 0 when no pump has work to do."""
+        return time.monotonic() - min(self.progress.values(), default=time.monotonic())
+
+    def lag_seconds(self) -> float:
+        """Age of the oldest row that is on its way."""
+        return max(0.0, time.time() - min(self.oldest.values()) / 1000) if self.oldest else 0.0
 
     def rate(self) -> float:
         """Rows per second of late."""

@@ -8,7 +8,7 @@ SELECT o.position, o.key_hash, o.topic, o.key, o.event_id, o.event_type, o.versi
        g.shard
 FROM wanted g CROSS JOIN LATERAL (
     SELECT r.position, r.key_hash, r.topic, r.key, r.event_id, r.event_type, r.version,
-           (extract(epoch FROM r."timestamp") * 1000)::bigint AS timestamp_ms, r.value, r.headers
+           trunc(extract(epoch FROM r."timestamp") * 1000)::bigint AS timestamp_ms, r.value, r.headers
     FROM soma.outbox r
     WHERE r.shard = g.shard AND r.position > g.low AND r.position <= g.high AND r.xid >= g.base_xmax
       AND pg_visible_in_snapshot(r.xid, g.target)
@@ -24,7 +24,7 @@ SELECT o.position, o.key_hash, o.topic, o.key, o.event_id, o.event_type, o.versi
        g.shard
 FROM wanted g CROSS JOIN LATERAL (
     SELECT r.position, r.key_hash, r.topic, r.key, r.event_id, r.event_type, r.version,
-           (extract(epoch FROM r."timestamp") * 1000)::bigint AS timestamp_ms, r.value, r.headers
+           trunc(extract(epoch FROM r."timestamp") * 1000)::bigint AS timestamp_ms, r.value, r.headers
     FROM soma.outbox r
     WHERE r.xid = ANY (g.late) AND r.shard = g.shard AND r.position > g.after AND r.position <= g.high
     ORDER BY r.position LIMIT $5::bigint
@@ -57,7 +57,7 @@ SELECT soma.unpark($1::text, $2::text, $3::bigint[])
 
 -- :name wanted : parked rows of keys that somebody asked to try again, in order
 SELECT p.position, p.key_hash, p.topic, p.key, p.event_id, p.event_type, p.version,
-       (extract(epoch FROM p."timestamp") * 1000)::bigint AS timestamp_ms, p.value, p.headers,
+       trunc(extract(epoch FROM p."timestamp") * 1000)::bigint AS timestamp_ms, p.value, p.headers,
        (p.key_hash & 7)::smallint AS shard
 FROM soma.outbox_parked p
 WHERE p.reader = $1::text AND (p.key_hash & 7) = ANY ($2::smallint[])

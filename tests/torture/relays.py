@@ -10,7 +10,7 @@ from pathlib import Path
 
 from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers, PublisherSettings
 from soma_common.outbox.publishing import Delivery, Sending
-from soma_common.outbox.pump import RelaySettings
+from soma_common.outbox.settings import RelaySettings
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
@@ -59,7 +59,7 @@ async def main(folder: Path, name: str, life: int) -> None:
     """The process."""
     settings = Settings.load(folder)
     _measure(_Gauge(folder / f"{name}.{life}.gauge"))
-    mutants.apply(settings.mutant)
+    mutants.apply(settings.mutant, folder)
     publishers = KafkaPublishers(
         PublisherSettings(bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=20.0)
     )

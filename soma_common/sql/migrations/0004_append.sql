@@ -13,11 +13,11 @@
 --   appended       one row per event, in order
 --   duplicate      one row per event that is known (by its idempotency key, or with p_again by its id);
 --                  nothing was written, the others may be sent again
---   wrong_version  one row per stream; version = what it is at. Nothing was written, the locks are kept
+--   wrong_version  one row per stream; version = what it is at. Nothing was written; locks of streams that exist are kept
 --   stale          one row per stream; stamp = its last timestamp. Nothing was written, the locks are kept
 --   clock_ahead    one row; stamp = the database's clock. Nothing was written
 CREATE FUNCTION soma.append(
-    p_service text, p_client_now timestamptz,
+    p_services text[], p_client_now timestamptz,
     p_tenants text[], p_aggregate_types text[], p_aggregate_ids text[], p_key_hashes integer[],
     p_expected bigint[], p_counts bigint[], p_first timestamptz[], p_last timestamptz[],
     p_stream integer[], p_offset bigint[], p_event_ids uuid[], p_event_types text[], p_schema_versions integer[],
@@ -134,7 +134,8 @@ BEGIN
 
         RETURN QUERY
         SELECT CASE WHEN soma.version_fits(g.expected, s.version) THEN 'stale' ELSE 'wrong_version' END,
-               g.ordinal::integer, NULL::bigint, s.version, s.last_timestamp, v_now, NULL::text, NULL::uuid
+               g.ordinal::integer, NULL::bigint, s.version, nullif(s.last_timestamp, '-infinity'), v_now, NULL::text,
+               NULL::uuid
         FROM unnest(p_tenants, p_aggregate_types, p_aggregate_ids, p_expected, p_first)
              WITH ORDINALITY AS g (tenant, kind, id, expected, first, ordinal)
         JOIN soma.streams s ON (s.tenant_id, s.aggregate_type, s.aggregate_id) = (g.tenant, g.kind, g.id)
@@ -142,6 +143,7 @@ BEGIN
         ORDER BY g.ordinal;
         IF FOUND THEN
             PERFORM soma.forget_keys(v_key_tenants, v_keys);
+            PERFORM soma.forget_streams(p_tenants, p_aggregate_types, p_aggregate_ids);
             RETURN;
         END IF;
 
@@ -165,14 +167,14 @@ BEGIN
         baggage, "timestamp", occurred_at, recorded_at, payload, metadata)
     SELECT e.position, v_xid, v_streams[e.stream], v_bases[e.stream] + e.place, p_key_hashes[e.stream], e.event_id,
            p_tenants[e.stream], p_aggregate_types[e.stream], p_aggregate_ids[e.stream], e.event_type,
-           e.schema_version, p_service, e.correlation, e.causation, coalesce(e.key, e.event_id::text),
+           e.schema_version, e.service, e.correlation, e.causation, coalesce(e.key, e.event_id::text),
            substr(e.traceparent, 4, 32)::uuid, e.traceparent, e.tracestate,
            e.baggage, e.stamp, e.occurred, v_now, e.payload::json, e.metadata::json
     FROM unnest(v_positions, p_stream, p_offset, p_event_ids, p_event_types, p_schema_versions, p_correlation_ids,
                 p_causation_ids, p_idempotency_keys, p_traceparents, p_tracestates, p_baggage, p_timestamps, p_occurred,
-                p_payloads, p_metadata)
+                p_payloads, p_metadata, p_services)
          AS e (position, stream, place, event_id, event_type, schema_version, correlation, causation, key, traceparent,
-               tracestate, baggage, stamp, occurred, payload, metadata);
+               tracestate, baggage, stamp, occurred, payload, metadata, service);
 
     IF p_topics IS NOT NULL THEN
         INSERT INTO soma.outbox (position, xid, slot, shard, key_hash, topic, key, event_id, event_type, version,
@@ -202,4 +204,11 @@ CREATE FUNCTION soma.forget_keys(p_tenants text[], p_keys text[]) RETURNS void
 LANGUAGE sql VOLATILE AS $$
     DELETE FROM soma.idempotency_keys k USING unnest(p_tenants, p_keys) AS g (tenant, key)
     WHERE k.tenant_id = g.tenant AND k.key = g.key
+$$;
+
+-- Takes back the streams that a refused call made for their lock: those without an event. The caller holds their locks.
+CREATE FUNCTION soma.forget_streams(p_tenants text[], p_aggregate_types text[], p_aggregate_ids text[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    DELETE FROM soma.streams s USING unnest(p_tenants, p_aggregate_types, p_aggregate_ids) AS g (tenant, kind, id)
+    WHERE (s.tenant_id, s.aggregate_type, s.aggregate_id) = (g.tenant, g.kind, g.id) AND s.version = 0
 $$;

@@ -22,7 +22,7 @@ from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import SourceSettings, KafkaSource
+from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.service import run_until_signalled
@@ -85,7 +85,9 @@ def _handlers(given: dict[str, Any], death: Death) -> Handlers:
     async def handle(event: RecordedEvent, ctx: HandlerContext) -> None:
         if event.event_type == "consumer.echo":
             return
-        await ctx.tx.execute(EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid())
+        await ctx.tx.execute(
+            EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid()
+        )
         death.reached("handler")
         await ctx.tx.execute(TOTAL, str(event.stream))
         if given.get("echo"):
