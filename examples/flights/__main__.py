@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Coroutine
@@ -148,6 +149,7 @@ def told(error: SomaError) -> None:
 
 def main() -> None:
     """Run the command; errors of the library become two lines and an exit code."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells every attempt, the library each change
     try:
         flights(prog_name="python -m examples.flights")
     except SomaError as error:

@@ -111,8 +111,9 @@ async def _through(options: Options, reading: Reading, folder: Path, console: Co
     events = [event for batch in batches(reading.flights, BATCH) for event in batch]
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(Progress(console, len(events), options.kills, _kinds(options.mode)))
-        progress.say(f"starting servers for mode {options.mode}")
-        settings = await stack.enter_async_context(servers(options.mode, folder))
+        settings = await stack.enter_async_context(
+            servers(options.mode, folder, lambda what: progress.say(f"starting {what}"))
+        )
         env = {**clean_environment(), **settings}
         os.environ.clear()
         os.environ.update(env)

@@ -29,7 +29,8 @@ class Progress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def say(self, text: str, style: str = "dim") -> None:
         """A line that stays."""
