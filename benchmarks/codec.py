@@ -17,12 +17,12 @@ import fastavro
 import orjson
 
 from benchmarks.reporting import report
-from soma_common.events.avro_codec import AvroCodec
 from soma_common.events.codec import JsonCodec
 from soma_common.events.ids import uuid7
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload, to_json
 from soma_common.schemas.avro import event_schema, event_schemas, schema_text
+from soma_common.schemas.avro_codec import AvroCodec
 from soma_common.schemas.table import SchemaRef, SchemaTable
 from soma_common.tracing.context import TraceContext
 

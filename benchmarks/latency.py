@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ async def consume(results: Path) -> None:
 
 async def relay() -> None:
     """Relay until SIGTERM."""
-    async with application() as soma:
-        await run_until_signalled(make_relay(soma.config, soma.pool))
+    async with application() as soma, AsyncExitStack() as closing:
+        await run_until_signalled(make_relay(soma.config, soma.pool, closing))
 
 
 def ping(number: int) -> Event:

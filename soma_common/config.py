@@ -71,7 +71,7 @@ class SomaConfig:
         given = os.environ if env is None else env
         mode = _mode(given)
         service = service_id or given.get("SOMA_SERVICE_ID", "service")
-        if not _SERVICE.match(service):
+        if not _SERVICE.fullmatch(service):
             raise ConfigurationError(
                 f"SOMA_SERVICE_ID {service!r:.120} is not a service name.",
                 cure="use lower-case letters, digits, - and _.",
@@ -119,7 +119,7 @@ def _kafka(env: Mapping[str, str], mode: DeployMode) -> str:
         raise _missing("SOMASTACK_KAFKA_BOOTSTRAP", mode, "kafka:9092")
     brokers = [part.strip().removeprefix("kafka://") for part in text.split(",") if part.strip()]
     for broker in brokers:
-        found = _BROKER.match(broker)
+        found = _BROKER.fullmatch(broker)
         if found is None or not 0 < int(found[2]) < 65536:
             raise ConfigurationError(
                 f"SOMASTACK_KAFKA_BOOTSTRAP has {broker!r:.120}.", cure="write host:port, several joined by commas."

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from soma_common.events.append import AppendSettings, Expected, Published, Stamps, append_steps
+from soma_common.events.append import AppendSettings, Expected, Published, Stamps, Statement, Steps, append_steps
 from soma_common.events.models import ANY, Event
-from soma_common.postgres.sync import fetch_sync
+from soma_common.postgres.errors import translated
+from soma_common.postgres.sync import fetch_sync, transaction_if_none
 
 
 class EventStore:
@@ -36,11 +37,22 @@ class EventStore:
         if not batch:
             return Published()
         steps = append_steps(batch, self.settings, self._stamps, expected=expected_version, again=again)
-        statement, args = next(steps)
-        while True:
-            rows = fetch_sync(connection, statement, args)
-            try:
-                statement, args = steps.send(rows)
-            except StopIteration as done:
-                result: Published = done.value
-                return result
+        rows = fetch_sync(connection, *next(steps))
+        try:
+            following = steps.send(rows)
+        except StopIteration as done:
+            result: Published = done.value
+            return result
+        # Refused for its stamp, or a duplicate: with the locks kept, the next try meets no third party.
+        with translated(), transaction_if_none(connection):
+            return _finish(steps, following, connection)
+
+
+def _finish(steps: Steps, following: Statement, connection: Any) -> Published:
+    while True:
+        rows = fetch_sync(connection, *following)
+        try:
+            following = steps.send(rows)
+        except StopIteration as done:
+            result: Published = done.value
+            return result

@@ -49,7 +49,7 @@ class Ground:
 
     def relay(self) -> Relay:
         """An outbox relay, connected to Kafka when it starts."""
-        return make_relay(self.config, self.pool)
+        return make_relay(self.config, self.pool, self._closing)
 
     async def caught_up(self, worker: ConsumerWorker, tick: int) -> None:
         """Until a consumer of the log has passed a tick; raises what stopped it."""
@@ -67,8 +67,8 @@ class Ground:
         await self._closing.aclose()
 
 
-def make_relay(config: SomaConfig, pool: Pool) -> Relay:
-    """A relay from the outbox of this database to the Kafka of the settings.
+def make_relay(config: SomaConfig, pool: Pool, closing: AsyncExitStack) -> Relay:
+    """A relay from the outbox of this database to the Kafka of the settings; ``closing`` ends its connections.
 
     Raises:
         ConfigurationError: there is no Kafka in this mode.
@@ -80,6 +80,7 @@ def make_relay(config: SomaConfig, pool: Pool) -> Relay:
             "Standalone mode has no Kafka: consumers read the log itself.", cure="set SOMA_DEPLOY_MODE=somastack."
         )
     publishers = KafkaPublishers(PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security))
+    closing.push_async_callback(publishers.close)
     return Relay(pool, publishers, name=config.service_id, exactly_once=config.exactly_once)
 
 
@@ -116,8 +117,8 @@ async def _codec(config: SomaConfig, models: PayloadModels, stack: AsyncExitStac
     """Avro with the registry's ids resolved, or JSON where there is no registry."""
     if not config.registry_url:
         return JsonCodec()
-    from soma_common.events.avro_codec import AvroCodec
     from soma_common.schemas.avro import event_schemas
+    from soma_common.schemas.avro_codec import AvroCodec
     from soma_common.schemas.registry import Registry
 
     snapshot = config.folder / "schemas.json"

@@ -13,7 +13,7 @@ from examples.flights.truth import THRESHOLD, Aircraft, Alert, Delays, Statistic
 from soma_common import Event, RecordedEvent, Soma
 from soma_common.postgres.pool import Pool
 
-CONSUMERS = ("delays", "alerts")
+SERVICE = "flights"
 _BLOCK = re.compile(r"^-- :name (\w+) : .*$", re.MULTILINE)
 
 
@@ -27,7 +27,7 @@ def sql() -> Mapping[str, str]:
 
 def application(*, threshold: int = THRESHOLD) -> Soma:
     """The application by environment: two consumers, of which the second reacts to what the first one publishes."""
-    soma = Soma.from_env(service_id="flights", models=MODELS)
+    soma = Soma.from_env(service_id=SERVICE, models=MODELS)
 
     @soma.handler(FlightDeparted, FlightArrived, FlightCancelled, consumer="delays")
     async def count(event: RecordedEvent, ctx: Any) -> None:
@@ -64,6 +64,14 @@ def late(cause: RecordedEvent, crossing: int, minutes: int, threshold: int) -> E
         correlation_id=cause.correlation_id,
         causation_id=str(cause.event_id),
     )
+
+
+async def work() -> None:
+    """Run the consumers until SIGTERM."""
+    soma = application()
+    async with soma:
+        await create_tables(soma.pool)
+        await soma.run()
 
 
 async def create_tables(pool: Pool) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from soma_common.deployment import DeployMode
-from soma_common.errors import ConfigurationError
+from soma_common.errors import ConfigurationError, MissingDependency
 from soma_common.guard import Record
+
+if TYPE_CHECKING:
+    from soma_common.testing.run import ServerRun
 
 _OURS = ("SOMA_", "SOMASTACK_", "SA01_")
 _T = TypeVar("_T")
@@ -29,18 +31,21 @@ def clean_environment() -> Env:
 
 
 @asynccontextmanager
-async def servers(mode: DeployMode, folder: Path) -> AsyncIterator[Mapping[str, str]]:
+async def servers(mode: DeployMode, folder: Path, say: Callable[[str], None]) -> AsyncIterator[Mapping[str, str]]:
     """Start what a mode needs; the settings that lead an application there. Everything has ended afterwards.
+
+    ``say`` is told what is being started.
 
     Raises:
         ConfigurationError: the mode needs a cluster.
         MissingDependency, ServerUnavailable, EmbeddedPostgresError: with cause and cure.
     """
     if mode is DeployMode.STANDALONE:
+        say("embedded PostgreSQL")
         async with _standalone(folder) as env:
             yield env
     elif mode is DeployMode.SOMASTACK:
-        async with _somastack() as env:
+        async with _somastack(folder, say) as env:
             yield env
     else:
         raise ConfigurationError(f"The demo does not run in mode {mode}.", cure="use standalone or somastack.")
@@ -57,38 +62,56 @@ async def _standalone(folder: Path) -> AsyncIterator[Env]:
 
 async def _ended(pids: Path, within: float = 30.0) -> None:
     """Wait until the embedded server, which nobody uses any more, has gone."""
-    end = time.monotonic() + within
-    while (record := Record.read(pids)) is not None and record.code is None and time.monotonic() < end:
+    record = Record.read(pids)
+    for _ in range(int(within / 0.02)):
+        if record is None or not _lives(record.server.pid):
+            return
         await asyncio.sleep(0.02)
 
 
-@asynccontextmanager
-async def _somastack() -> AsyncIterator[Env]:
-    # Imported here: standalone needs neither psutil nor Java.
-    from soma_common.testing.run import ServerRun
-
-    run = ServerRun(os.environ)
+def _lives(pid: int) -> bool:
     try:
-        yield await in_thread(lambda: _start(run))
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another account's: it lives
+        return True
+    return True
+
+
+@asynccontextmanager
+async def _somastack(folder: Path, say: Callable[[str], None]) -> AsyncIterator[Env]:
+    # Imported here: standalone needs neither psutil nor Java.
+    try:
+        from soma_common.testing.run import ServerRun
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"Mode somastack needs {error.name} for its local servers.", cure="pip install 'soma-common[testing]'."
+        ) from error
+    run = ServerRun(os.environ)
+    name = f"flights_{os.getpid()}"
+    try:
+        settings = await in_thread(lambda: _start(run, name, say))
+        yield {"SOMA_DEPLOY_MODE": "somastack", "SOMA_FOLDER": str(folder / "soma"), **settings}
+        run.postgres().sql.drop_database(name)
     finally:
         run.close()
 
 
-def _start(run: object) -> Env:
-    from soma_common.testing.lane.kafka_wire import Topic
-    from soma_common.testing.run import ServerRun
-
-    assert isinstance(run, ServerRun)
-    name = f"soma_flights_{os.getpid()}"
-    kafka, registry = run.kafka(), run.registry()
-    topic = f"soma.flights.events.{os.getpid()}"
-    kafka.create_topic(Topic(topic, partitions=6))
+def _start(run: ServerRun, name: str, say: Callable[[str], None]) -> Env:
+    """A fresh database on the run's PostgreSQL, its Kafka with a topic of our own, its registry."""
+    say("PostgreSQL")
+    postgres = run.postgres()
+    dsn = postgres.sql.create_database(name, template=run.template(postgres))
+    say("Kafka (the first time, its jars are downloaded)")
+    kafka = run.kafka()
+    say("Apicurio Registry")
+    registry = run.registry()
     return {
-        "SOMA_DEPLOY_MODE": "somastack",
-        "SOMASTACK_POSTGRES_DSN": run.postgres().sql.create_database(name),
+        "SOMASTACK_POSTGRES_DSN": dsn,
         "SOMASTACK_KAFKA_BOOTSTRAP": kafka.bootstrap,
         "SOMASTACK_REGISTRY_URL": registry.url,
-        "SOMA_TOPIC": topic,
+        "SOMA_TOPIC": f"soma.flights.events.{os.getpid()}",
     }
 
 

@@ -89,10 +89,15 @@ class Board:
         self._page[_HOLD] = 0
 
     def enter(self, stage: Stage, steps: int = 0, *, slot: int = 0) -> None:
-        """Written by the process: it is now here, ``steps`` further. Waits, blocking all it does, where wished."""
+        """Written by the process: it is now here, ``steps`` further.
+
+        The loop of slot 0 is the one whose steps count and which waits, blocking all the process does, where wished.
+        """
+        self._page[_SLOTS + slot] = stage
+        if slot:
+            return
         if steps:
             _COUNTER.pack_into(self._page, _COUNT, self.steps + steps)
-        self._page[_SLOTS + slot] = stage
         while self._page[_HOLD] == stage:
             self._page[_HELD] = 1
             time.sleep(0.001)

@@ -12,13 +12,24 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from examples.flights.projection import CONSUMERS, application
+from examples.flights.projection import SERVICE, application
 from examples.flights.stages import Board, Stage
+from soma_common import Soma
+from soma_common.cli.main import main as somastack
 from soma_common.consumer.source import Drain, Partition, Record, Source
 from soma_common.errors import SomaError
+from soma_common.kafka.publisher import KafkaPublishers
+from soma_common.kafka.source import KafkaSource
+from soma_common.log.source import LogSettings, LogSource
+from soma_common.outbox.publishing import Delivery, Publisher, Sending
+from soma_common.service import run_until_signalled
+
+LEASE = 1.5  # seconds
+RELAY = SERVICE  # its name; workers of one name share the outbox
 
 
 class StagedSource:
@@ -77,14 +88,58 @@ class StagedSource:
         await self._source.stop()
 
 
+class StagedPublisher:
+    """A publisher that notes where the relay is; everything else is the wrapped publisher's."""
+
+    def __init__(self, publisher: Publisher, board: Board) -> None:
+        self._publisher, self._board = publisher, board
+        self.stored = publisher.stored
+
+    async def send(self, sending: Sending) -> Delivery:
+        """Rows go out; the cursor moves after they are acknowledged."""
+        self._board.enter(Stage.PUBLISHING, len(sending.rows))
+        delivery = await self._publisher.send(sending)
+        self._board.enter(Stage.ACKNOWLEDGED)
+        return delivery
+
+    async def commit(self, stored: str) -> None:
+        """As the publisher does."""
+        await self._publisher.commit(stored)
+
+    async def close(self) -> None:
+        """As the publisher does."""
+        await self._publisher.close()
+
+
 async def consume(board: Board) -> None:
     """The application as it is; only the sources of its consumers are wrapped."""
     soma = application()
     async with soma:
-        for slot, name in enumerate(CONSUMERS):
-            worker = soma.consumer(name)
-            worker.source = StagedSource(worker.source, board, slot)
-        await soma.run()
+        workers = [soma.consumer(name) for name in soma.consumers]
+        for slot, worker in enumerate(workers):
+            worker.source = StagedSource(impatient(worker.source, soma, worker.consumer), board, slot)
+        await run_until_signalled(*workers)
+
+
+def impatient(source: Source, soma: Soma, consumer: str) -> Source:
+    """The source, waiting less for the dead: who is killed every second is to be missed sooner than after ten."""
+    if isinstance(source, LogSource):
+        return LogSource(soma.pool, consumer, LogSettings(lease=LEASE))
+    if isinstance(source, KafkaSource):
+        settings = replace(source.settings, instance=f"demo-{consumer}")
+        return KafkaSource(soma.pool, settings, soma.store.settings.codec)
+    return source
+
+
+def relay(board: Board) -> None:
+    """``somastack relay``, the command itself, with a short lease; only its publishers are wrapped."""
+    plain = KafkaPublishers.open
+
+    async def staged(publishers: KafkaPublishers, identity: str | None) -> Publisher:
+        return StagedPublisher(await plain(publishers, identity), board)
+
+    KafkaPublishers.open = staged  # type: ignore[method-assign,assignment]  # it keeps the protocol's promises
+    somastack(["relay", "--name", RELAY, "--lease", str(LEASE)])
 
 
 def end_with_parent() -> None:
@@ -101,11 +156,15 @@ def end_with_parent() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one process until SIGTERM."""
     kind, path = argv
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells every attempt, the library each change
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     end_with_parent()
     board = Board(Path(path))
     try:
-        asyncio.run(consume(board))
+        if kind == "relay":
+            relay(board)
+        else:
+            asyncio.run(consume(board))
     except SomaError as error:
         print(f"{error.message} Cure: {error.cure}", file=sys.stderr)
         return 1

@@ -22,7 +22,11 @@ _DRAIN = 25.0  # seconds; Kubernetes kills after 30
 
 
 @click.command()
-@click.option("--name", default="default", show_default=True, help="Workers of one name share the outbox.")
+# Required: the name is part of the transactional ids in Kafka, and an application's own relay goes by the service's
+# name too. Under two names one outbox is relayed twice; under one name two databases fence each other.
+@click.option(
+    "--name", envvar="SOMA_SERVICE_ID", required=True, show_envvar=True, help="Workers of one name share the outbox."
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 8), help="Workers in this process.")
 @click.option(
     "--exactly-once/--at-least-once", default=None, help="Kafka transactions or not.  [default: SOMA_EXACTLY_ONCE]"

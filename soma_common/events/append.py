@@ -6,7 +6,7 @@ A generator yields a statement and is sent its rows, so that asyncpg, psycopg (s
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -71,6 +71,11 @@ class Stamps:
         self._last: dict[StreamKey, datetime] = {}
         self._most = most
 
+    def forget(self, streams: Iterable[StreamKey]) -> None:
+        """Drop what a wrong clock said about these streams."""
+        for stream in streams:
+            self._last.pop(stream, None)
+
     def after(self, stream: StreamKey, now: datetime) -> datetime:
         """The next stamp of a stream: now, or just after the last one where that is later."""
         last = self._last.get(stream)
@@ -87,9 +92,10 @@ class Stamps:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """An event with everything filled in but its stamp."""
+    """An event with everything filled in but what the append gives it: stamp, version, position."""
 
     event: RecordedEvent
+    stream: StreamKey
     payload_json: bytes
     metadata_json: bytes
     given_key: str | None
@@ -109,6 +115,7 @@ def append_steps(
         WrongExpectedVersion, ClockAhead, IdempotencyKeyReused: nothing was written, the transaction is still usable.
     """
     drafts = prepare(events, settings)
+    _check_expected(expected, drafts)
     found: dict[int, RecordedEvent] = {}
     written: dict[int, RecordedEvent] = {}
     transaction_id: int | None = None
@@ -170,11 +177,18 @@ def _draft(event: Event, settings: AppendSettings) -> _Draft:
     )
     return _Draft(
         event=recorded,
+        stream=recorded.stream,
         payload_json=to_json("payload", payload, MAX_PAYLOAD_BYTES),
         metadata_json=to_json("metadata", event.metadata, MAX_METADATA_BYTES) if event.metadata else b"{}",
         given_key=event.idempotency_key,
         topic=settings.route(event) if settings.route else None,
     )
+
+
+def _complete(event: RecordedEvent, **given: Any) -> None:
+    """Fill in what the append gives. Nobody but the append has seen the event yet; a copy would cost more."""
+    for name, value in given.items():
+        object.__setattr__(event, name, value)
 
 
 class _Batch:
@@ -187,8 +201,10 @@ class _Batch:
         self.settings = settings
         self.places = list(drafts)
         self.drafts = list(drafts.values())
-        self.events = [replace(d.event, timestamp=stamps.after(d.event.stream, self.now)) for d in self.drafts]
-        self.streams = sorted({event.stream for event in self.events})
+        self.events = [draft.event for draft in self.drafts]
+        for draft in self.drafts:
+            _complete(draft.event, timestamp=stamps.after(draft.stream, self.now))
+        self.streams = sorted({draft.stream for draft in self.drafts})
         self.expected = [_expected(expected, stream) for stream in self.streams]
 
     def arguments(self, again: bool) -> list[Any]:
@@ -198,16 +214,16 @@ class _Batch:
         first: list[datetime | None] = [None] * len(self.streams)
         last: list[datetime | None] = [None] * len(self.streams)
         numbers, offsets = [], []
-        for event in self.events:
-            number = index[event.stream]
+        for draft in self.drafts:
+            number = index[draft.stream]
             counts[number - 1] += 1
-            first[number - 1] = first[number - 1] or event.timestamp
-            last[number - 1] = event.timestamp
+            last[number - 1] = draft.event.timestamp
+            first[number - 1] = first[number - 1] or draft.event.timestamp
             numbers.append(number)
             offsets.append(counts[number - 1])
         keys = [kafka_key(stream) for stream in self.streams]
         return [
-            self.settings.service_id,
+            [event.service_id for event in self.events],
             self.now,
             [stream.tenant_id for stream in self.streams],
             [stream.aggregate_type for stream in self.streams],
@@ -253,10 +269,9 @@ class _Batch:
 
     def recorded(self, rows: Sequence[Sequence[Any]]) -> dict[int, RecordedEvent]:
         """The events with what the database gave them."""
-        return {
-            place: replace(event, position=row[2], version=row[3], recorded_at=row[5])
-            for place, event, row in zip(self.places, self.events, rows, strict=True)
-        }
+        for event, row in zip(self.events, rows, strict=True):
+            _complete(event, position=row[2], version=row[3], recorded_at=row[5])
+        return dict(zip(self.places, self.events, strict=True))
 
 
 def _headers(event: RecordedEvent, content_type: str) -> str:
@@ -269,10 +284,20 @@ def _headers(event: RecordedEvent, content_type: str) -> str:
 
 
 def _expected(expected: Expected, stream: StreamKey) -> int:
-    version = expected if isinstance(expected, int) else expected.get(stream, ANY)
-    if version < ANY:
-        raise ValidationError(f"{version} is not an expected version.", cure="use ANY, EXISTS, NO_STREAM, or 1, 2, …")
-    return version
+    return expected if isinstance(expected, int) else expected.get(stream, ANY)
+
+
+def _check_expected(expected: Expected, drafts: Sequence[_Draft]) -> None:
+    versions = [expected] if isinstance(expected, int) else list(expected.values())
+    for version in versions:
+        if not ANY <= version < 2**63:
+            raise ValidationError(
+                f"{version} is not an expected version.", cure="use ANY, EXISTS, NO_STREAM, or 1, 2, …"
+            )
+    if not isinstance(expected, int) and (unknown := set(expected) - {draft.stream for draft in drafts}):
+        raise ValidationError(
+            f"A version is expected of {', '.join(map(str, unknown))}, which no event is for.", cure="check the keys."
+        )
 
 
 def _originals(
@@ -303,6 +328,7 @@ def _refuse_or_restamp(
 ) -> None:
     for outcome, ordinal, _, version, stamp, *_ in rows:
         if outcome == "clock_ahead":
+            stamps.forget(batch.streams)
             ahead = (batch.now - stamp).total_seconds()
             raise ClockAhead(f"This machine's clock is {ahead:.0f} s ahead of the database's.", cure="set the clock.")
         stream = batch.streams[ordinal - 1]

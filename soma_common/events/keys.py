@@ -8,6 +8,7 @@ from functools import lru_cache
 from soma_common.errors import EventTooLarge, ValidationError
 
 MAX_PART_BYTES = 512
+MAX_HEADER_BYTES = 8192  # what W3C Baggage asks implementations to carry
 _CONTROL = {*range(32), 127}
 
 
@@ -30,16 +31,30 @@ def check_name(what: str, value: str) -> str:
         ValidationError: not text, empty, with control characters, or not writable as UTF-8.
         EventTooLarge: more than 512 bytes.
     """
+    # Plain words, which nearly all names are, need no closer look.
+    if isinstance(value, str) and value.isascii() and value.isprintable() and 0 < len(value) <= MAX_PART_BYTES:
+        return value
     if not isinstance(value, str) or not value:
         raise ValidationError(
             f"{what} must be text that is not empty, not {value!r:.80}.", cure=f"give {what} a value."
         )
+    return _check_text(what, value, MAX_PART_BYTES)
+
+
+def check_header(what: str, value: str) -> str:
+    """The value itself when a header can carry it. Raises ValidationError or EventTooLarge (8192 bytes)."""
+    if not isinstance(value, str):
+        raise ValidationError(f"{what} must be text, not {value!r:.80}.", cure=f"give {what} as text or leave it out.")
+    return _check_text(what, value, MAX_HEADER_BYTES)
+
+
+def _check_text(what: str, value: str, most: int) -> str:
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
         raise ValidationError(f"{what} holds a lone surrogate: {value!r:.80}.", cure="decode it properly.") from None
-    if size > MAX_PART_BYTES:
-        raise EventTooLarge(f"{what} has {size} bytes.", cure=f"use at most {MAX_PART_BYTES}.")
+    if size > most:
+        raise EventTooLarge(f"{what} has {size} bytes.", cure=f"use at most {most}.")
     if not value.isprintable() and any(ord(letter) in _CONTROL for letter in value):
         raise ValidationError(f"{what} holds control characters: {value!r:.80}.", cure="remove them.")
     return value

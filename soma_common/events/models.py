@@ -11,7 +11,7 @@ from uuid import UUID
 from soma_common.clock import utc_now
 from soma_common.errors import ValidationError
 from soma_common.events.ids import uuid7
-from soma_common.events.keys import StreamKey, check_name
+from soma_common.events.keys import StreamKey, check_header, check_name
 from soma_common.events.types import check_event_type
 from soma_common.tracing.context import TraceContext
 
@@ -71,13 +71,40 @@ class Event:
         fill(self, "correlation_id", check_name("correlation_id", self.correlation_id or str(self.event_id)))
         if not 0 <= self.schema_version < 2**31:
             raise ValidationError(f"schema_version must be 1 or more, not {self.schema_version}.")
-        if self.occurred_at.tzinfo is None:
-            raise ValidationError("occurred_at has no time zone.", cure="use datetime.now(UTC).")
+        if self.occurred_at.tzinfo is not UTC:
+            fill(self, "occurred_at", _in_utc(self.occurred_at))
+        if not isinstance(self.event_id, UUID):
+            raise ValidationError(f"event_id {self.event_id!r:.80} is not a UUID.", cure="leave it out.")
+        if self.trace is not None:
+            check_trace(self.trace)
+        if self.baggage is not None:
+            check_header("baggage", self.baggage)
 
     @property
     def stream(self) -> StreamKey:
         """The stream this event belongs to."""
         return StreamKey(self.tenant_id, self.aggregate_type, self.aggregate_id)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValidationError("occurred_at has no time zone.", cure="use datetime.now(UTC).")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValidationError(
+            f"occurred_at {moment} is outside the calendar.", cure="use datetime.now(UTC)."
+        ) from error
+
+
+def check_trace(trace: TraceContext) -> None:
+    """Raise ValidationError for a trace context that its header cannot carry."""
+    if TraceContext.parse(trace.traceparent) is None:
+        raise ValidationError(
+            f"trace {trace.traceparent!r:.80} is malformed.", cure="use TraceContext.new() or parse()."
+        )
+    if trace.tracestate is not None:
+        check_header("tracestate", trace.tracestate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

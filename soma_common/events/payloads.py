@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -15,6 +17,8 @@ from soma_common.events.types import check_event_type
 # Kafka's default limit for a record is 1 MiB; envelope and framing need some of it.
 MAX_PAYLOAD_BYTES = 900 * 1024
 MAX_METADATA_BYTES = 64 * 1024
+# 19 digits and more may be beyond 64 bits: readers would round such a number, or fail on it.
+_LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 class Payload(BaseModel):
@@ -23,7 +27,7 @@ class Payload(BaseModel):
     Frozen, unknown fields are refused, and NaN and infinities too (JSON has none).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
     event_type: ClassVar[str]
     schema_version: ClassVar[int]
@@ -103,13 +107,16 @@ def to_json(what: str, value: Any, limit: int) -> bytes:
         raise EventTooLarge(
             f"{what} has {len(text)} bytes of JSON.", cure=f"use at most {limit}, and keep large data elsewhere."
         )
-    # Searching bytes is nearly free; only a suspect is walked. pydantic writes NaN as NaN here, not as null.
-    if b"NaN" in text or b"Infinity" in text or b"\\u0000" in text:
-        refuse_unstorable(what, value.model_dump() if isinstance(value, BaseModel) else value)
+    # Searching bytes is nearly free; only a suspect is read again. pydantic writes NaN as NaN here, not as null.
+    if b"NaN" in text or b"Infinity" in text or b"\\u0000" in text or _LONG_NUMBER.search(text):
+        _refuse_unstorable(what, text)
     return text
 
 
 def _dump_model(what: str, value: Payload) -> bytes:
+    missing = type(value).__pydantic_fields__.keys() - value.__dict__.keys()
+    if missing:  # only model_construct makes such a thing
+        raise PayloadInvalid(f"{what} has no {', '.join(sorted(missing))}.", cure="give these fields a value.")
     try:
         return value.__pydantic_serializer__.to_json(value, warnings="error")
     except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
@@ -130,17 +137,23 @@ def _unwritable(what: str, error: Exception) -> PayloadInvalid:
     )
 
 
-def refuse_unstorable(what: str, value: Any, path: str = "") -> None:
-    """Raise PayloadInvalid for the first NaN, infinity or NUL character inside a value, naming its place."""
-    where = path or "the top"
+def _refuse_unstorable(what: str, text: bytes) -> None:
+    """Raise PayloadInvalid, naming the place, for what JSON, PostgreSQL or a reader cannot keep as it is."""
+    _walk(what, json.loads(text), "")
+
+
+def _walk(what: str, value: Any, path: str) -> None:
+    where = path[:200] or "the top"
     if isinstance(value, float) and not math.isfinite(value):
         raise PayloadInvalid(f"{what} holds {value} at {where}.", cure="JSON has no such number: use null or text.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise PayloadInvalid(f"{what} holds a number beyond 64 bits at {where}.", cure="write it as text.")
     if isinstance(value, str) and "\0" in value:
         raise PayloadInvalid(f"{what} holds a NUL character at {where}.", cure="remove it: PostgreSQL cannot keep it.")
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for key, inner in value.items():
-            refuse_unstorable(what, key if isinstance(key, str) else str(key), f"{path}.{key}"[:200])
-            refuse_unstorable(what, inner, f"{path}.{key}"[:200])
-    elif isinstance(value, list | tuple | set | frozenset):
+            _walk(what, key, f"{path}.{key}")
+            _walk(what, inner, f"{path}.{key}")
+    elif isinstance(value, list):
         for index, inner in enumerate(value):
-            refuse_unstorable(what, inner, f"{path}[{index}]"[:200])
+            _walk(what, inner, f"{path}[{index}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ def recorded_event(row: Sequence[Any]) -> RecordedEvent:
         event_id=row[2],
         event_type=row[3],
         schema_version=row[4],
-        payload=orjson.loads(row[5]),
+        payload=_loads(row[5]),
         tenant_id=row[6],
         aggregate_type=row[7],
         aggregate_id=row[8],
@@ -34,8 +35,16 @@ def recorded_event(row: Sequence[Any]) -> RecordedEvent:
         # The log holds only what TraceContext wrote: version 00, fixed places.
         trace=TraceContext(trace[3:35], trace[36:52], int(trace[53:55], 16), row[14]),
         baggage=row[15],
-        metadata=orjson.loads(row[16]) if row[16] != "{}" else {},
+        metadata=_loads(row[16]) if row[16] != "{}" else {},
         timestamp=row[17],
         occurred_at=row[18],
         recorded_at=row[19],
     )
+
+
+def _loads(text: str) -> Any:
+    """JSON as PostgreSQL took it. Whoever calls ``soma.append`` by hand can store numbers that orjson refuses."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)

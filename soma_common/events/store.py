@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from soma_common.errors import CommitUnknown, DatabaseUnavailable, TenantRequired, ValidationError
+from soma_common.errors import ClockAhead, CommitUnknown, DatabaseUnavailable, TenantRequired, ValidationError
 from soma_common.events.append import AppendSettings, Expected, Published, Stamps, Steps, append_steps
 from soma_common.events.keys import StreamKey
 from soma_common.events.models import ANY, Event, RecordedEvent
@@ -48,15 +48,17 @@ class EventFilter:
     until: datetime | None = None
 
     def __post_init__(self) -> None:
-        if self.tenant_id is None:
+        if self.tenant_id is None or self.tenant_id == "":
             raise TenantRequired
-        for moment in (self.since, self.until):
-            if moment is not None and moment.tzinfo is None:
-                raise ValidationError(f"{moment} has no time zone.", cure="use datetime.now(UTC) and the like.")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, str) and "\0" in value:
-                raise ValidationError(f"{field.name} holds a NUL character.", cure="remove it.")
+            if value is not None and value is not ALL_TENANTS:
+                _check_value(field.name, value)
+
+    @classmethod
+    def of(cls, wanted: EventFilter | None, conditions: Mapping[str, Any]) -> EventFilter:
+        """A filter, narrowed or changed by further conditions."""
+        return cls(**conditions) if wanted is None else replace(wanted, **conditions)
 
     def conditions(self) -> dict[str, Any]:
         """The set conditions by name, with values as the database takes them.
@@ -140,6 +142,11 @@ class EventStore:
         for delay in Backoff(base=0.05, maximum=2.0).delays():
             try:
                 return await self._publish_alone(batch, expected_version, again=True)
+            except ClockAhead as error:
+                raise CommitUnknown(
+                    f"It is unknown whether {len(batch)} events were recorded. {error.message}",
+                    cure="set the clock, then call publish_again with the same Event objects.",
+                ) from error
             except DatabaseUnavailable as error:
                 if loop.time() + delay > end:
                     raise CommitUnknown(
@@ -212,12 +219,19 @@ class EventStore:
     ) -> Page:  # fmt: skip
         """A page of events, ordered by position; conditions are the fields of :class:`EventFilter`.
 
-        ``after`` is the ``next_after`` of the page before. Raises TenantRequired without a tenant.
+        ``after`` is the ``next_after`` of the page before. What commits later may lie below it: whoever must see
+        everything follows with :meth:`subscribe`.
+
+        Raises:
+            TenantRequired: without a tenant.
+            ValidationError: a condition that no event can have been recorded with, or a limit outside 1..10000.
         """
-        if not 1 <= limit <= MAX_LIMIT:
-            raise ValidationError(f"limit is {limit}.", cure=f"use 1 to {MAX_LIMIT}.")
-        given = (wanted or EventFilter(**conditions)).conditions()
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+            raise ValidationError(f"limit is {limit!r:.80}.", cure=f"use 1 to {MAX_LIMIT}.")
+        given = EventFilter.of(wanted, conditions).conditions()
         if after is not None:
+            if not isinstance(after, int) or not 0 <= after < 2**63:
+                raise ValidationError(f"after is {after!r:.80}.", cure="pass the next_after of the page before.")
             given["before" if newest_first else "after"] = after
         sql, args = _compose(given, "newest_first" if newest_first else "oldest_first", limit + 1)
         rows = await self.pool.fetch(sql, *args)
@@ -287,6 +301,24 @@ async def _run(steps: Steps, connection: Any) -> Published:
         except StopIteration as done:
             result: Published = done.value
             return result
+
+
+def _check_value(name: str, value: Any) -> None:
+    if name in ("since", "until"):
+        if not isinstance(value, datetime) or value.tzinfo is None:
+            raise ValidationError(f"{name} {value!r:.80} has no time zone.", cure="use datetime.now(UTC) and the like.")
+    elif isinstance(value, str):
+        if "\0" in value or not _is_unicode(value):
+            raise ValidationError(f"{name} {value!r:.80} holds a NUL or a lone surrogate.", cure="remove it.")
+    elif not isinstance(value, UUID) or name not in ("event_id", "trace_id"):
+        raise ValidationError(f"{name} is a {type(value).__name__}, not text.", cure=f"pass {name} as text.")
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        return value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _uuid(name: str, value: UUID | str) -> UUID:

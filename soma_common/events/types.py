@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from soma_common.errors import ValidationError
 
-_NAME = re.compile(r"^[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*$")
+_NAME = re.compile(r"^[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*\Z")
 MAX_TYPE_LENGTH = 200
 
 
@@ -37,9 +37,9 @@ def check_event_type(name: str) -> str:
     Raises:
         ValidationError: empty, too long, or with other characters (the name becomes a schema's name).
     """
-    if len(name) > MAX_TYPE_LENGTH or not _NAME.match(name):
+    if not isinstance(name, str) or len(name) > MAX_TYPE_LENGTH or not _NAME.fullmatch(name):
         raise ValidationError(
-            f"{name[:80]!r} is not an event type.",
+            f"{name!r:.80} is not an event type.",
             cure=f"use dotted lower-case words of at most {MAX_TYPE_LENGTH} characters, such as 'order.placed'.",
         )
     return str(name)

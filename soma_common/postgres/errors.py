@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from soma_common import errors
 
@@ -20,7 +20,11 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
     "22P02": (errors.PayloadInvalid, "payload and metadata must be JSON."),
     "22P05": (errors.PayloadInvalid, "PostgreSQL text cannot hold NUL bytes or broken UTF-8: remove them."),
     "22030": (errors.PayloadInvalid, "payload and metadata must be JSON."),
-    "23514": (errors.ValidationError, "names and identifiers must not be empty."),
+    "23514": (
+        errors.ValidationError,
+        "names have 1 to 512 bytes, payload and metadata are JSON objects in their limits.",
+    ),
+    "54000": (errors.EventTooLarge, "shorten it, and keep large data elsewhere."),
     "3F000": (errors.MigrationError, "run `somastack db upgrade`."),
     "42P01": (errors.MigrationError, "run `somastack db upgrade`."),
     "42883": (errors.MigrationError, "run `somastack db upgrade`."),
@@ -52,6 +56,7 @@ def translate(error: BaseException) -> errors.SomaError | None:
     """The library's error for a driver's, or None when it is not about the database (or a caller's own mistake)."""
     if isinstance(error, errors.SomaError):
         return error
+    error = _of_driver(error)
     state = getattr(error, "sqlstate", None)
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if state in _BY_SQLSTATE:
@@ -66,8 +71,9 @@ def translate(error: BaseException) -> errors.SomaError | None:
 
 def is_connection_loss(error: BaseException) -> bool:
     """Whether the connection is gone, so that the outcome of what was sent is unknown."""
+    error = _of_driver(error)
     if isinstance(error, OSError | TimeoutError):
-        return True
+        return _raised_by_driver(error)
     state = getattr(error, "sqlstate", None) or ""
     if state.startswith(("08", "57P")):
         return True
@@ -81,20 +87,49 @@ def is_connection_loss(error: BaseException) -> bool:
     return False
 
 
+def _of_driver(error: BaseException) -> BaseException:
+    """The driver's error: Django wraps it into one of its own."""
+    return (error.__cause__ or error) if type(error).__module__ == "django.db.utils" else error
+
+
+def _raised_by_driver(error: BaseException) -> bool:
+    """Whether an OSError came out of a driver, not out of what else ran inside the block."""
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("asyncpg", "psycopg", "psycopg_pool"):
+            return True
+        step = step.tb_next
+    return False
+
+
+def is_from_driver(error: BaseException) -> bool:
+    """Whether a database driver raised this: about the statement or its values, not about our own code."""
+    return any(kind.__module__.split(".")[0] in ("asyncpg", "psycopg") for kind in type(error).__mro__)
+
+
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raises the library's errors in place of the driver's."""
+    """Raises the library's errors in place of the driver's: around the library's own statements."""
+    with _translated(errors.SomaError):
+        yield
+
+
+@contextmanager
+def translated_around_callers() -> Iterator[None]:
+    """The same around a caller's statements: only what is about the server, the log or a conflict is ours to name.
+
+    What else goes wrong there (a constraint of their own table, their own OSError) stays as it is.
+    """
+    with _translated(errors.InfrastructureError, errors.TransactionConflict, errors.LogError):
+        yield
+
+
+@contextmanager
+def _translated(*kinds: type[errors.SomaError]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         known = translate(error)
-        if known is None or known is error:
+        if known is None or known is error or not isinstance(known, kinds):
             raise
         raise known from error
-
-
-@asynccontextmanager
-async def translated_async() -> AsyncIterator[None]:
-    """The same for ``async with``."""
-    with translated():
-        yield

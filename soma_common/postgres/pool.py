@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from soma_common.errors import ConfigurationError
-from soma_common.postgres.errors import translated
+from soma_common.postgres.errors import translated, translated_around_callers
 from soma_common.retry import Backoff
 
 if TYPE_CHECKING:
@@ -101,13 +101,21 @@ class Pool:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
-        """A connection in autocommit; back in the pool at the end."""
+        """A connection in autocommit; back in the pool at the end.
+
+        Errors of the server become the library's; what else is raised inside stays as it is.
+        """
         if self._pool is None:
             await self.open()
         assert self._pool is not None
+        pool = self._pool
         with translated():
-            async with self._pool.acquire(timeout=self.settings.timeout) as connection:
+            connection = await pool.acquire(timeout=self.settings.timeout)
+        with translated_around_callers():
+            try:
                 yield connection
+            finally:
+                await pool.release(connection)
 
     @asynccontextmanager
     async def transaction(self, *, synchronous: bool = False) -> AsyncIterator[asyncpg.Connection[Any]]:

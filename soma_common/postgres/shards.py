@@ -54,9 +54,7 @@ class Shards:
         """Renew and claim, so that ``owned`` is what this worker owns; returns shards to drain and release."""
         await self._pool.fetch(_sql("alive"), self.reader, self.worker, self.lease)
         epochs = [lease.epoch for lease in self.owned.values()]
-        renewed = await self._pool.fetch(
-            _sql("renew"), self.reader, self.worker, self.lease, list(self.owned), epochs
-        )
+        renewed = await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease, list(self.owned), epochs)
         kept = {row[0] for row in renewed}
         self.owned = {shard: lease for shard, lease in self.owned.items() if shard in kept}
         workers, shards = (await self._pool.fetch(_sql("census"), self.reader))[0]

@@ -24,6 +24,15 @@ def fetch_sync(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
             return list(cursor.fetchall()) if cursor.description else []
 
 
+def transaction_if_none(connection: Any) -> AbstractContextManager[Any]:
+    """A transaction around what follows, when the connection is in autocommit and has none open."""
+    import psycopg
+
+    driver = _driver_connection(connection)
+    idle = driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    return driver.transaction() if driver.autocommit and idle else nullcontext()
+
+
 def _driver_connection(connection: Any) -> Any:
     """psycopg's connection inside Django's; opened when Django has not opened it yet."""
     if hasattr(connection, "ensure_connection"):

@@ -1,7 +1,7 @@
 -- :name append : record events in the transaction of the caller
 SELECT outcome, ordinal, event_position, stream_version, stamp, recorded, transaction_id, first_event_id
 FROM soma.append(
-    $1::text, $2::timestamptz, $3::text[], $4::text[], $5::text[], $6::integer[], $7::bigint[], $8::bigint[],
+    $1::text[], $2::timestamptz, $3::text[], $4::text[], $5::text[], $6::integer[], $7::bigint[], $8::bigint[],
     $9::timestamptz[], $10::timestamptz[], $11::integer[], $12::bigint[], $13::uuid[], $14::text[], $15::integer[],
     $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::text[], $22::timestamptz[],
     $23::timestamptz[], $24::text[], $25::text[], $26::text[], $27::bytea[], $28::bytea[], $29::text[], $30::boolean)

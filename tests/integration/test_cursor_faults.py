@@ -24,8 +24,9 @@ def forgetful() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.mark.parametrize("how", [lambda s: s.restart("immediate"), lambda s: (s.kill(), s.start_again())],
-                         ids=["immediate", "sigkill"])
+@pytest.mark.parametrize(
+    "how", [lambda s: s.restart("immediate"), lambda s: (s.kill(), s.start_again())], ids=["immediate", "sigkill"]
+)
 async def test_a_cursor_kept_elsewhere_survives_a_crash_after_rollbacks(
     forgetful: PostgresServer, how: Callable[[PostgresServer], object]
 ) -> None:

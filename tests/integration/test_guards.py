@@ -147,6 +147,7 @@ async def test_a_logical_copy_is_refused_repaired_and_goes_on(
     slot = "copy_" + urlsplit(soma_database16).path[-16:]
     target.query(f"CREATE SUBSCRIPTION {slot} CONNECTION '{soma_database16}' PUBLICATION copy")
     try:
+
         async def copied() -> bool:
             return target.query("SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel") == "t"
 

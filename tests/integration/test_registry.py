@@ -21,11 +21,11 @@ from soma_common.errors import (
     RegistryUnavailable,
     SchemaNotFound,
 )
-from soma_common.events.avro_codec import AvroCodec
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload, to_json
 from soma_common.retry import Backoff
 from soma_common.schemas.avro import GENERIC, event_schema, event_schemas
+from soma_common.schemas.avro_codec import AvroCodec
 from soma_common.schemas.registry import Registry
 from soma_common.schemas.rest import Patience
 from soma_common.schemas.table import SchemaRef
@@ -298,7 +298,7 @@ async def test_a_snapshot_that_cannot_be_written_is_a_warning(
 
 def test_httpx_and_fastavro_are_loaded_only_when_needed() -> None:
     code = (
-        "import sys, soma_common.schemas.registry, soma_common.events.avro_codec as c;"
+        "import sys, soma_common.schemas.registry, soma_common.schemas.avro_codec as c;"
         "soma_common.schemas.registry.Registry('http://r');"
         "print([name for name in ('httpx', 'fastavro') if name in sys.modules])"
     )

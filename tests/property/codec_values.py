@@ -53,8 +53,8 @@ class Cash(BaseModel):
 Payment = Annotated[Card | Bank | Cash, Field(discriminator="kind")]
 Shape = tuple[Any, st.SearchStrategy[Any]]
 
-EARLY = datetime(2, 1, 1)  # noqa: DTZ001 - bounds, not moments
-LATE = datetime(9998, 1, 1)  # noqa: DTZ001
+EARLY = datetime(2, 1, 1)
+LATE = datetime(9998, 1, 1)
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
 words = st.text("abcdefgh-_123", min_size=1, max_size=8)
 integers = st.integers(-(2**63), 2**63 - 1)

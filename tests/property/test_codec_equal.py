@@ -10,10 +10,10 @@ import orjson
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from soma_common.events.avro_codec import AvroCodec
 from soma_common.events.codec import JsonCodec
 from soma_common.events.payloads import Payload
 from soma_common.schemas.avro import event_schema
+from soma_common.schemas.avro_codec import AvroCodec
 from soma_common.schemas.compat import breaks
 
 from .codec_values import events, json_of, json_values, payloads, table_for, texts

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from soma_common.errors import CodecError
-from soma_common.events.avro_codec import AvroCodec
 from soma_common.events.codec import JsonCodec
 from soma_common.events.payloads import Payload
+from soma_common.schemas.avro_codec import AvroCodec
 
 from .codec_values import Card, Payment, events, json_of, table_for
 

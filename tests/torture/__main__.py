@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from tests.torture import mutants, run
+from tests.torture import mutant_runs, mutants, run
 from tests.torture.report import show
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     if args.mutants or args.mutant:
-        return mutants.main([args.mutant] if args.mutant else sorted(mutants.MUTANTS))
+        return mutant_runs.main([args.mutant] if args.mutant else list(mutants.MUTANTS), keep=args.keep)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1_000_000)
     reports = []
     for exactly_once in args.modes:

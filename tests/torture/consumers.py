@@ -14,7 +14,7 @@ from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import SourceSettings, KafkaSource
+from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
 from soma_common.service import run_until_signalled
@@ -31,11 +31,12 @@ SELECT $1, $2, $3, coalesce((SELECT version FROM found), 0), $4
 """
 
 
-def handler(name: str) -> Handlers:
+def handler(name: str, folder: Path) -> Handlers:
     """One effect per event, and for some a follow-up event."""
 
     async def apply(event: RecordedEvent, context: HandlerContext) -> None:
         await context.tx.execute(_EFFECT, event.event_id, str(event.stream), event.version, name)
+        mutants.reached(folder, mutants.DIE_IN_HANDLER)
         if event.payload.get("follow"):
             context.publish(
                 Event(
@@ -55,7 +56,7 @@ def handler(name: str) -> Handlers:
 async def main(folder: Path, name: str, life: int) -> None:
     """The process."""
     settings = Settings.load(folder)
-    mutants.apply(settings.mutant)
+    mutants.apply(settings.mutant, folder)
     kafka = SourceSettings(
         bootstrap=settings.bootstrap, group="soma.torture", topics=(TOPIC,), session=SESSION, rebalance=8.0
     )
@@ -70,7 +71,7 @@ async def main(folder: Path, name: str, life: int) -> None:
             pool,
             CONSUMER,
             KafkaSource(pool, kafka, JsonCodec()),
-            handlers=handler(f"{name}.{life}"),
+            handlers=handler(f"{name}.{life}", folder),
             append=append,
             settings=working,
         )

@@ -14,11 +14,11 @@ import fastavro
 import pytest
 
 from soma_common.errors import CodecError, SchemaNotFound, UnknownSchemaId
-from soma_common.events.avro_codec import AvroCodec
-from soma_common.events.framing import frame_prefix
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload, to_json
 from soma_common.schemas.avro import event_schema, event_schemas, schema_text
+from soma_common.schemas.avro_codec import AvroCodec
+from soma_common.schemas.framing import frame_prefix
 from soma_common.schemas.table import SchemaRef, SchemaTable
 from soma_common.tracing.context import TraceContext
 

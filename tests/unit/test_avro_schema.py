@@ -116,7 +116,7 @@ def test_a_type_used_twice_is_written_once() -> None:
         ({"f": Point | Empty}, ["Made.f", "nothing in the data tells which", "Literal"]),
         ({"f": list[int] | list[str]}, ["Made.f", "nothing in the data tells which"]),
         ({"f": Callable[[], int]}, ["Made.f", "use a type that JSON has"]),
-        ({"f": (datetime, datetime(2024, 1, 1))}, ["Made.f", "default"]),  # noqa: DTZ001 - that is the case
+        ({"f": (datetime, datetime(2024, 1, 1))}, ["Made.f", "default"]),
     ],
 )
 def test_what_avro_cannot_hold_is_refused_with_model_field_and_cure(

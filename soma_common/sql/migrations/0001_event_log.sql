@@ -17,15 +17,24 @@ INSERT INTO soma.cluster (system_identifier) SELECT system_identifier FROM pg_co
 
 -- One row per stream; its lock orders the appends of one key.
 CREATE TABLE soma.streams (
-    tenant_id      text NOT NULL CHECK (tenant_id <> ''),
-    aggregate_type text NOT NULL CHECK (aggregate_type <> ''),
-    aggregate_id   text NOT NULL CHECK (aggregate_id <> ''),
+    tenant_id      text NOT NULL CHECK (octet_length(tenant_id) BETWEEN 1 AND 512),
+    aggregate_type text NOT NULL CHECK (octet_length(aggregate_type) BETWEEN 1 AND 512),
+    aggregate_id   text NOT NULL CHECK (octet_length(aggregate_id) BETWEEN 1 AND 512),
     stream_id      bigint GENERATED ALWAYS AS IDENTITY,
     key_hash       integer NOT NULL,              -- murmur2 of the Kafka key
     version        bigint NOT NULL CHECK (version >= 0),
     last_timestamp timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, aggregate_type, aggregate_id)
 ) WITH (fillfactor = 80);
+-- Written once per stream: later appends change no column of it, so they stay HOT.
+CREATE INDEX streams_aggregate_idx ON soma.streams (aggregate_id);
+
+-- Whether readers can take a text as the JSON object it claims to be. The type json lets NUL and broken surrogates pass
+-- when they are escaped; jsonb does not.
+CREATE FUNCTION soma.is_object(p_json json, p_most integer) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN json_typeof(p_json) = 'object' AND octet_length(p_json::text) <= p_most
+   AND (strpos(p_json::text, '\u') = 0 OR p_json::jsonb IS NOT NULL);
 
 -- Cache 1: a position must be higher than every position handed out before it, in every session.
 CREATE SEQUENCE soma.event_position AS bigint CACHE 1;
@@ -40,12 +49,12 @@ CREATE TABLE soma.events (
     tenant_id       text NOT NULL,
     aggregate_type  text NOT NULL,
     aggregate_id    text NOT NULL,
-    event_type      text NOT NULL CHECK (event_type <> ''),
+    event_type      text NOT NULL CHECK (octet_length(event_type) BETWEEN 1 AND 512),
     schema_version  integer NOT NULL CHECK (schema_version > 0),
-    service_id      text NOT NULL CHECK (service_id <> ''),
-    correlation_id  text NOT NULL CHECK (correlation_id <> ''),
+    service_id      text NOT NULL CHECK (octet_length(service_id) BETWEEN 1 AND 512),
+    correlation_id  text NOT NULL CHECK (octet_length(correlation_id) BETWEEN 1 AND 512),
     causation_id    text,
-    idempotency_key text NOT NULL CHECK (idempotency_key <> ''),
+    idempotency_key text NOT NULL CHECK (octet_length(idempotency_key) BETWEEN 1 AND 512),
     trace_id        uuid NOT NULL,                -- 128 bits; written as 32 hexadecimal digits
     traceparent     text NOT NULL,
     tracestate      text,
@@ -55,6 +64,8 @@ CREATE TABLE soma.events (
     recorded_at     timestamptz NOT NULL,         -- the database's clock
     payload         json NOT NULL,                -- json, not jsonb: kept to the letter
     metadata        json NOT NULL,
+    CONSTRAINT events_payload_check CHECK (soma.is_object(payload, 921600)),
+    CONSTRAINT events_metadata_check CHECK (soma.is_object(metadata, 65536)),
     PRIMARY KEY (position)
 ) PARTITION BY RANGE (position);
 
@@ -79,7 +90,12 @@ BEGIN
 END $$;
 CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE ON soma.events
     FOR EACH ROW EXECUTE FUNCTION soma.refuse_change();
+-- A statement trigger is not cloned: each partition gets its own.
 CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON soma.events
+    FOR EACH STATEMENT EXECUTE FUNCTION soma.refuse_change();
+CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON soma.events_p0
+    FOR EACH STATEMENT EXECUTE FUNCTION soma.refuse_change();
+CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON soma.events_p5000000
     FOR EACH STATEMENT EXECUTE FUNCTION soma.refuse_change();
 
 -- Keys that callers gave. A table partitioned by position cannot enforce them, so they live here.

@@ -31,7 +31,7 @@ END $$;
 CREATE TABLE soma.outbox_slots (
     slot          smallint PRIMARY KEY,
     left_position bigint NOT NULL,
-    left_xmax     xid8 NOT NULL
+    left_xmax     xid8 NOT NULL                   -- every transaction that may still write there is below
 );
 
 -- Rows that Kafka will never take, and the later rows of their key (whose reason is null).
@@ -66,8 +66,9 @@ $$;
 -- Empties the partitions whose rows every relay has passed. Returns how many were emptied.
 --
 -- "Every cursor has passed the positions" is not enough: a transaction that still runs may hold a low position, and a
--- TRUNCATE would wait for it and then erase what it committed. So: note the snapshot's xmax after the sequence left the
--- partition, and wait until every cursor's snapshot has xmin at or above it.
+-- TRUNCATE would wait for it and then erase what it committed. So: note a transaction id that was drawn after the sequence
+-- left the partition, and wait until every cursor's snapshot has xmin at or above it. (A snapshot's xmax would not do:
+-- transactions from there on may be running already.) Call it in a transaction of its own.
 CREATE FUNCTION soma.clean_outbox(p_lock_timeout interval DEFAULT '50 milliseconds') RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
@@ -94,7 +95,7 @@ BEGIN
             EXECUTE format('SELECT EXISTS (SELECT FROM soma.outbox_%s)', v_slot) INTO v_filled;
             CONTINUE WHEN NOT v_filled AND v_seen.slot IS NULL;
             INSERT INTO soma.outbox_slots
-            VALUES (v_slot, v_last, pg_snapshot_xmax(pg_current_snapshot()))
+            VALUES (v_slot, v_last, pg_current_xact_id())
             ON CONFLICT (slot) DO UPDATE SET left_position = excluded.left_position, left_xmax = excluded.left_xmax;
             CONTINUE;
         END IF;

@@ -13,11 +13,11 @@
 --   appended       one row per event, in order
 --   duplicate      one row per event that is known (by its idempotency key, or with p_again by its id);
 --                  nothing was written, the others may be sent again
---   wrong_version  one row per stream; version = what it is at. Nothing was written, the locks are kept
+--   wrong_version  one row per stream; version = what it is at. Nothing was written; locks of streams that exist are kept
 --   stale          one row per stream; stamp = its last timestamp. Nothing was written, the locks are kept
 --   clock_ahead    one row; stamp = the database's clock. Nothing was written
 CREATE FUNCTION soma.append(
-    p_service text, p_client_now timestamptz,
+    p_services text[], p_client_now timestamptz,
     p_tenants text[], p_aggregate_types text[], p_aggregate_ids text[], p_key_hashes integer[],
     p_expected bigint[], p_counts bigint[], p_first timestamptz[], p_last timestamptz[],
     p_stream integer[], p_offset bigint[], p_event_ids uuid[], p_event_types text[], p_schema_versions integer[],
@@ -100,8 +100,12 @@ BEGIN
                 SELECT 'duplicate', e.ordinal::integer, r.position, r.version, r.timestamp, r.recorded_at, r.xid::text,
                        k.event_id
                 FROM unnest(p_stream, p_idempotency_keys) WITH ORDINALITY AS e (stream, key, ordinal)
-                JOIN soma.idempotency_keys k ON k.tenant_id = p_tenants[e.stream] AND k.key = e.key
-                LEFT JOIN soma.events r ON r.event_id = k.event_id AND r.tenant_id = k.tenant_id
+                -- OFFSET 0 keeps each a look-up by its own index. A planner without statistics (a young or restored
+                -- database) finds an index on the tenant as good, and reads every event of the tenant.
+                CROSS JOIN LATERAL (SELECT known.event_id, known.tenant_id FROM soma.idempotency_keys known
+                                    WHERE known.tenant_id = p_tenants[e.stream] AND known.key = e.key OFFSET 0) k
+                LEFT JOIN LATERAL (SELECT * FROM soma.events first WHERE first.event_id = k.event_id OFFSET 0) r
+                    ON r.tenant_id = k.tenant_id
                 ORDER BY e.ordinal;
                 RETURN;
             END IF;
@@ -119,7 +123,8 @@ BEGIN
             SELECT 'duplicate', e.ordinal::integer, r.position, r.version, r.timestamp, r.recorded_at, r.xid::text,
                    r.event_id
             FROM unnest(p_stream, p_event_ids) WITH ORDINALITY AS e (stream, event_id, ordinal)
-            JOIN soma.events r ON r.event_id = e.event_id AND r.tenant_id = p_tenants[e.stream]
+            CROSS JOIN LATERAL (SELECT * FROM soma.events first WHERE first.event_id = e.event_id OFFSET 0) r
+            WHERE r.tenant_id = p_tenants[e.stream]
             ORDER BY e.ordinal;
             IF FOUND THEN
                 PERFORM soma.forget_keys(v_key_tenants, v_keys);
@@ -129,7 +134,8 @@ BEGIN
 
         RETURN QUERY
         SELECT CASE WHEN soma.version_fits(g.expected, s.version) THEN 'stale' ELSE 'wrong_version' END,
-               g.ordinal::integer, NULL::bigint, s.version, s.last_timestamp, v_now, NULL::text, NULL::uuid
+               g.ordinal::integer, NULL::bigint, s.version, nullif(s.last_timestamp, '-infinity'), v_now, NULL::text,
+               NULL::uuid
         FROM unnest(p_tenants, p_aggregate_types, p_aggregate_ids, p_expected, p_first)
              WITH ORDINALITY AS g (tenant, kind, id, expected, first, ordinal)
         JOIN soma.streams s ON (s.tenant_id, s.aggregate_type, s.aggregate_id) = (g.tenant, g.kind, g.id)
@@ -137,6 +143,7 @@ BEGIN
         ORDER BY g.ordinal;
         IF FOUND THEN
             PERFORM soma.forget_keys(v_key_tenants, v_keys);
+            PERFORM soma.forget_streams(p_tenants, p_aggregate_types, p_aggregate_ids);
             RETURN;
         END IF;
 
@@ -160,14 +167,14 @@ BEGIN
         baggage, "timestamp", occurred_at, recorded_at, payload, metadata)
     SELECT e.position, v_xid, v_streams[e.stream], v_bases[e.stream] + e.place, p_key_hashes[e.stream], e.event_id,
            p_tenants[e.stream], p_aggregate_types[e.stream], p_aggregate_ids[e.stream], e.event_type,
-           e.schema_version, p_service, e.correlation, e.causation, coalesce(e.key, e.event_id::text),
+           e.schema_version, e.service, e.correlation, e.causation, coalesce(e.key, e.event_id::text),
            substr(e.traceparent, 4, 32)::uuid, e.traceparent, e.tracestate,
            e.baggage, e.stamp, e.occurred, v_now, e.payload::json, e.metadata::json
     FROM unnest(v_positions, p_stream, p_offset, p_event_ids, p_event_types, p_schema_versions, p_correlation_ids,
                 p_causation_ids, p_idempotency_keys, p_traceparents, p_tracestates, p_baggage, p_timestamps, p_occurred,
-                p_payloads, p_metadata)
+                p_payloads, p_metadata, p_services)
          AS e (position, stream, place, event_id, event_type, schema_version, correlation, causation, key, traceparent,
-               tracestate, baggage, stamp, occurred, payload, metadata);
+               tracestate, baggage, stamp, occurred, payload, metadata, service);
 
     IF p_topics IS NOT NULL THEN
         INSERT INTO soma.outbox (position, xid, slot, shard, key_hash, topic, key, event_id, event_type, version,
@@ -197,4 +204,11 @@ CREATE FUNCTION soma.forget_keys(p_tenants text[], p_keys text[]) RETURNS void
 LANGUAGE sql VOLATILE AS $$
     DELETE FROM soma.idempotency_keys k USING unnest(p_tenants, p_keys) AS g (tenant, key)
     WHERE k.tenant_id = g.tenant AND k.key = g.key
+$$;
+
+-- Takes back the streams that a refused call made for their lock: those without an event. The caller holds their locks.
+CREATE FUNCTION soma.forget_streams(p_tenants text[], p_aggregate_types text[], p_aggregate_ids text[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+    DELETE FROM soma.streams s USING unnest(p_tenants, p_aggregate_types, p_aggregate_ids) AS g (tenant, kind, id)
+    WHERE (s.tenant_id, s.aggregate_type, s.aggregate_id) = (g.tenant, g.kind, g.id) AND s.version = 0
 $$;

@@ -26,13 +26,16 @@ BEGIN
         -- When the tail is in use already, bound it beyond what it holds; the lock then lasts for one scan of it.
         v_upper := greatest(v_lower + p_rows, soma.last_position() + p_rows);
         BEGIN
-            LOCK TABLE soma.events IN ACCESS EXCLUSIVE MODE;
+            -- The parent and the tail only: whoever reads an older partition is not waited for.
+            LOCK TABLE ONLY soma.events IN ACCESS EXCLUSIVE MODE;
             EXECUTE format('ALTER TABLE soma.events DETACH PARTITION soma.%I', v_tail);
             EXECUTE format('CREATE TABLE soma.%I (LIKE soma.%I INCLUDING ALL)', 'events_p' || v_upper, v_tail);
             EXECUTE format('ALTER TABLE soma.events ATTACH PARTITION soma.%I FOR VALUES FROM (%s) TO (%s)',
                            v_tail, v_lower, v_upper);
             EXECUTE format('ALTER TABLE soma.events ATTACH PARTITION soma.%I FOR VALUES FROM (%s) TO (MAXVALUE)',
                            'events_p' || v_upper, v_upper);
+            EXECUTE format('CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON soma.%I '
+                           'FOR EACH STATEMENT EXECUTE FUNCTION soma.refuse_change()', 'events_p' || v_upper);
             v_made := v_made + 1;
         EXCEPTION WHEN lock_not_available THEN
             RETURN v_made;

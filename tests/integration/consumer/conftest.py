@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from soma_common.events.keys import kafka_key
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import to_json
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import SourceSettings, KafkaSource
+from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.testing.backends import KafkaHandle
@@ -69,9 +68,7 @@ class World:
     async def publish(self, count: int, *, keys: int = 10, start: int = 0, **fields: Any) -> list[RecordedEvent]:
         """Events n = start, start+1, … spread over the keys in turn."""
         given = {"tenant_id": "acme", "event_type": "order.paid"} | fields
-        events = [
-            Event(payload={"n": n}, aggregate_id=f"a{n % keys}", **given) for n in range(start, start + count)
-        ]
+        events = [Event(payload={"n": n}, aggregate_id=f"a{n % keys}", **given) for n in range(start, start + count)]
         recorded: list[RecordedEvent] = []
         for begin in range(0, count, 500):
             recorded += await self.store.publish(events[begin : begin + 500])
@@ -106,11 +103,9 @@ class World:
         """A consumer in a process of its own (see program.py), ready to work."""
         arguments = {"dsn": self.dsn, "source": "log", "consumer": "billing", "group": "soma.tests.billing"} | given
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         process = subprocess.Popen(
             [sys.executable, str(PROGRAM), json.dumps(arguments)],
             stdout=subprocess.PIPE,
-            stderr=log,
             text=True,
             env=environment,
         )
@@ -161,10 +156,17 @@ class World:
 
 @pytest.fixture
 async def world(soma_database: str) -> AsyncIterator[World]:
-    async for made in open_world(soma_database):
+    async with open_world(soma_database) as made:
         yield made
 
 
+@pytest.fixture
+def world_at() -> Callable[[str], AbstractAsyncContextManager[World]]:
+    """For tests with a server of their own."""
+    return open_world
+
+
+@asynccontextmanager
 async def open_world(dsn: str) -> AsyncIterator[World]:
     async with Pool(dsn) as pool:
         async with pool.connection() as connection:
@@ -208,8 +210,8 @@ class Topic:
 
 
 @pytest.fixture
-def topic(soma_kafka: KafkaHandle, soma_topic: Callable[..., str]) -> Iterator[Topic]:
-    yield Topic(soma_kafka.bootstrap, soma_topic("soma.consume", partitions=4))
+def topic(soma_kafka: KafkaHandle, soma_topic: Callable[..., str]) -> Topic:
+    return Topic(soma_kafka.bootstrap, soma_topic("soma.consume", partitions=4))
 
 
 @pytest.fixture(name="eventually")
@@ -220,3 +222,9 @@ def eventually_fixture() -> Callable[..., Awaitable[None]]:
 @pytest.fixture(name="apply")
 def apply_fixture() -> Handle:
     return apply
+
+
+@pytest.fixture
+def topic_at() -> type[Topic]:
+    """For tests with a broker of their own."""
+    return Topic

@@ -22,7 +22,7 @@ from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import SourceSettings, KafkaSource
+from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.service import run_until_signalled
@@ -44,27 +44,27 @@ class Death:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DyingLog(LogSource):
-    """The log source, with the places where a process may die."""
+class Dying:
+    """Adds to a source the places where a process may die; "committed" comes before Kafka is told anything."""
 
     death = Death()
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
         self.death.reached("save")
-        await super().save(tx, records)
+        await super().save(tx, records)  # type: ignore[misc]  # a mixin
         self.death.reached("saved")
 
     async def committed(self, records: Sequence[Record]) -> None:
         self.death.reached("committed")
-        await super().committed(records)
+        await super().committed(records)  # type: ignore[misc]  # a mixin
 
 
-class DyingKafka(KafkaSource):
-    """The Kafka source, with the same places; "committed" lies between COMMIT and the commit to Kafka."""
+class DyingLog(Dying, LogSource):
+    """The log source, mortal."""
 
-    death = Death()
-    save = DyingLog.save
-    committed = DyingLog.committed
+
+class DyingKafka(Dying, KafkaSource):
+    """The Kafka source, mortal."""
 
 
 def _source(pool: Pool, given: dict[str, Any]) -> DyingLog | DyingKafka:
@@ -85,7 +85,9 @@ def _handlers(given: dict[str, Any], death: Death) -> Handlers:
     async def handle(event: RecordedEvent, ctx: HandlerContext) -> None:
         if event.event_type == "consumer.echo":
             return
-        await ctx.tx.execute(EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid())
+        await ctx.tx.execute(
+            EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid()
+        )
         death.reached("handler")
         await ctx.tx.execute(TOTAL, str(event.stream))
         if given.get("echo"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -202,7 +203,7 @@ async def test_a_handler_that_swallows_a_database_error_is_found(world: Any, app
 async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: Any, eventually: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         await apply(event, ctx)
-        with pytest.raises(ZeroDivisionError):
+        with suppress(ZeroDivisionError):
             async with ctx.tx.transaction():
                 await ctx.tx.execute("INSERT INTO total VALUES ('never', 1)")
                 raise ZeroDivisionError

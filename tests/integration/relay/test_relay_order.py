@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -51,6 +52,9 @@ async def test_groups_are_shared_and_moved_without_duplicates(lab: World, exactl
     assert check(lab.journal, await lab.arrived()) == 0
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 async def _owned(relay: object, count: int) -> bool:
     return len(relay.stats().owned) == count  # type: ignore[attr-defined]
 
@@ -67,7 +71,7 @@ async def test_records_carry_what_consumers_need(lab: World) -> None:
         assert headers["soma_position"] == str(event.position).encode()
         assert headers["content-type"] == b"application/json"
         assert headers["traceparent"].decode() == event.trace.traceparent
-        assert record.timestamp == int(event.timestamp.timestamp() * 1000 + 1e-3)
+        assert record.timestamp == (event.timestamp - EPOCH) // timedelta(milliseconds=1)
         rows = await lab.pool.fetch("SELECT key_hash FROM soma.outbox WHERE position = $1", event.position)
         assert record.partition == partition_of(rows[0][0], 6)
 

@@ -13,12 +13,12 @@ import pydantic_core
 
 from soma_common.errors import CodecError, UnknownSchemaId
 from soma_common.events.codec import event_from_fields
-from soma_common.events.framing import frame_prefix, unframe
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload
 from soma_common.schemas.avro import GENERIC
 from soma_common.schemas.compat import named_types
 from soma_common.schemas.forms import Convert, Inexact, from_datum, kind_of, to_datum
+from soma_common.schemas.framing import frame_prefix, unframe
 from soma_common.schemas.safety import check_readable, without_text_uuids
 from soma_common.schemas.table import Kind, SchemaRef
 
