@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Coroutine
@@ -13,8 +14,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from examples.flights.reading import UnusableFile, read_flights
-from soma_common.errors import SomaError
+from examples.flights.reading import Reading, UnusableFile, read_flights
+from soma_common.errors import ConfigurationError, SomaError
 
 WEEK = Path(__file__).parents[1] / "data" / "flights-2013-02-04.csv"
 UNUSABLE = 2
@@ -52,11 +53,70 @@ def demo(mode: str, **options: Any) -> None:
 @csv_option
 def check(csv: Path) -> None:
     """Read a file and tell which rows would be refused."""
+    sys.exit(code_of(shown(csv)))
+
+
+@flights.command()
+@csv_option
+def publish(csv: Path) -> None:
+    """Publish a file to where the environment points (SOMA_DEPLOY_MODE, …); again is harmless."""
+    reading = shown(csv)
+
+    async def work() -> int:
+        from examples.flights.events import batches
+        from examples.flights.projection import application
+
+        async with application() as soma:
+            for batch in batches(reading.flights, 200):
+                await soma.publish(batch)
+        return code_of(reading)
+
+    sys.exit(interruptible(work()))
+
+
+@flights.command()
+def work() -> None:
+    """Run the consumers where the environment points, until SIGTERM."""
+    from examples.flights.projection import work
+
+    asyncio.run(work())
+
+
+@flights.command()
+@csv_option
+def report(csv: Path) -> None:
+    """Compare the tables where the environment points with a file."""
+    reading = shown(csv)
+
+    async def work() -> int:
+        from examples.flights import projection
+        from examples.flights.report import differences, show_differences, show_tables
+        from examples.flights.truth import truth
+
+        async with projection.application() as soma:
+            await projection.create_tables(soma.pool)
+            found = await projection.tables(soma.pool)
+        expected = truth(csv, refused=[refused.line for refused in reading.refused])
+        wrong = differences(expected, found)
+        show_tables(Console(), found, wrong)
+        show_differences(Console(), wrong, len(expected.rows()))
+        return 1 if wrong else code_of(reading)
+
+    sys.exit(interruptible(work()))
+
+
+def shown(csv: Path) -> Reading:
+    """The flights of a file; tells what was refused."""
     from examples.flights.report import show_reading
 
     reading = read_flights(csv)
     show_reading(Console(), reading)
-    sys.exit(3 if reading.refused else 0)
+    return reading
+
+
+def code_of(reading: Reading) -> int:
+    """The exit code when all else is well."""
+    return 3 if reading.refused else 0
 
 
 def interruptible(work: Coroutine[Any, Any, int]) -> int:
@@ -89,11 +149,12 @@ def told(error: SomaError) -> None:
 
 def main() -> None:
     """Run the command; errors of the library become two lines and an exit code."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells every attempt, the library each change
     try:
         flights(prog_name="python -m examples.flights")
     except SomaError as error:
         told(error)
-        sys.exit(UNUSABLE if isinstance(error, UnusableFile) else 1)
+        sys.exit(UNUSABLE if isinstance(error, UnusableFile | ConfigurationError) else 1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from examples.flights.stages import Board, Stage
@@ -23,6 +23,8 @@ HOLDS = {
     "consumer": (Stage.COMMITTED, Stage.COMMITTING, Stage.HANDLING),
     "relay": (Stage.ACKNOWLEDGED, Stage.PUBLISHING),
 }
+# Stages at which there surely is work left.
+SURE = {"consumer": Stage.HANDLING, "relay": Stage.PUBLISHING}
 
 
 class ProcessFailed(SomaError):
@@ -46,8 +48,15 @@ class Kill:
     number: int
     pid: int
     stage: Stage
-    steps: int
+    held: bool
     outstanding: int
+
+    @property
+    def where(self) -> str:
+        """The stage in words."""
+        if self.stage is Stage.ACKNOWLEDGED and not self.held:
+            return "after an acknowledgement"  # the cursor may have followed already, or not
+        return self.stage.text
 
 
 def plans(kind: str, kills: int, share: int, seed: int) -> Iterator[Plan]:
@@ -135,14 +144,16 @@ class Killer:
     """
 
     def __init__(self, child: Child, outstanding: Callable[[], Awaitable[int]], told: Callable[[Kill], None]) -> None:
-        self.child, self.done = child, 0
+        self.child, self.done, self.missed = child, 0, 0
         self._outstanding, self._told = outstanding, told
 
     async def run(self, schedule: Iterator[Plan]) -> None:
         """All kills; afterwards the process is alive for good."""
         for plan in schedule:
-            while not await self._kill(plan):
-                pass
+            if not await self._kill(plan):
+                self.missed += 1
+                # It had nothing left to do. New work comes for it, and it waits for its death in the midst of that.
+                await self._kill(replace(plan, hold=SURE[self.child.kind]))
         await self.child.start()
 
     async def _kill(self, plan: Plan) -> bool:
@@ -153,12 +164,11 @@ class Killer:
         await asyncio.sleep(0 if plan.hold else plan.moment)
         pid = child.pid
         await child.kill()
-        kill = Kill(child.kind, self.done + 1, pid, child.board.stage, child.board.steps, await self._outstanding())
-        if kill.outstanding == 0:
-            return False
-        self.done += 1
-        self._told(kill)
-        return True
+        kill = Kill(child.kind, self.done + 1, pid, child.board.stage, child.board.held, await self._outstanding())
+        if kill.outstanding:
+            self.done += 1
+            self._told(kill)
+        return kill.outstanding > 0
 
     async def _ripe(self, plan: Plan) -> None:
         board = self.child.board

@@ -22,7 +22,15 @@ from examples.flights.chaos import Child, Kill, Killer, Plan, plans
 from examples.flights.events import batches
 from examples.flights.progress import Progress
 from examples.flights.reading import Reading, read_flights
-from examples.flights.report import Difference, differences, show_differences, show_reading, show_tables
+from examples.flights.report import (
+    Difference,
+    differences,
+    show_differences,
+    show_published_again,
+    show_reading,
+    show_summary,
+    show_tables,
+)
 from examples.flights.servers import clean_environment, servers
 from examples.flights.truth import Statistics, truth
 from examples.flights.worker import RELAY
@@ -103,8 +111,9 @@ async def _through(options: Options, reading: Reading, folder: Path, console: Co
     events = [event for batch in batches(reading.flights, BATCH) for event in batch]
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(Progress(console, len(events), options.kills, _kinds(options.mode)))
-        progress.say(f"starting servers for mode {options.mode}")
-        settings = await stack.enter_async_context(servers(options.mode, folder))
+        settings = await stack.enter_async_context(
+            servers(options.mode, folder, lambda what: progress.say(f"starting {what}"))
+        )
         env = {**clean_environment(), **settings}
         os.environ.clear()
         os.environ.update(env)
@@ -175,13 +184,20 @@ class Run:
             await killer.child.kill()
 
     def _plans(self, kind: str) -> Iterator[Plan]:
-        share = len(self._events) // (self._options.kills + 1)
+        share = round(0.75 * len(self._events) / (self._options.kills + 1))
         return plans(kind, self._options.kills, share, self._options.seed)
 
     def _allowed(self) -> int:
-        """How many events may be published by now: each kill must find work, the last one too."""
+        """How many events may be published by now: each kill must find work, the last one too.
+
+        Three quarters of the events are shared out over the kills; the rest is for kills that came too late.
+        """
         done = min(killer.done for killer in self._killers)
-        return math.ceil(len(self._events) * (done + 1) / (self._options.kills + 1))
+        if done == self._options.kills:
+            return len(self._events)
+        missed = sum(killer.missed for killer in self._killers)
+        share = len(self._events) / (self._options.kills + 1)
+        return min(len(self._events), math.ceil(0.75 * share * (done + 1) + 0.12 * share * missed))
 
     async def _publish(self) -> None:
         while self._published < len(self._events):
@@ -248,4 +264,6 @@ async def not_relayed(pool: Pool) -> int:
 
 def _show(console: Console, outcome: Outcome) -> None:
     show_tables(console, outcome.found, outcome.wrong)
+    show_summary(console, outcome.kills, outcome.found.events, len(outcome.found.alerts), outcome.seconds)
+    show_published_again(console, outcome.twice)
     show_differences(console, outcome.wrong, outcome.rows)

@@ -29,7 +29,8 @@ class Progress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def say(self, text: str, style: str = "dim") -> None:
         """A line that stays."""
@@ -39,7 +40,7 @@ class Progress:
     def killed(self, kill: Kill) -> None:
         """A kill, and the stage it hit."""
         self.say(
-            f"SIGKILL {kill.number:>2}/{self._kills} {kill.kind} {kill.pid} {kill.stage.text}, "
+            f"SIGKILL {kill.number:>2}/{self._kills} {kill.kind} {kill.pid} {kill.where}, "
             f"{kill.outstanding:,} events outstanding",
             style="red",
         )

@@ -66,6 +66,14 @@ def late(cause: RecordedEvent, crossing: int, minutes: int, threshold: int) -> E
     )
 
 
+async def work() -> None:
+    """Run the consumers until SIGTERM."""
+    soma = application()
+    async with soma:
+        await create_tables(soma.pool)
+        await soma.run()
+
+
 async def create_tables(pool: Pool) -> None:
     """Make the tables of the projection unless they exist."""
     async with pool.transaction() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from examples.flights.chaos import Kill
 from examples.flights.reading import Reading
 from examples.flights.truth import Delays, Statistics
 
@@ -78,6 +80,26 @@ def show_tables(console: Console, found: Statistics, wrong: Sequence[Difference]
             for name, delays in busiest:
                 sign = "DIFFERS" if name in marked else "ok"
                 console.print(f"{title.lower()} {name} {' '.join(_cells(delays))} {sign}", soft_wrap=True)
+
+
+def show_summary(console: Console, kills: Sequence[Kill], events: int, alerts: int, seconds: float) -> None:
+    """What was survived."""
+    for kind in sorted({kill.kind for kill in kills}):
+        stages = Counter(kill.where for kill in kills if kill.kind == kind)
+        told = ", ".join(f"{count} {where}" for where, count in stages.most_common())
+        console.print(f"{kind} killed {stages.total()} times: {told}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{events:,} events and {alerts} aircraft.delayed events of the consumer in {seconds:.1f} s",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def show_published_again(console: Console, anew: int) -> None:
+    """Whether publishing everything a second time had an effect."""
+    if anew:
+        console.print(f"published a second time: {anew} batches were recorded again", style="bold red")
+    else:
+        console.print("published a second time: nothing was recorded again", style="green", highlight=False)
 
 
 def show_differences(console: Console, wrong: Sequence[Difference], rows: int) -> None:

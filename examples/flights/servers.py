@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from soma_common.deployment import DeployMode
-from soma_common.errors import ConfigurationError
+from soma_common.errors import ConfigurationError, MissingDependency
 from soma_common.guard import Record
 
 if TYPE_CHECKING:
@@ -31,18 +31,21 @@ def clean_environment() -> Env:
 
 
 @asynccontextmanager
-async def servers(mode: DeployMode, folder: Path) -> AsyncIterator[Mapping[str, str]]:
+async def servers(mode: DeployMode, folder: Path, say: Callable[[str], None]) -> AsyncIterator[Mapping[str, str]]:
     """Start what a mode needs; the settings that lead an application there. Everything has ended afterwards.
+
+    ``say`` is told what is being started.
 
     Raises:
         ConfigurationError: the mode needs a cluster.
         MissingDependency, ServerUnavailable, EmbeddedPostgresError: with cause and cure.
     """
     if mode is DeployMode.STANDALONE:
+        say("embedded PostgreSQL")
         async with _standalone(folder) as env:
             yield env
     elif mode is DeployMode.SOMASTACK:
-        async with _somastack(folder) as env:
+        async with _somastack(folder, say) as env:
             yield env
     else:
         raise ConfigurationError(f"The demo does not run in mode {mode}.", cure="use standalone or somastack.")
@@ -77,25 +80,37 @@ def _lives(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def _somastack(folder: Path) -> AsyncIterator[Env]:
+async def _somastack(folder: Path, say: Callable[[str], None]) -> AsyncIterator[Env]:
     # Imported here: standalone needs neither psutil nor Java.
-    from soma_common.testing.run import ServerRun
-
-    run = ServerRun(os.environ)
     try:
-        settings = await in_thread(lambda: _start(run))
+        from soma_common.testing.run import ServerRun
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"Mode somastack needs {error.name} for its local servers.", cure="pip install 'soma-common[testing]'."
+        ) from error
+    run = ServerRun(os.environ)
+    name = f"flights_{os.getpid()}"
+    try:
+        settings = await in_thread(lambda: _start(run, name, say))
         yield {"SOMA_DEPLOY_MODE": "somastack", "SOMA_FOLDER": str(folder / "soma"), **settings}
+        run.postgres().sql.drop_database(name)
     finally:
         run.close()
 
 
-def _start(run: ServerRun) -> Env:
+def _start(run: ServerRun, name: str, say: Callable[[str], None]) -> Env:
     """A fresh database on the run's PostgreSQL, its Kafka with a topic of our own, its registry."""
-    postgres, name = run.postgres(), f"flights_{os.getpid()}"
+    say("PostgreSQL")
+    postgres = run.postgres()
+    dsn = postgres.sql.create_database(name, template=run.template(postgres))
+    say("Kafka (the first time, its jars are downloaded)")
+    kafka = run.kafka()
+    say("Apicurio Registry")
+    registry = run.registry()
     return {
-        "SOMASTACK_POSTGRES_DSN": postgres.sql.create_database(name, template=run.template(postgres)),
-        "SOMASTACK_KAFKA_BOOTSTRAP": run.kafka().bootstrap,
-        "SOMASTACK_REGISTRY_URL": run.registry().url,
+        "SOMASTACK_POSTGRES_DSN": dsn,
+        "SOMASTACK_KAFKA_BOOTSTRAP": kafka.bootstrap,
+        "SOMASTACK_REGISTRY_URL": registry.url,
         "SOMA_TOPIC": f"soma.flights.events.{os.getpid()}",
     }
 

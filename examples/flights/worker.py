@@ -18,15 +18,14 @@ from typing import Any
 
 from examples.flights.projection import SERVICE, application
 from examples.flights.stages import Board, Stage
-from soma_common import Soma, SomaConfig
+from soma_common import Soma
+from soma_common.cli.main import main as somastack
 from soma_common.consumer.source import Drain, Partition, Record, Source
 from soma_common.errors import SomaError
-from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings
+from soma_common.kafka.publisher import KafkaPublishers
 from soma_common.kafka.source import KafkaSource
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.outbox.publishing import Delivery, Publisher, Sending
-from soma_common.outbox.relay import Relay
-from soma_common.postgres.pool import Pool
 from soma_common.service import run_until_signalled
 
 LEASE = 1.5  # seconds
@@ -112,18 +111,6 @@ class StagedPublisher:
         await self._publisher.close()
 
 
-class StagedPublishers(KafkaPublishers):
-    """Publishers to Kafka that note where the relay is."""
-
-    def __init__(self, settings: PublisherSettings, board: Board) -> None:
-        super().__init__(settings)
-        self._board = board
-
-    async def open(self, identity: str | None) -> StagedPublisher:  # type: ignore[override]  # it keeps the protocol
-        """A staged publisher."""
-        return StagedPublisher(await super().open(identity), self._board)
-
-
 async def consume(board: Board) -> None:
     """The application as it is; only the sources of its consumers are wrapped."""
     soma = application()
@@ -144,16 +131,15 @@ def impatient(source: Source, soma: Soma, consumer: str) -> Source:
     return source
 
 
-async def relay(board: Board) -> None:
-    """What ``somastack relay`` runs, with a short lease."""
-    config = SomaConfig.from_env(service_id=SERVICE)
-    settings = PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security)
-    publishers = StagedPublishers(settings, board)
-    try:
-        async with Pool(config.postgres_dsn) as pool:
-            await run_until_signalled(Relay(pool, publishers, name=RELAY, lease=LEASE))
-    finally:
-        await publishers.close()
+def relay(board: Board) -> None:
+    """``somastack relay``, the command itself, with a short lease; only its publishers are wrapped."""
+    plain = KafkaPublishers.open
+
+    async def staged(publishers: KafkaPublishers, identity: str | None) -> Publisher:
+        return StagedPublisher(await plain(publishers, identity), board)
+
+    KafkaPublishers.open = staged  # type: ignore[method-assign,assignment]  # it keeps the protocol's promises
+    somastack(["relay", "--name", RELAY, "--lease", str(LEASE)])
 
 
 def end_with_parent() -> None:
@@ -175,7 +161,10 @@ def main(argv: Sequence[str]) -> int:
     end_with_parent()
     board = Board(Path(path))
     try:
-        asyncio.run({"consumer": consume, "relay": relay}[kind](board))
+        if kind == "relay":
+            relay(board)
+        else:
+            asyncio.run(consume(board))
     except SomaError as error:
         print(f"{error.message} Cure: {error.cure}", file=sys.stderr)
         return 1
