@@ -15,6 +15,7 @@ from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import EventStore
 from soma_common.events.upcasting import Upcasters, typed
+from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
 from soma_common.service import Service, run_until_signalled
 from soma_common.wiring import Ground, ensure_topics, open_ground
@@ -120,6 +121,10 @@ class Soma:
             ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings
         )
 
+    def relay(self) -> Relay:
+        """An outbox relay of this application; start it, or hand it to ``run_until_signalled``."""
+        return self._open_ground.relay()
+
     async def run(self, *consumers: str, relay: bool = False) -> None:
         """Run consumers (all of them when none is named) until SIGTERM or SIGINT, then drain.
 
@@ -128,7 +133,7 @@ class Soma:
         async with self:
             services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
             if relay and self.config.uses_kafka:
-                services.insert(0, self._open_ground.relay())
+                services.insert(0, self.relay())
             if not services:
                 raise ConfigurationError("Nothing to run.", cure="declare a handler, or run `somastack relay`.")
             await run_until_signalled(*services)

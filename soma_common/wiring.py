@@ -117,13 +117,15 @@ async def _codec(config: SomaConfig, models: PayloadModels, stack: AsyncExitStac
     """Avro with the registry's ids resolved, or JSON where there is no registry."""
     if not config.registry_url:
         return JsonCodec()
+    from soma_common.schemas.address import RegistryAuth
     from soma_common.schemas.avro import event_schemas
     from soma_common.schemas.avro_codec import AvroCodec
     from soma_common.schemas.registry import Registry
 
     snapshot = config.folder / "schemas.json"
     await asyncio.to_thread(snapshot.parent.mkdir, parents=True, exist_ok=True)
-    registry = Registry(config.registry_url, group=config.service_id, snapshot=snapshot)
+    auth = RegistryAuth(token=config.registry_token) if config.registry_token else None
+    registry = Registry(config.registry_url, group=config.service_id, auth=auth, snapshot=snapshot)
     await stack.enter_async_context(registry)
     await registry.resolve(event_schemas(models.values()))
     return AvroCodec(registry)
