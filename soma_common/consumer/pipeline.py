@@ -23,7 +23,7 @@ from soma_common.errors import (
     TransactionConflict,
 )
 from soma_common.events.models import Event
-from soma_common.postgres.errors import translate
+from soma_common.postgres.errors import is_from_driver, translate
 from soma_common.postgres.pool import Pool
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,9 @@ class Pipeline:
         except (_Blamed, LeaseLost, *PASSING, *_ENDING):
             raise
         except Exception as error:
-            raise _Blamed(None, error) from error
+            if isinstance(error, SomaError) or is_from_driver(error):
+                raise _Blamed(None, error) from error
+            raise  # a fault of this library or of the source ends the worker: no event is blamed for it
         await source.committed(records)
         return tally
 
@@ -143,9 +145,18 @@ class Pipeline:
             if is_new:
                 await self._handle(tx, place, HandlerContext(self._consumer, event, tx, collected))
         if collected:
-            await self._append(collected, tx)
+            await self._record(tx, collected)
         applied = sum(fresh)
         return Tally(applied, len(records) - len(handled), len(handled) - applied, len(collected), 1)
+
+    async def _record(self, tx: Any, events: Sequence[Event]) -> None:
+        """Append what the handlers published; which of them is to blame for a refusal is not known."""
+        try:
+            await self._append(events, tx)
+        except (*PASSING, *_ENDING):
+            raise
+        except Exception as error:
+            raise _Blamed(None, error) from error
 
     async def _handle(self, tx: Any, place: int, context: HandlerContext) -> None:
         event = context.event

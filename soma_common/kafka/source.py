@@ -18,6 +18,7 @@ from soma_common.config import KafkaSecurity
 from soma_common.consumer.source import Drain, Partition, Record
 from soma_common.errors import ConfigurationError, LeaseLost, OffsetLost
 from soma_common.events.codec import Codec
+from soma_common.kafka.bounded import bounded
 from soma_common.kafka.clients import client_arguments, unreachable
 from soma_common.kafka.records import Decoder
 from soma_common.postgres.pool import Pool, fetch
@@ -137,7 +138,6 @@ class KafkaSource:
             lost, self._lost = self._lost, []
             return lost or await self._records(self._consumer, most)
         except (KafkaError, OSError, TimeoutError) as error:
-            await self._leave()
             raise unreachable(self.settings.bootstrap, error) from error
 
     async def _records(self, consumer: AIOKafkaConsumer, most: int) -> list[Record]:
@@ -165,7 +165,7 @@ class KafkaSource:
         try:
             # getmany waits for the end of a rebalance without a bound of its own.
             polling = consumer.getmany(*wanted, timeout_ms=int(wait * 1000), max_records=most)
-            fetched: dict[Any, list[Any]] = await asyncio.wait_for(polling, wait + 1.0)
+            fetched: dict[Any, list[Any]] = await bounded(polling, wait + 1.0)
             return fetched
         except TimeoutError:
             return {}
@@ -174,6 +174,9 @@ class KafkaSource:
         except OffsetOutOfRangeError as error:
             self._note_lost(error.args[0])
             return {}
+        except KafkaError:
+            await self._leave()  # the group refused us, or aiokafka gave up: join anew
+            raise
 
     def _note_lost(self, offsets: dict[Any, int]) -> None:
         for tp, offset in offsets.items():
@@ -208,14 +211,14 @@ class KafkaSource:
         self._claimed, self._heard = generation, time.monotonic()
 
     async def _ranges(self, consumer: AIOKafkaConsumer, assigned: list[Any]) -> tuple[dict[Any, int], dict[Any, int]]:
-        earliest = await asyncio.wait_for(consumer.beginning_offsets(assigned), self.settings.probe_every)
-        ends = await asyncio.wait_for(consumer.end_offsets(assigned), self.settings.probe_every)
+        earliest = await bounded(consumer.beginning_offsets(assigned), self.settings.probe_every)
+        ends = await bounded(consumer.end_offsets(assigned), self.settings.probe_every)
         return earliest, ends
 
     async def _probe(self, consumer: AIOKafkaConsumer) -> None:
         """While nothing comes, make sure now and then that there is a broker: aiokafka does not tell."""
         if time.monotonic() - self._heard > self.settings.probe_every:
-            await asyncio.wait_for(consumer.topics(), self.settings.probe_every)
+            await bounded(consumer.topics(), self.settings.probe_every)
             self._heard = time.monotonic()
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
@@ -251,7 +254,7 @@ class KafkaSource:
         if self._consumer is None or not known:
             return
         try:
-            await asyncio.wait_for(self._consumer.commit(known), self.settings.probe_every)
+            await bounded(self._consumer.commit(known), self.settings.probe_every)
         except (KafkaError, OSError, TimeoutError) as error:
             log.debug("%s: the offsets were not committed to Kafka: %s", self.settings.group, error)
 
@@ -328,20 +331,13 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
 
 
 async def _close(consumer: AIOKafkaConsumer) -> None:
-    """Close a client, whatever state it is in.
-
-    aiokafka cancels its own fetches and lets their CancelledError escape from ``stop`` when the broker is away: in a
-    task of its own it cannot be taken for a cancellation of ours. What ``stop`` then leaves open is closed here.
-    """
-    stopping = asyncio.create_task(consumer.stop())
+    """Close a client, whatever state it is in; what a failed ``stop`` leaves open is closed behind it."""
     try:
-        await asyncio.wait({stopping}, timeout=5.0)
-    finally:
-        stopping.cancel()
-        with suppress(asyncio.CancelledError, KafkaError, OSError):
-            await stopping
-    with suppress(KafkaError, OSError, TimeoutError):
-        await asyncio.wait_for(consumer._client.close(), 5.0)
+        await bounded(consumer.stop(), 5.0)
+    except (KafkaError, OSError, TimeoutError) as error:
+        log.debug("A Kafka consumer did not close cleanly: %s", error)
+        with suppress(KafkaError, OSError, TimeoutError):
+            await bounded(consumer._client.close(), 5.0)
 
 
 def _lost(partition: Partition, owned: _Owned, why: str) -> Record:

@@ -200,9 +200,12 @@ class Pump:
             await self._disconnect()
 
     async def _furthest(self, shard: int, epoch: int, saved: Cursor) -> Cursor:
-        """The saved cursor, or what this very lease has seen acknowledged since: the save of it may have failed."""
-        seen_under, done = self._done.get(shard, (0, saved))
-        if seen_under != epoch or done == saved:
+        """The saved cursor, or what this pump has seen acknowledged since: the save of it may have failed.
+
+        That counts while nobody else owned the group in between: under the same epoch, or the very next one.
+        """
+        seen_under, done = self._done.get(shard, (epoch, saved))
+        if epoch - seen_under > 1 or done == saved:
             return saved
         try:
             await self._p.ticks.next_diff(done, await self._p.ticks.latest())

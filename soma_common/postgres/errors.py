@@ -102,6 +102,11 @@ def _raised_by_driver(error: BaseException) -> bool:
     return False
 
 
+def is_from_driver(error: BaseException) -> bool:
+    """Whether a database driver raised this: about the statement or its values, not about our own code."""
+    return any(kind.__module__.split(".")[0] in ("asyncpg", "psycopg") for kind in type(error).__mro__)
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Raises the library's errors in place of the driver's: around the library's own statements."""

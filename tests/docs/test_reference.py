@@ -30,7 +30,7 @@ SETTINGS = [
     "soma_common.retry.Backoff",
     "soma_common.log.source.LogSettings",
     "soma_common.kafka.source.SourceSettings",
-    "soma_common.outbox.pump.RelaySettings",
+    "soma_common.outbox.settings.RelaySettings",
     "soma_common.kafka.publisher.PublisherSettings",
     "soma_common.postgres.pool.PoolSettings",
 ]
@@ -98,7 +98,11 @@ def test_the_aliases_of_modes_are_those_of_the_page() -> None:
     sentence = re.search(r"Modes have aliases.*?\n\n", page("configuration"), re.DOTALL)
     assert sentence is not None
     named = [(re.findall(r"`(\w+)`", part), part) for part in sentence[0].split(";")]
-    told = {alias: next(mode for mode in set(ALIASES.values()) if mode in part) for aliases, part in named for alias in aliases}
+    told = {
+        alias: next(mode for mode in set(ALIASES.values()) if mode in part)
+        for aliases, part in named
+        for alias in aliases
+    }
     assert told == ALIASES
 
 
@@ -135,7 +139,9 @@ def test_the_limits_are_those_of_the_page() -> None:
 
 def test_every_error_is_described() -> None:
     classes = {
-        name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.SomaError)
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.SomaError)
     }
     described = re.findall(r"^### `(\w+)`", page("errors"), re.MULTILINE)
     assert sorted(described) == sorted(classes)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections.abc import Callable
 
-from soma_common import DeployMode, Event, Soma, SomaConfig
+from soma_common import DeployMode, Event, PayloadModels, SomaConfig
 from soma_common.testing.backends import KafkaHandle
 from soma_common.wiring import open_ground
 from tests.core_support import until
@@ -19,8 +19,13 @@ async def test_a_relay_of_the_application_leaves_no_connection_open(
     config = SomaConfig(
         mode=DeployMode.SOMASTACK, postgres_dsn=soma_database, kafka_bootstrap=soma_kafka.bootstrap, topic=topic
     )
-    soma = Soma(config)
-    ground = await open_ground(config, soma.models, lambda _: topic)
+    await _relay_one_event(config, topic)
+    await asyncio.sleep(0)
+    gc.collect()  # an open connection would warn here, and a warning is an error
+
+
+async def _relay_one_event(config: SomaConfig, topic: str) -> None:
+    ground = await open_ground(config, PayloadModels(), lambda _: topic)
     await ground.store.publish(Event(payload={}, tenant_id="t", aggregate_id="a", event_type="thing.done"))
     relay = ground.relay()
     async with relay:
@@ -30,6 +35,3 @@ async def test_a_relay_of_the_application_leaves_no_connection_open(
 
         await until(relayed)
     await ground.close()
-    del relay, ground
-    await asyncio.sleep(0)
-    gc.collect()  # an open connection would warn here, and a warning is an error

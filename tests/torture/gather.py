@@ -103,10 +103,13 @@ def followed(folder: Path, names: Iterable[str]) -> dict[str, list[Followed]]:
     }
 
 
-async def kafka(bootstrap: str, *, within: float = 120.0) -> list[Delivered]:
-    """Every committed record of the topic, by partition and offset."""
+async def kafka(bootstrap: str, *, committed: bool = True, within: float = 120.0) -> list[Delivered]:
+    """Every committed record of the topic, by partition and offset; or every record, aborted and open ones too."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level="read_committed", enable_auto_commit=False, group_id=None
+        bootstrap_servers=bootstrap,
+        isolation_level="read_committed" if committed else "read_uncommitted",
+        enable_auto_commit=False,
+        group_id=None,
     )
     await consumer.start()
     try:

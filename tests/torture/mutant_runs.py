@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from tests.torture.scenarios import STAGES, Hand
 from tests.torture.settings import Settings
 from tests.torture.world import World
 
+_YOUNG = re.compile(r"'00:00:00\.002'::interval")
 _DEFINITION = "SELECT pg_get_functiondef('soma.tick(interval)'::regprocedure)"
 
 
@@ -41,6 +43,8 @@ def play(scenario: str, mutant: str | None = None, *, keep: bool = False) -> Out
     settings = Settings(seed=1, exactly_once=stage.exactly_once, mutant=mutant, lease=2.0)
     with World(settings, kafka=stage.kafka) as world:
         world.keep = keep
+        if stage.young is not None:
+            _change_tick(world, lambda definition: _YOUNG.sub(f"'{stage.young}'::interval", definition))
         if mutant is not None:
             _change_database(world, MUTANTS[mutant])
         try:
@@ -56,10 +60,15 @@ def play(scenario: str, mutant: str | None = None, *, keep: bool = False) -> Out
 
 def _change_database(world: World, mutant: Mutant) -> None:
     sql = world.database.sql
-    if mutant.rewrite is not None:
-        sql.query(mutant.rewrite(sql.query(_DEFINITION)))
     if mutant.sql:
         sql.query(mutant.sql)
+    if mutant.rewrite is not None:
+        _change_tick(world, mutant.rewrite)
+
+
+def _change_tick(world: World, rewrite: Callable[[str], str]) -> None:
+    sql = world.database.sql
+    sql.query(rewrite(sql.query(_DEFINITION)))
 
 
 def main(names: Sequence[str], *, keep: bool = False) -> int:

@@ -7,6 +7,7 @@ that walks straight into the hole; the same scenario with the whole library must
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,16 +30,19 @@ from tests.torture.settings import dsn
 # Places where a scenario may stop or end a process: the process does it to itself when it finds the file.
 STOP_BEFORE_COMMIT = "stop-before-commit"
 STOP_WHILE_OPENING = "stop-while-opening"
+ZOMBIE_IS_DONE = "zombie-is-done"  # made by a process that stopped before its COMMIT, once that has ended
 DIE_IN_HANDLER = "die-in-handler"
 DIE_BEFORE_COMMIT = "die-before-commit"
 
 
-def reached(folder: Path, place: str) -> None:
-    """Stop or end this process here if the scenario asks for it, once."""
+def reached(folder: Path, place: str, who: str = "") -> bool:
+    """Stop or end this process here if the scenario asks for it (and for this ``who``), once; whether it did."""
     wish = folder / place
-    if wish.exists():
-        wish.rename(folder / f"{place}.done")
-        os.kill(os.getpid(), signal.SIGSTOP if place.startswith("stop") else signal.SIGKILL)
+    if not wish.exists() or wish.read_text() != who:
+        return False
+    wish.unlink()
+    os.kill(os.getpid(), signal.SIGSTOP if place.startswith("stop") else signal.SIGKILL)
+    return True
 
 
 def apply(name: str | None, folder: Path) -> None:
@@ -53,11 +57,15 @@ def _mark_places(folder: Path) -> None:
     save = KafkaSource.save
 
     async def marked_commit(self: KafkaPublisher, text: str) -> None:
-        reached(folder, STOP_BEFORE_COMMIT)
-        await commit(self, text)
+        stopped = reached(folder, STOP_BEFORE_COMMIT)
+        try:
+            await commit(self, text)
+        finally:
+            if stopped:
+                (folder / ZOMBIE_IS_DONE).touch()
 
     async def marked_stored(self: KafkaPublisher) -> None:
-        reached(folder, STOP_WHILE_OPENING)
+        reached(folder, STOP_WHILE_OPENING, str(self._identity))
         await stored(self)
 
     async def marked_save(self: KafkaSource, tx: Any, records: Sequence[Any]) -> None:
@@ -107,7 +115,7 @@ def _cursor_before_acknowledgement(folder: Path) -> None:
     relay = Pump._relay
 
     async def eager(self: Pump, publisher: Publisher, batch: Batch) -> None:
-        await self._save(batch.ends(), batch)
+        await self._saver.save(batch, batch.ends(), ())
         await relay(self, publisher, batch)
 
     _replace(Pump, "_relay", eager)
@@ -128,7 +136,7 @@ def _cursor_before_initialisation(folder: Path) -> None:
     """The stored cursor is read, then the identity is taken over."""
     from soma_common.kafka.publisher import abandon
 
-    original = KafkaPublishers.open
+    original, read = KafkaPublishers.open, KafkaPublisher._fetch_stored
 
     async def hasty(self: KafkaPublishers, identity: str | None) -> KafkaPublisher:
         if identity is None:
@@ -137,13 +145,14 @@ def _cursor_before_initialisation(folder: Path) -> None:
         await spy.start()
         early = KafkaPublisher(spy, self.settings, identity)
         try:
-            await early.read_stored()  # stops here when the scenario asks for it, before the identity is initialised
+            stored = await read(early)
         except Exception as error:
             raise BrokerUnavailable(str(error)) from error
         finally:
             await abandon(spy)
+        reached(folder, STOP_WHILE_OPENING, identity)
         publisher = await original(self, identity)
-        publisher.stored = early.stored
+        publisher.stored = stored
         return publisher
 
     _replace(KafkaPublishers, "open", hasty)
@@ -177,44 +186,48 @@ def _offset_before_commit(folder: Path) -> None:
     _replace(KafkaSource, "save", apart)
 
 
-# Changed functions.
+# Changed functions: rewritten from what the database has, so that a mutant differs in one thing only.
 
-_TICK_IN_MEMORY = """
-CREATE SEQUENCE torture_tick;
-GRANT ALL ON torture_tick TO PUBLIC;
-CREATE OR REPLACE FUNCTION soma.tick(p_min_age interval DEFAULT '2 milliseconds')
-RETURNS TABLE (tick_id bigint, token bigint, snapshot text, position_before bigint, position_after bigint, era integer)
-LANGUAGE sql VOLATILE AS $$
-    SELECT nextval('public.torture_tick'), 1::bigint, pg_current_snapshot()::text, 0::bigint, soma.last_position(), 1
-$$;
-"""
+_TICK_NUMBERS = "CREATE SEQUENCE public.torture_tick;"
+_SNAPSHOT = "v_now := pg_current_snapshot();"
+_LOCK = "PERFORM pg_advisory_xact_lock(hashtextextended('soma.tick', 0));"
+_DURABLE, _NOT_DURABLE = "set_config('synchronous_commit', 'on'", "set_config('synchronous_commit', 'off'"
+# A session may be asked to dawdle between snapshot and lock, which one on a busy server does by itself now and then.
+_DAWDLE = "IF current_setting('torture.dawdle', true) = 'yes' THEN PERFORM pg_advisory_xact_lock_shared(4711); END IF;"
+_CHANGED = "soma.changed_since(v_last)"
 
-# The guard that refuses a tick below its predecessor is gone too: it would hide what the order of the two is for.
-# A session may be asked to dawdle between snapshot and lock, which a busy server does by itself now and then.
-_SNAPSHOT_BEFORE_LOCK = """
-CREATE OR REPLACE FUNCTION soma.tick(p_min_age interval DEFAULT '2 milliseconds')
-RETURNS TABLE (tick_id bigint, token bigint, snapshot text, position_before bigint, position_after bigint, era integer)
-LANGUAGE plpgsql VOLATILE AS $$
-#variable_conflict use_column
-DECLARE
-    v_last soma.ticks;
-    v_now  pg_snapshot := pg_current_snapshot();
-BEGIN
-    IF current_setting('torture.dawdle', true) = 'yes' THEN
-        PERFORM pg_advisory_xact_lock_shared(4711);
-    END IF;
-    PERFORM pg_advisory_xact_lock(hashtextextended('soma.tick', 0));
-    SELECT * INTO v_last FROM soma.ticks ORDER BY tick_id DESC LIMIT 1;
-    IF soma.changed_since(v_last) OR current_setting('torture.dawdle', true) = 'yes' THEN
-        INSERT INTO soma.ticks
-        VALUES (v_last.tick_id + 1, (random() * 9e18)::bigint, v_now, v_last.position_after, soma.last_position(),
-                v_last.era, clock_timestamp())
-        RETURNING * INTO v_last;
-    END IF;
-    RETURN QUERY SELECT v_last.tick_id, v_last.token, v_last.snapshot::text, v_last.position_before,
-                        v_last.position_after, v_last.era;
-END $$;
-"""
+
+def _rewritten(definition: str, pattern: str, replacement: str) -> str:
+    changed, times = re.subn(pattern, lambda _: replacement, definition, flags=re.DOTALL)
+    assert times > 0, f"{pattern} is not in soma.tick any more: this mutant must be written anew"
+    return changed
+
+
+def tick_not_durable(definition: str) -> str:
+    """The tick's commit is left to the WAL writer."""
+    return _rewritten(definition, re.escape(_DURABLE), _NOT_DURABLE)
+
+
+def tick_in_memory(definition: str) -> str:
+    """The tick is given to its reader and stored nowhere."""
+    stored = r"INSERT INTO soma\.ticks\s+VALUES \(v_last\.tick_id \+ 1, (.*?)\)\s+RETURNING \* INTO v_last;"
+    found = re.search(stored, definition, re.DOTALL)
+    assert found is not None, "soma.tick stores its tick differently now: this mutant must be written anew"
+    kept = f"SELECT nextval('public.torture_tick'), {found[1]} INTO v_last;"
+    return _rewritten(definition, stored, kept)
+
+
+def snapshot_before_lock(definition: str) -> str:
+    """The snapshot is older than the lock.
+
+    The guard that refuses a tick below its predecessor is gone too: it would hide what the order of the two is for.
+    """
+    definition = _rewritten(definition, r"IF pg_snapshot_xmax\(v_now\).*?END IF;", "")
+    definition = _rewritten(definition, re.escape(_SNAPSHOT), "")
+    definition = _rewritten(definition, re.escape(_LOCK), f"{_SNAPSHOT} {_DAWDLE} {_LOCK}")
+    asked = f"({_CHANGED} OR coalesce(current_setting('torture.dawdle', true) = 'yes', false))"
+    return _rewritten(definition, re.escape(_CHANGED), asked)
+
 
 _CLEAN_BY_POSITION = """
 CREATE OR REPLACE FUNCTION soma.clean_outbox(p_lock_timeout interval DEFAULT '50 milliseconds') RETURNS integer
@@ -231,15 +244,6 @@ BEGIN
     RETURN 0;
 END $$;
 """
-
-_DURABLE, _NOT_DURABLE = "set_config('synchronous_commit', 'on'", "set_config('synchronous_commit', 'off'"
-
-
-def tick_not_durable(definition: str) -> str:
-    """The tick's function, with its commit left to the WAL writer."""
-    assert _DURABLE in definition, "soma.tick has changed: this mutant must be written anew"
-    return definition.replace(_DURABLE, _NOT_DURABLE)
-
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
@@ -261,9 +265,9 @@ def _by(*checks: str) -> frozenset[str]:
 
 MUTANTS: Mapping[str, Mutant] = {
     "order-by-position": Mutant("late_commit", _by("readers"), _order_by_position),
-    "tick-in-memory": Mutant("reader_restart", _by("readers", "processes"), sql=_TICK_IN_MEMORY),
+    "tick-in-memory": Mutant("reader_restart", _by("readers", "processes"), sql=_TICK_NUMBERS, rewrite=tick_in_memory),
     "tick-not-durable": Mutant("crash_after_rollbacks", _by("readers", "processes"), rewrite=tick_not_durable),
-    "snapshot-before-lock": Mutant("two_tick_makers", _by("readers"), sql=_SNAPSHOT_BEFORE_LOCK),
+    "snapshot-before-lock": Mutant("two_tick_makers", _by("readers"), rewrite=snapshot_before_lock),
     "cursor-before-acknowledgement": Mutant("broker_dies", _by("delivery", "order"), _cursor_before_acknowledgement),
     "transactional-id-per-worker": Mutant("zombie_relay", _by("duplicates"), _transactional_id_per_worker),
     "cursor-before-initialisation": Mutant("slow_takeover", _by("duplicates"), _cursor_before_initialisation),

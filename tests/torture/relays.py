@@ -8,10 +8,10 @@ import logging
 import sys
 from pathlib import Path
 
-from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers, PublisherSettings
+from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers, PublisherSettings, forget_cursors
 from soma_common.outbox.publishing import Delivery, Sending
+from soma_common.outbox.relay import Relay, identities
 from soma_common.outbox.settings import RelaySettings
-from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
 from soma_common.service import run_until_signalled
@@ -45,6 +45,13 @@ def largest_in_flight(folder: Path) -> int:
     return max((int(line) for path in folder.glob("*.gauge") for line in path.read_text().split()), default=0)
 
 
+async def repair_relay(bootstrap: str) -> None:
+    """What an operator does after a promotion: the cursors in Kafka are of a history that is gone."""
+    publishers = KafkaPublishers(PublisherSettings(bootstrap=bootstrap))
+    await forget_cursors(publishers, identities())
+    await publishers.close()
+
+
 def _measure(gauge: _Gauge) -> None:
     original = KafkaPublisher.send
 
@@ -61,7 +68,7 @@ async def main(folder: Path, name: str, life: int) -> None:
     _measure(_Gauge(folder / f"{name}.{life}.gauge"))
     mutants.apply(settings.mutant, folder)
     publishers = KafkaPublishers(
-        PublisherSettings(bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=20.0)
+        PublisherSettings(bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=60.0)
     )
     async with Pool(PoolSettings(dsn(folder), size=6)) as pool:
         relay = Relay(

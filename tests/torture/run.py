@@ -13,7 +13,7 @@ from tests.torture.chaos import WRITERS, Chaos, Schedule
 from tests.torture.children import stop_all
 from tests.torture.history import History, Limits, Promotion, check
 from tests.torture.journal import now
-from tests.torture.relays import largest_in_flight
+from tests.torture.relays import largest_in_flight, repair_relay
 from tests.torture.report import Report
 from tests.torture.settings import Settings
 from tests.torture.world import World
@@ -182,6 +182,8 @@ def _promotion(plan: Plan, world: World, chaos: Chaos) -> Report:
         moment = now()
         _watch(world, 4.0)
         world.fail_over(between=lambda: _note_ends(world))
+        if plan.exactly_once:
+            asyncio.run(repair_relay(world.settings.bootstrap))
         _restart_followers(world, plan)
         _watch(world, 8.0)
     chaos.done["promotions of a lagging standby"] += 1

@@ -91,6 +91,27 @@ class World:
             events = [make(f"k{number % keys}", number, **fields) for number in range(start, min(count, start + batch))]
             self.journal.committed += await self.store.publish(events)
 
+    @asynccontextmanager
+    async def writing(self, *, keys: int = 20) -> AsyncIterator[None]:
+        """Publish without pause while the block runs; every publish that was begun ends."""
+        over = asyncio.Event()
+
+        async def writer(place: int) -> None:
+            number = 0
+            while not over.is_set():
+                names = [f"w{place}.{(number + n) % keys}" for n in range(5)]
+                self.journal.committed += await self.store.publish([make(name, number) for name in names])
+                number += 5
+                await asyncio.sleep(0.002)
+
+        async with asyncio.TaskGroup() as group:
+            for place in range(3):
+                group.create_task(writer(place))
+            try:
+                yield
+            finally:
+                over.set()
+
     async def write_slowly(self, key: str, seconds: float, *, commit: bool) -> None:
         """A transaction that draws its positions now and ends later."""
         events = [make(key, number) for number in range(3)]

@@ -1,0 +1,1 @@
+"""A tiny Django project that publishes events from its own transactions."""
