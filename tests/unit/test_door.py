@@ -19,7 +19,18 @@ FIXED = {
     "soma_common.tracing.context": ["TraceContext"],
     "soma_common.tracing.tracer": ["TransactionTracer"],
 }
-HEAVY = ("asyncpg", "psycopg", "aiokafka", "fastavro", "rich", "httpx", "django", "opentelemetry.sdk", "pydantic", "click")
+HEAVY = (
+    "asyncpg",
+    "psycopg",
+    "aiokafka",
+    "fastavro",
+    "rich",
+    "httpx",
+    "django",
+    "opentelemetry.sdk",
+    "pydantic",
+    "click",
+)
 
 
 def test_every_public_name_can_be_imported_from_the_door() -> None:
