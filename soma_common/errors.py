@@ -19,10 +19,13 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── ClusterChanged          the database was restored or copied into another cluster
     │   ├── CursorLost              a cursor points at a tick this database does not have
     │   ├── LogRewound              stored transaction ids are ahead of the cluster's
+    │   ├── OffsetLost              the topic no longer has the offset where a consumer stands
     │   └── WrongIsolation          a diff was asked for outside READ COMMITTED
+    ├── ServiceEnded                a service's loop ended although nobody asked it to
     ├── LeaseLost                   another worker owns the shard now
     ├── CodecError                  bytes that cannot be encoded or decoded
     │   ├── SchemaNotFound          no such schema id or subject
+    │   │   └── UnknownSchemaId     not fetched yet: ensure() it, then decode again
     │   └── IncompatibleSchema      the registry refused a schema change
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               a handler raised; its partition stops until that is mended
@@ -129,8 +132,24 @@ class LogRewound(LogError):
         super().__init__(message, cure=cure or "run `somastack db repair` once, then go on.")
 
 
+class OffsetLost(LogError):
+    """The topic no longer has the offset where this consumer stands."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(
+            message,
+            cure=cure
+            or "find out which events are lost, then set next_offset of the partition in "
+            "soma.consumer_offsets and restart the consumer.",
+        )
+
+
 class WrongIsolation(LogError):
     """Readers of the log work in READ COMMITTED only."""
+
+
+class ServiceEnded(SomaError):
+    """A service's loop ended although nobody asked it to."""
 
 
 class LeaseLost(SomaError):
@@ -145,8 +164,23 @@ class SchemaNotFound(CodecError):
     """The schema registry knows no such schema."""
 
 
+class UnknownSchemaId(SchemaNotFound):
+    """This schema id is not known yet; ``kind`` is "content" or "global", ``id`` is None for the generic schema."""
+
+    def __init__(self, kind: str, number: int | None) -> None:
+        self.kind, self.id = kind, number
+        if number is None:
+            super().__init__("The generic event schema has no id.", cure="await registry.resolve(schemas) at start.")
+        else:
+            super().__init__(f"The schema with {kind}Id {number} is not known here.", cure="await codec.ensure(value).")
+
+
 class IncompatibleSchema(CodecError):
-    """The schema registry refused an incompatible change."""
+    """The schema registry refused an incompatible change; ``fields`` are the paths that break it."""
+
+    def __init__(self, message: str | None = None, *, fields: tuple[str, ...] = (), cure: str | None = None) -> None:
+        self.fields = fields
+        super().__init__(message, cure=cure)
 
 
 class MigrationError(SomaError):

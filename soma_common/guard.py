@@ -19,8 +19,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
 
@@ -71,20 +72,44 @@ class Guard:
         return options + (["--remove", str(self.remove)] if self.remove else [])
 
 
+class Identity(NamedTuple):
+    """A process, told apart from a later one that was given the same id. ``born`` is in ticks since boot."""
+
+    pid: int
+    born: int | None
+
+    @classmethod
+    def of(cls, pid: int) -> Identity:
+        """``born`` is None where there is no /proc or no such process."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return cls(pid, None)
+        return cls(pid, int(stat.rpartition(")")[2].split()[19]))
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a guard has written down: the server's process id, and its exit status once it has ended."""
+    """What a guard has written down: itself and the server, and the server's exit status in the end."""
 
-    server: int
+    guard: Identity
+    server: Identity
     code: int | None = None
 
     @classmethod
     def read(cls, pids: Path) -> Record | None:
         """None before the guard has come to start the server."""
         try:
-            return cls(**json.loads(pids.read_text()))
+            told = json.loads(pids.read_text())
         except FileNotFoundError:
             return None
+        return cls(Identity(*told["guard"]), Identity(*told["server"]), told["code"])
+
+    def write(self, pids: Path) -> None:
+        """A reader sees the old record or this one, never half of it."""
+        fresh = pids.with_suffix(".new")
+        fresh.write_text(json.dumps({"guard": self.guard, "server": self.server, "code": self.code}))
+        fresh.replace(pids)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -118,9 +143,10 @@ def _start(args: argparse.Namespace) -> subprocess.Popen[bytes]:
             **account,
         )
     except OSError:
-        _write_whole(args.pids, Record(0, 127))  # as a shell says "cannot be executed"; the reason is in the log
+        # 127: as a shell says "cannot be executed"; the reason is in the log.
+        Record(Identity.of(os.getpid()), Identity(0, None), 127).write(args.pids)
         raise
-    _write_whole(args.pids, Record(server.pid))
+    Record(Identity.of(os.getpid()), Identity.of(server.pid)).write(args.pids)
     return server
 
 
@@ -128,13 +154,6 @@ def _group_of(user: str) -> int:
     import pwd
 
     return pwd.getpwnam(user).pw_gid
-
-
-def _write_whole(path: Path, record: Record) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(record)))
-    fresh.replace(path)
 
 
 def _end(server: subprocess.Popen[bytes], how: signal.Signals, grace: float) -> None:
@@ -167,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
     code = server.wait()
     if _unused(args.users):
         watcher.join()
-    _write_whole(args.pids, Record(server.pid, code))
+    Record(Identity.of(os.getpid()), Identity(server.pid, None), code).write(args.pids)
 
 
 def _unused(users: Path) -> bool:

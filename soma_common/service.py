@@ -7,6 +7,8 @@ import signal
 from abc import ABC, abstractmethod
 from contextlib import suppress
 
+from soma_common.errors import ServiceEnded
+
 
 class Service(ABC):
     """A loop that runs until it is asked to stop.
@@ -39,8 +41,11 @@ class Service(ABC):
         done, _ = await asyncio.wait({task}, timeout=patience)
         if not done:
             task.cancel()
-        with suppress(asyncio.CancelledError):
+        try:
             await task
+        except asyncio.CancelledError:
+            if done:  # nobody asked for that: a foreign library's cancellation ended the loop
+                raise ServiceEnded(f"{self.name} was cancelled from within.") from None
 
     async def wait(self) -> None:
         """Until the loop ends by itself; raises what ended it."""

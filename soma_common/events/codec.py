@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -27,8 +28,8 @@ class Codec(Protocol):
     def encode(self, event: RecordedEvent, payload_json: bytes) -> bytes:
         """The bytes of an event; ``payload_json`` is its payload as JSON, made once for the log and for this."""
 
-    def decode(self, value: bytes) -> RecordedEvent:
-        """The event in these bytes."""
+    def decode(self, value: bytes, headers: Mapping[str, bytes] | None = None) -> RecordedEvent:
+        """The event in these bytes; the record's headers may say how it was written."""
 
 
 class JsonCodec:
@@ -62,7 +63,7 @@ class JsonCodec:
         except orjson.JSONEncodeError as error:
             raise CodecError(f"{event.event_type} cannot be written as JSON: {error}.") from error
 
-    def decode(self, value: bytes) -> RecordedEvent:
+    def decode(self, value: bytes, headers: Mapping[str, bytes] | None = None) -> RecordedEvent:
         """The event; anything that is not such an object raises CodecError."""
         try:
             fields: dict[str, Any] = orjson.loads(value)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from soma_common.errors import ValidationError
 
-_NAME = re.compile(r"^[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*$")
+_NAME = re.compile(r"^[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*\Z")
 MAX_TYPE_LENGTH = 200
 
 

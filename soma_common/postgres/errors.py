@@ -32,6 +32,10 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
     "28P01": (errors.DatabaseUnavailable, "check user and password in SOMASTACK_POSTGRES_DSN."),
     "28000": (errors.DatabaseUnavailable, "check user and pg_hba.conf of the server."),
     "3D000": (errors.DatabaseUnavailable, "create the database named in SOMASTACK_POSTGRES_DSN."),
+    "25006": (
+        errors.DatabaseUnavailable,
+        "this server is a standby (or read-only): wait for its promotion, or name the primary.",
+    ),
     "53100": (errors.DatabaseUnavailable, "the server's disk is full: free space."),
     "26000": (
         errors.ConfigurationError,
@@ -44,6 +48,10 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
 }
 # Classes of SQLSTATE that mean "the server is not there for us just now".
 _AWAY = ("08", "57P", "53", "58")
+
+# How asyncpg says that a connection is gone. "Released": its pool takes a broken one back at once. "Operation (2)": the
+# server ended an idle session, and its last message is read while the next statement is about to be sent.
+_LOST = ("closed", "connection was lost", "connection has been released", "another operation (2) is in progress")
 
 _CONNECT = "check that the server runs and that SOMASTACK_POSTGRES_DSN names it."
 
@@ -79,8 +87,7 @@ def is_connection_loss(error: BaseException) -> bool:
         return not state
     if "asyncpg.InterfaceError" in names or "asyncpg.InternalClientError" in names:
         text = str(error)
-        # A pool takes a connection back at once when it breaks: the next statement on it then hears "released".
-        return any(word in text for word in ("closed", "connection was lost", "connection has been released"))
+        return any(words in text for words in _LOST)
     return False
 
 
@@ -97,6 +104,11 @@ def _raised_by_driver(error: BaseException) -> bool:
             return True
         step = step.tb_next
     return False
+
+
+def is_from_driver(error: BaseException) -> bool:
+    """Whether a database driver raised this: about the statement or its values, not about our own code."""
+    return any(kind.__module__.split(".")[0] in ("asyncpg", "psycopg") for kind in type(error).__mro__)
 
 
 @contextmanager

@@ -78,3 +78,6 @@ SELECT soma.clean_outbox()
 
 -- :name merge_ticks : ticks that every cursor has passed
 SELECT soma.merge_ticks()
+
+-- :name passed : whether every shard of a reader has passed a tick
+SELECT coalesce(min(from_tick) >= $2::bigint, false) FROM soma.shards WHERE reader = $1::text

@@ -9,7 +9,7 @@ FROM soma.append(
 -- :name columns : an event as events/rows.py reads it
 SELECT e.position, e.version, e.event_id, e.event_type, e.schema_version, e.payload::text, e.tenant_id,
        e.aggregate_type, e.aggregate_id, e.service_id, e.correlation_id, e.causation_id, e.idempotency_key,
-       e.traceparent, e.tracestate, e.baggage, e.metadata::text, e."timestamp", e.occurred_at, e.recorded_at
+       e.traceparent, e.tracestate, e.baggage, e.metadata::text, e."timestamp", e.occurred_at, e.recorded_at, e.key_hash
 FROM soma.events e
 
 -- :name by_ids : events of known ids

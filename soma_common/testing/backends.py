@@ -6,8 +6,10 @@ A service that is asked for and cannot be had is an error of the test, never a r
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -185,7 +187,17 @@ class ExternalRegistry:
     """A schema registry somebody else runs."""
 
     url: str
-    version: str = "external"
+
+    @property
+    def version(self) -> str:
+        """What the registry says of itself. Raises ServerUnavailable when nothing answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url.rstrip('/')}/apis/registry/v3/system/info", timeout=10) as answer:
+                return str(json.load(answer)["version"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ServerUnavailable(
+                f"No schema registry answers at {self.url}: {error}.", cure=f"check {ADDRESSES[Service.REGISTRY]}."
+            ) from error
 
     @property
     def address(self) -> str:

@@ -9,6 +9,7 @@ import importlib
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from soma_common.errors import ServerUnavailable
@@ -18,6 +19,7 @@ from soma_common.testing.backends import (
     ExternalRegistry,
 )
 from soma_common.testing.deployments import deployments_folder
+from soma_common.testing.lane.apicurio import environment
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 
@@ -63,21 +65,30 @@ def start_kafka() -> tuple[ExternalKafka, Callable[[], None]]:
     container = _container(image).with_bind_ports(port, port)
     container.with_volume_mapping(str(folder), "/mnt/shared/config", "ro").start()
     bootstrap = f"{LOOPBACK}:{port}"
-    _await(lambda: _kafka_answers(bootstrap), image, container.stop)
+    _await(lambda: _answers(lambda: ExternalKafka(bootstrap)), image, container.stop)
     return ExternalKafka(bootstrap), container.stop
 
 
 def start_registry(dsn: str) -> tuple[ExternalRegistry, Callable[[], None]]:
-    """An Apicurio container on the database ``dsn`` (reachable from containers) and the function that ends it."""
-    raise ServerUnavailable(
-        "The docker backend has no schema registry yet.",
-        cure="use SOMA_TEST_BACKEND=local, or run one and set SOMA_TEST_REGISTRY_URL.",
-    )
+    """An Apicurio container on the database ``dsn`` and the function that ends it.
+
+    It uses the host's network (Linux only), because the database's address is the host's.
+    """
+    image, http = _image("apicurio"), free_port()
+    inside = Path("/config/application.properties")
+    config = deployments_folder() / "config" / "apicurio" / "application.properties"
+    container = _container(image).with_kwargs(network_mode="host").with_volume_mapping(str(config), str(inside), "ro")
+    for key, value in environment(dsn, http=http, management=free_port(), config=inside).items():
+        container.with_env(key, value)
+    container.start()
+    handle = ExternalRegistry(f"http://{LOOPBACK}:{http}")
+    _await(lambda: _answers(lambda: handle.version), image, container.stop)
+    return handle, container.stop
 
 
-def _kafka_answers(bootstrap: str) -> bool:
+def _answers(question: Callable[[], object]) -> bool:
     try:
-        ExternalKafka(bootstrap)
+        question()
     except ServerUnavailable:
         return False
     return True

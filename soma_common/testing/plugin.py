@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,28 +44,38 @@ def _run_of(config: pytest.Config) -> ServerRun:
     return config.stash[_RUN]
 
 
+def _seen(config: pytest.Config) -> AbstractContextManager[None]:
+    """Let the progress of a first download through pytest's capturing."""
+    manager = config.pluginmanager.getplugin("capturemanager")
+    return manager.global_and_fixture_disabled() if manager is not None else nullcontext()
+
+
 @pytest.fixture(scope="session")
 def soma_postgres(pytestconfig: pytest.Config) -> PostgresHandle:
     """PostgreSQL 18, shared by the run: ``.dsn``, ``.version``, ``.address``, ``.sql``."""
-    return _run_of(pytestconfig).postgres()
+    with _seen(pytestconfig):
+        return _run_of(pytestconfig).postgres()
 
 
 @pytest.fixture(scope="session")
 def soma_postgres16(pytestconfig: pytest.Config) -> PostgresHandle:
     """PostgreSQL 16, shared by the run."""
-    return _run_of(pytestconfig).postgres(Service.POSTGRES16)
+    with _seen(pytestconfig):
+        return _run_of(pytestconfig).postgres(Service.POSTGRES16)
 
 
 @pytest.fixture(scope="session")
 def soma_kafka(pytestconfig: pytest.Config) -> KafkaHandle:
     """Kafka, shared by the run: ``.bootstrap``, ``.create_topic``."""
-    return _run_of(pytestconfig).kafka()
+    with _seen(pytestconfig):
+        return _run_of(pytestconfig).kafka()
 
 
 @pytest.fixture(scope="session")
 def soma_registry(pytestconfig: pytest.Config) -> RegistryHandle:
     """Apicurio Registry, shared by the run: ``.url``."""
-    return _run_of(pytestconfig).registry()
+    with _seen(pytestconfig):
+        return _run_of(pytestconfig).registry()
 
 
 @pytest.fixture
@@ -153,7 +164,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if _SHARED in config.stash:
         from soma_common.testing.run import sweep
 
-        sweep(config.stash[_SHARED])
+        sweep(config.stash[_SHARED], os.environ)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -32,7 +32,6 @@ from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.postgres import PostgresServer
 from soma_common.testing.lane.process import ServerProcess
 
-TEMPLATE = "soma_template"
 _PATIENCE = 1800.0  # seconds: another worker may be downloading jars over a slow line
 
 
@@ -55,6 +54,7 @@ class ServerRun:
         self._shared = shared
         self._folder = _run_folder(shared)
         self._given: dict[Service, PostgresHandle | KafkaHandle | RegistryHandle] = {}
+        self._prepared: set[str] = set()
         self._ends: list[Callable[[], None]] = []
 
     @property
@@ -82,15 +82,13 @@ class ServerRun:
 
     def template(self, server: PostgresHandle) -> str:
         """The name of a database of ``server`` with all migrations applied, made once per run."""
-        name = f"{TEMPLATE}_{self._folder.name.rsplit('-', 1)[-1].lower()}"
-        with exclusive(self._folder / "template.lock", within=_PATIENCE):
-            if not server.sql.has_database(name):
-                fresh = f"{name}_new"
-                server.sql.drop_database(fresh)
-                apply_migrations(server.sql.create_database(fresh))
-                server.sql.create_database(name, template=fresh)
-                server.sql.drop_database(fresh)
-                self._forget_later(server, name)
+        name = _name("template", self._folder)
+        if server.address not in self._prepared:
+            with exclusive(self._folder / "template.lock", within=_PATIENCE):
+                if not server.sql.has_database(name):
+                    _make_template(server, name)
+            self._prepared.add(server.address)
+            self._drop_later(server, name)
         return name
 
     def close(self) -> None:
@@ -102,7 +100,8 @@ class ServerRun:
         if self._shared is None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _forget_later(self, server: PostgresHandle, name: str) -> None:
+    def _drop_later(self, server: PostgresHandle, name: str) -> None:
+        """A server that outlives the run keeps nothing of it; of a shared run ``sweep`` sees to that."""
         if isinstance(server, ExternalPostgres) and self._shared is None:
             self._ends.append(lambda: server.sql.drop_database(name))
 
@@ -133,15 +132,20 @@ class ServerRun:
     def _new_registry(self) -> RegistryHandle:
         backend = choose(Service.REGISTRY, self._env)
         if backend is Backend.EXTERNAL:
-            return ExternalRegistry(self._env[ADDRESSES[Service.REGISTRY]])
+            return _known(ExternalRegistry(self._env[ADDRESSES[Service.REGISTRY]]))
         store = self.postgres()
         if backend is Backend.DOCKER:
-            return self._ended_later(docker.start_registry(store.dsn))
+            return self._ended_later(docker.start_registry(self._registry_database(store)))
         return self._share(Service.REGISTRY, lambda: self._start_registry(store), ApicurioServer.attach)
 
     def _start_registry(self, store: PostgresHandle) -> ApicurioServer:
-        store.sql.drop_database("soma_registry")
-        return ApicurioServer.start(store.sql.create_database("soma_registry"), parent=self._folder)
+        return ApicurioServer.start(self._registry_database(store), parent=self._folder)
+
+    def _registry_database(self, store: PostgresHandle) -> str:
+        name = _name("registry", self._folder)
+        store.sql.drop_database(name)
+        self._drop_later(store, name)
+        return store.sql.create_database(name)
 
     def _share(self, service: Service, start: Callable[[], _S], attach: Callable[[Path], _S]) -> _S:
         """The server another process of the run has started, else a new one."""
@@ -170,13 +174,31 @@ def _shared_folder(shared: str) -> Path:
     return Path(tempfile.gettempdir()) / f"soma-run-{os.getuid()}-{shared}"
 
 
-def sweep(shared: str, *, within: float = 20.0) -> None:
+def sweep(shared: str, env: Mapping[str, str], *, within: float = 20.0) -> None:
     """Wait until the guards have ended the servers of a run that all its users have left; delete its folder."""
     folder = _shared_folder(shared)
     deadline = time.monotonic() + within
     while any(place.is_dir() for place in folder.glob("soma-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    for service in _MAJORS:
+        if choose(service, env) is Backend.EXTERNAL:
+            for purpose in ("template", "registry"):
+                ExternalPostgres(env[ADDRESSES[service]]).sql.drop_database(_name(purpose, folder))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name(purpose: str, folder: Path) -> str:
+    """A database name of this run only."""
+    return f"soma_{purpose}_{folder.name.rsplit('-', 1)[-1].lower()}"
+
+
+def _make_template(server: PostgresHandle, name: str) -> None:
+    """Migrate a database under another name first: the template is there whole, or not at all."""
+    fresh = f"{name}_new"
+    server.sql.drop_database(fresh)
+    apply_migrations(server.sql.create_database(fresh))
+    server.sql.create_database(name, template=fresh)
+    server.sql.drop_database(fresh)
 
 
 def _attached(record: Path, attach: Callable[[Path], _S]) -> _S | None:
@@ -197,6 +219,11 @@ def _answering(server: ExternalPostgres, variable: str) -> ExternalPostgres:
     if not server.sql.answers():
         raise ServerUnavailable(f"No PostgreSQL answers at {server.address}.", cure=f"check {variable}.")
     return server
+
+
+def _known(registry: ExternalRegistry) -> ExternalRegistry:
+    _ = registry.version  # asks it: one that is away must fail here, not in the middle of a test
+    return registry
 
 
 def apply_migrations(dsn: str) -> None:

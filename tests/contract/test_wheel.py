@@ -29,7 +29,10 @@ def test_it_holds_the_library_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "soma_common/py.typed" in names
     assert "soma_common/sql/migrations/0001_event_log.sql" in names
-    assert {name.split("/")[0] for name in names} == {"soma_common", f"soma_common-{wheel.name.split('-')[1]}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "soma_common",
+        f"soma_common-{wheel.name.split('-')[1]}.dist-info",
+    }
     assert not [name for name in names if "__pycache__" in name or "/tests/" in name]
 
 

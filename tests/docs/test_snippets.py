@@ -55,7 +55,9 @@ def steps_of(page: str, folder: Path) -> list[Step]:
 
 def matches(expected: str, printed: str) -> bool:
     """Whether a text is what was expected, where ``...`` stands for anything."""
-    pattern = ".*".join(re.escape(part) for part in "\n".join(map(str.rstrip, expected.strip().splitlines())).split("..."))
+    pattern = ".*".join(
+        re.escape(part) for part in "\n".join(map(str.rstrip, expected.strip().splitlines())).split("...")
+    )
     return re.fullmatch(pattern, "\n".join(map(str.rstrip, printed.strip().splitlines())), re.DOTALL) is not None
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import asyncpg
 import pytest
 
 from soma_common.errors import DatabaseUnavailable
+from soma_common.postgres.errors import is_connection_loss
 from soma_common.postgres.pool import Pool, PoolSettings, fetch
 from soma_common.testing.proxy import proxy_to
 
@@ -28,3 +30,9 @@ async def _cut_between_two_statements(pool: Pool, cut: Callable[[], int]) -> Non
         while not connection.is_closed():
             await asyncio.sleep(0.01)
         await fetch(connection, "SELECT 1", ())
+
+
+def test_an_idle_session_that_the_server_ends_while_a_statement_is_sent_is_a_lost_connection() -> None:
+    # asyncpg's words in that moment; which of its states it is in is a matter of microseconds.
+    error = asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+    assert is_connection_loss(error)

@@ -37,7 +37,7 @@ async def follow(store: EventStore, journal: Journal, start: Cursor) -> Cursor:
 async def main(folder: Path, name: str) -> None:
     """The process."""
     settings, path = Settings.load(folder), journal_of(folder, name)
-    mutants.apply(settings.mutant)
+    mutants.apply(settings.mutant, folder)
     trim(path)
     cursor = BEGINNING
     for line in read(path) if path.exists() else ():

@@ -16,7 +16,7 @@ from soma_common.events.codec import JsonCodec
 from tests.torture.followers import journal_of
 from tests.torture.history import Delivered, Effect, Followed, Known, Logged
 from tests.torture.journal import read
-from tests.torture.settings import PARTITIONS, TOPIC
+from tests.torture.settings import FOLLOW_UP, PARTITIONS, TOPIC
 
 _LOG = """
 SELECT event_id::text, tenant_id || ':' || aggregate_type || ':' || aggregate_id, version, "timestamp",
@@ -103,10 +103,13 @@ def followed(folder: Path, names: Iterable[str]) -> dict[str, list[Followed]]:
     }
 
 
-async def kafka(bootstrap: str, *, within: float = 120.0) -> list[Delivered]:
-    """Every committed record of the topic, by partition and offset."""
+async def kafka(bootstrap: str, *, committed: bool = True, within: float = 120.0) -> list[Delivered]:
+    """Every committed record of the topic, by partition and offset; or every record, aborted and open ones too."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level="read_committed", enable_auto_commit=False, group_id=None
+        bootstrap_servers=bootstrap,
+        isolation_level="read_committed" if committed else "read_uncommitted",
+        enable_auto_commit=False,
+        group_id=None,
     )
     await consumer.start()
     try:
@@ -154,4 +157,5 @@ def _delivered(record: Any) -> Delivered:
         digest=digest.digest(),
         partition=record.partition,
         offset=record.offset,
+        follow_up=event.event_type == FOLLOW_UP,
     )

@@ -16,8 +16,8 @@ FACT = "INSERT INTO facts (event_id, unit) SELECT id, $2 FROM unnest($1::uuid[])
 KINDS = {
     "short": 30,
     "many": 12,
-    "late": 2,
-    "held": 2,
+    "late": 1,
+    "held": 1,
     "rollback": 14,
     "savepoint": 8,
     "conflict": 7,
@@ -60,11 +60,15 @@ class Work:
         """A key that all writers share; a few are much busier than the rest."""
         return int(self.settings.keys * self.chance.random() ** 2)
 
-    def event(self, unit: Unit, key: int | str, *, fact: bool = True, idempotency_key: str | None = None) -> Event:
-        """One event; its payload tells the checker what belongs to it."""
+    def event(
+        self, unit: Unit, key: int | str, *,
+        fact: bool = True, follow: bool | None = None, idempotency_key: str | None = None,
+    ) -> Event:  # fmt: skip
+        """One event; its payload tells the checker what belongs to it. ``follow`` is drawn when it is not given."""
         number = key if isinstance(key, int) else sum(key.encode())
+        follow = self.chance.random() < 0.03 if follow is None else follow
         return Event(
-            payload={"unit": unit.name, "fact": fact, "follow": self.chance.random() < 0.03, "pad": "x" * 150},
+            payload={"unit": unit.name, "fact": fact, "follow": follow, "pad": "x" * 150},
             tenant_id=f"tenant-{number % 2}",
             aggregate_type="order",
             aggregate_id=f"k{key}",

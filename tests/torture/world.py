@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,8 @@ CREATE TABLE effects (
 );
 CREATE TABLE applied (key text PRIMARY KEY, version bigint NOT NULL);
 """
+# A broker that was killed may register again once its last session has ended: milliseconds.
+BROKER = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
 # Nothing is flushed before a commit asks for it: what was not made durable is lost by a crash.
 LAZY = {"wal_writer_delay": "10s", "wal_writer_flush_after": "64MB", "checkpoint_timeout": "30min"}
 
@@ -41,10 +43,11 @@ class World:
         self.postgres: PostgresServer | None = None
         self.kafka: KafkaServer | None = None
         self.keep = False
+        self.ends: Mapping[int, int] = {}
         try:
             self.database = PostgresServer.start(settings={**LAZY, **(postgres or {})})
             self.postgres = self.database
-            self.kafka = KafkaServer.start() if kafka else None
+            self.kafka = KafkaServer.start(settings=BROKER) if kafka else None
             bootstrap = self.kafka.bootstrap if self.kafka else ""
             self.settings = replace(settings, bootstrap=bootstrap)
             self._prepare()
@@ -79,13 +82,18 @@ class World:
         """What went wrong with processes, in words."""
         return [*self.failures, *(failure for child in self.children for failure in child.failures)]
 
-    def promote(self) -> None:
-        """The primary is gone; its standby takes over."""
+    def fail_over(self, *, between: Callable[[], None]) -> None:
+        """The primary dies; its standby is promoted at the same address, as behind a virtual one."""
         assert self.standby is not None
+        port = self.database.port
         self.database.kill()
+        between()
+        self.standby.stop()
+        self.standby.configure({"port": str(port)})
+        self.standby.port = port
+        self.standby.start_again()
         self.standby.promote()
         self.database = self.standby
-        self.point_at(self.database)
 
     def close(self) -> None:
         """End everything; the folder goes too unless it is to be kept."""

@@ -20,7 +20,7 @@ from tests.torture.children import die_with_parent
 from tests.torture.settings import append_settings, dsn
 from tests.torture.units import FACT, Unit, Work
 
-TASKS = 4
+TASKS = 8
 
 
 class Writer:

@@ -31,7 +31,7 @@ END $$;
 CREATE TABLE soma.outbox_slots (
     slot          smallint PRIMARY KEY,
     left_position bigint NOT NULL,
-    left_xmax     xid8 NOT NULL
+    left_xmax     xid8 NOT NULL                   -- every transaction that may still write there is below
 );
 
 -- Rows that Kafka will never take, and the later rows of their key (whose reason is null).
@@ -66,8 +66,9 @@ $$;
 -- Empties the partitions whose rows every relay has passed. Returns how many were emptied.
 --
 -- "Every cursor has passed the positions" is not enough: a transaction that still runs may hold a low position, and a
--- TRUNCATE would wait for it and then erase what it committed. So: note the snapshot's xmax after the sequence left the
--- partition, and wait until every cursor's snapshot has xmin at or above it.
+-- TRUNCATE would wait for it and then erase what it committed. So: note a transaction id that was drawn after the sequence
+-- left the partition, and wait until every cursor's snapshot has xmin at or above it. (A snapshot's xmax would not do:
+-- transactions from there on may be running already.) Call it in a transaction of its own.
 CREATE FUNCTION soma.clean_outbox(p_lock_timeout interval DEFAULT '50 milliseconds') RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
@@ -87,14 +88,14 @@ BEGIN
         AND t.era = (SELECT n.era FROM soma.ticks n ORDER BY n.tick_id DESC LIMIT 1)
     WHERE s.reader LIKE 'relay:%'
     HAVING count(*) = count(t.tick_id);           -- a cursor of an older era has not passed anything
-    FOR v_slot IN 0..7 LOOP
+    FOREACH v_slot IN ARRAY '{0,1,2,3,4,5,6,7}'::smallint[] LOOP
         CONTINUE WHEN v_slot = soma.outbox_slot(v_last) OR v_slot = soma.outbox_slot(v_last + 1);
         SELECT * INTO v_seen FROM soma.outbox_slots WHERE slot = v_slot;
         IF v_seen.slot IS NULL OR soma.outbox_entered(v_slot, v_seen.left_position) THEN
             EXECUTE format('SELECT EXISTS (SELECT FROM soma.outbox_%s)', v_slot) INTO v_filled;
             CONTINUE WHEN NOT v_filled AND v_seen.slot IS NULL;
             INSERT INTO soma.outbox_slots
-            VALUES (v_slot, v_last, pg_snapshot_xmax(pg_current_snapshot()))
+            VALUES (v_slot, v_last, pg_current_xact_id())
             ON CONFLICT (slot) DO UPDATE SET left_position = excluded.left_position, left_xmax = excluded.left_xmax;
             CONTINUE;
         END IF;

@@ -100,8 +100,12 @@ BEGIN
                 SELECT 'duplicate', e.ordinal::integer, r.position, r.version, r.timestamp, r.recorded_at, r.xid::text,
                        k.event_id
                 FROM unnest(p_stream, p_idempotency_keys) WITH ORDINALITY AS e (stream, key, ordinal)
-                JOIN soma.idempotency_keys k ON k.tenant_id = p_tenants[e.stream] AND k.key = e.key
-                LEFT JOIN soma.events r ON r.event_id = k.event_id AND r.tenant_id = k.tenant_id
+                -- OFFSET 0 keeps each a look-up by its own index. A planner without statistics (a young or restored
+                -- database) finds an index on the tenant as good, and reads every event of the tenant.
+                CROSS JOIN LATERAL (SELECT known.event_id, known.tenant_id FROM soma.idempotency_keys known
+                                    WHERE known.tenant_id = p_tenants[e.stream] AND known.key = e.key OFFSET 0) k
+                LEFT JOIN LATERAL (SELECT * FROM soma.events first WHERE first.event_id = k.event_id OFFSET 0) r
+                    ON r.tenant_id = k.tenant_id
                 ORDER BY e.ordinal;
                 RETURN;
             END IF;
@@ -119,7 +123,8 @@ BEGIN
             SELECT 'duplicate', e.ordinal::integer, r.position, r.version, r.timestamp, r.recorded_at, r.xid::text,
                    r.event_id
             FROM unnest(p_stream, p_event_ids) WITH ORDINALITY AS e (stream, event_id, ordinal)
-            JOIN soma.events r ON r.event_id = e.event_id AND r.tenant_id = p_tenants[e.stream]
+            CROSS JOIN LATERAL (SELECT * FROM soma.events first WHERE first.event_id = e.event_id OFFSET 0) r
+            WHERE r.tenant_id = p_tenants[e.stream]
             ORDER BY e.ordinal;
             IF FOUND THEN
                 PERFORM soma.forget_keys(v_key_tenants, v_keys);

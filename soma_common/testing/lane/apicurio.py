@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,7 @@ class ApicurioServer:
 
         Raises ServerUnavailable: Java or Maven missing, jars changed, or the end of the registry's log.
         """
+        Jars("apicurio").ensure()  # before anything is made
         server = cls(scratch_folder("apicurio", parent), _Settings(dsn, free_port(), free_port()))
         for _ in range(_DRAWS):
             server._remember()
@@ -56,7 +56,7 @@ class ApicurioServer:
             except PortTaken:
                 server._settings = _Settings(dsn, free_port(), free_port())
             except BaseException:
-                server.process.release()
+                server.process.abandon()
                 raise
             else:
                 return server
@@ -127,32 +127,41 @@ class ApicurioServer:
         file.write_text(json.dumps({"dsn": known.dsn, "http": known.http, "management": known.management}))
 
     def _launch(self) -> Launch:
-        app = self._jars / "app"
+        app, known = self._jars / "app", self._settings
         return Launch(
             command=[self._java, *_HEAP, "-jar", str(app / "quarkus-run.jar")],
             ready=self._ready,
-            env=self._environment(),
+            env=environment(known.dsn, http=known.http, management=known.management, config=_config()),
             stop=signal.SIGKILL,
             grace=5.0,
         )
 
-    def _environment(self) -> dict[str, str]:
-        database = urlsplit(self._settings.dsn)
-        config = deployments_folder() / "config" / "apicurio" / "application.properties"
-        return {
-            "QUARKUS_CONFIG_LOCATIONS": config.as_uri(),
-            "APICURIO_DATASOURCE_URL": f"jdbc:postgresql://{database.hostname}:{database.port}{database.path}",
-            "APICURIO_DATASOURCE_USERNAME": unquote(database.username or ""),
-            "APICURIO_DATASOURCE_PASSWORD": unquote(database.password or ""),
-            "QUARKUS_HTTP_HOST": LOOPBACK,
-            "QUARKUS_HTTP_PORT": str(self._settings.http),
-            "QUARKUS_MANAGEMENT_HOST": LOOPBACK,
-            "QUARKUS_MANAGEMENT_PORT": str(self._settings.management),
-        }
-
     def _ready(self) -> bool:
+        """The right version answers, and so does a question that needs the database."""
         try:
-            with urllib.request.urlopen(f"{self.url}/apis/registry/v3/system/info", timeout=5) as answer:
-                return bool(json.load(answer)["version"] == self.version)
-        except (urllib.error.URLError, OSError):
+            return bool(self._get("system/info")["version"] == self.version and "groups" in self._get("groups?limit=1"))
+        except (OSError, ValueError, KeyError):
             return False
+
+    def _get(self, path: str) -> dict[str, object]:
+        with urllib.request.urlopen(f"{self.url}/apis/registry/v3/{path}", timeout=5) as answer:
+            return dict(json.load(answer))
+
+
+def _config() -> Path:
+    return deployments_folder() / "config" / "apicurio" / "application.properties"
+
+
+def environment(dsn: str, *, http: int, management: int, config: Path) -> dict[str, str]:
+    """The registry's environment: its database, its ports on loopback, and where it finds its configuration."""
+    database = urlsplit(dsn)
+    return {
+        "QUARKUS_CONFIG_LOCATIONS": config.as_uri(),
+        "APICURIO_DATASOURCE_URL": f"jdbc:postgresql://{database.hostname}:{database.port}{database.path}",
+        "APICURIO_DATASOURCE_USERNAME": unquote(database.username or ""),
+        "APICURIO_DATASOURCE_PASSWORD": unquote(database.password or ""),
+        "QUARKUS_HTTP_HOST": LOOPBACK,
+        "QUARKUS_HTTP_PORT": str(http),
+        "QUARKUS_MANAGEMENT_HOST": LOOPBACK,
+        "QUARKUS_MANAGEMENT_PORT": str(management),
+    }

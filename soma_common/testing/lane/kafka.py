@@ -50,6 +50,7 @@ class KafkaServer:
 
         Raises ServerUnavailable: Java or Maven missing, jars changed, or the end of the broker's log.
         """
+        Jars("kafka").ensure()  # before anything is made
         server = cls(scratch_folder("kafka", parent), _Ports(free_port(), free_port()))
         for _ in range(_DRAWS):
             server._write_properties(settings or {})
@@ -59,7 +60,7 @@ class KafkaServer:
             except PortTaken:
                 server._ports = _Ports(free_port(), free_port())
             except BaseException:
-                server.process.release()
+                server.process.abandon()
                 raise
             else:
                 return server

@@ -59,10 +59,14 @@ class PostgresServer:
 
         Raises MissingDependency when that major is not installed, ServerUnavailable with the log's end otherwise.
         """
-        folder = scratch_folder("postgres", parent)
-        server = cls(folder, _Settings(major, free_port(), secrets.token_urlsafe(18)))
-        server._initialise()
-        server.configure(settings or {})
+        find_binaries(major)  # before anything is made
+        server = cls(scratch_folder("postgres", parent), _Settings(major, free_port(), secrets.token_urlsafe(18)))
+        try:
+            server._initialise()
+            server.configure(settings or {})
+        except BaseException:
+            server.process.abandon()
+            raise
         return server._launch_first()
 
     @classmethod
@@ -150,8 +154,12 @@ class PostgresServer:
         """A streaming standby of this server, started and connected."""
         folder = scratch_folder(name, self.folder.parent)
         copy = Standby(folder, _Settings(self.major, free_port(), self._password), primary=self.dsn)
-        copy.fetch(self.dsn, name)
-        copy.configure(settings or {})
+        try:
+            copy.fetch(self.dsn, name)
+            copy.configure(settings or {})
+        except BaseException:
+            copy.process.abandon()
+            raise
         copy._launch_first()
         return copy
 
@@ -192,7 +200,7 @@ class PostgresServer:
             except PortTaken:
                 self.port = free_port()
             except BaseException:
-                self.process.release()
+                self.process.abandon()
                 raise
             else:
                 return self

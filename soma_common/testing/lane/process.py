@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 
 from soma_common.errors import ServerUnavailable
-from soma_common.guard import Guard, Record
+from soma_common.guard import Guard, Identity, Record
 from soma_common.locks import SharedLock
 
 _PAUSE = 0.02
+_PATIENCE = 30.0  # seconds for a killed process to be gone
 _TAKEN = (
     "Address already in use",
     "BindException",
@@ -62,7 +63,7 @@ class ServerProcess:
         record = Record.read(self._pids)
         if record is None:
             raise ServerUnavailable(f"{self.name} was never started.")
-        return record.server
+        return record.server.pid
 
     @property
     def alive(self) -> bool:
@@ -119,19 +120,19 @@ class ServerProcess:
             self._signal([family[0]], how)
             self._signal(_survivors(family, within), signal.SIGKILL)
             _survivors(family, within)
-        self._await_record(within)
+        self._await_guard(within)
 
     def kill(self) -> None:
         """SIGKILL the server and every process it started, as a crash of the machine would."""
         if self.alive:
-            family = self._family()
+            family = self._frozen_family()
             self._signal(family, signal.SIGKILL)
-            _survivors(family, 30.0)
-        self._await_record(30.0)
+            _survivors(family, _PATIENCE)
+        self._await_guard(_PATIENCE)
 
     def pause(self) -> None:
         """SIGSTOP the server and every process it started."""
-        self._signal(self._family(), signal.SIGSTOP)
+        self._signal(self._frozen_family(), signal.SIGSTOP)
 
     def resume(self) -> None:
         """Undo ``pause``: SIGCONT."""
@@ -140,6 +141,12 @@ class ServerProcess:
     def release(self) -> None:
         """Stop being a user of the folder; with the last user the guard ends the server and deletes the folder."""
         self._use.release()
+
+    def abandon(self) -> None:
+        """Give up a server that did not start: its data are deleted, its log is kept."""
+        self.kill()
+        self.release()
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def close(self) -> None:
         """End the server now and delete its folder, whoever else may use it."""
@@ -155,16 +162,21 @@ class ServerProcess:
         except psutil.NoSuchProcess as error:
             raise ServerUnavailable(f"{self.name} is not running.", cure="start it again.") from error
 
+    def _frozen_family(self) -> list[psutil.Process]:
+        """The family of a stopped server, which cannot start another process behind our back."""
+        self._signal(self._family()[:1], signal.SIGSTOP)
+        return self._family()
+
     @staticmethod
     def _signal(processes: Sequence[psutil.Process], how: signal.Signals) -> None:
         for process in processes:
             with suppress(psutil.NoSuchProcess):  # it ended by itself: that is what we wanted
                 process.send_signal(how)
 
-    def _await_record(self, within: float) -> None:
-        """The guard writes the exit status down after its server: then nothing of this start is left."""
+    def _await_guard(self, within: float) -> None:
+        """The guard is the last to go: when it has ended, nothing of this start is left."""
         deadline = time.monotonic() + within
-        while (record := Record.read(self._pids)) is not None and record.code is None:
+        while (record := Record.read(self._pids)) is not None and _running(record.guard):
             if time.monotonic() > deadline:
                 raise ServerUnavailable(f"The guard of {self.name} does not notice that its server has ended.")
             time.sleep(_PAUSE)
@@ -186,8 +198,9 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _running(pid: int) -> bool:
+def _running(who: Identity) -> bool:
     try:
-        return _runs(psutil.Process(pid))
+        process = psutil.Process(who.pid)
     except psutil.NoSuchProcess:
         return False
+    return _runs(process) and who.born in (None, Identity.of(who.pid).born)

@@ -1,0 +1,201 @@
+"""An application on the library: one object that wires store, handlers and consumers by the settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
+
+from soma_common.config import SomaConfig
+from soma_common.consumer.handlers import Handle, Handlers
+from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
+from soma_common.errors import ConfigurationError
+from soma_common.events.append import Expected, Published
+from soma_common.events.models import ANY, Event, RecordedEvent
+from soma_common.events.payloads import Payload, PayloadModels
+from soma_common.events.store import EventStore
+from soma_common.events.upcasting import Upcasters, typed
+from soma_common.outbox.relay import Relay
+from soma_common.postgres.pool import Pool
+from soma_common.service import Service, run_until_signalled
+from soma_common.wiring import Ground, ensure_topics, open_ground
+
+
+class Soma:
+    """The application: publish events, declare handlers, run.
+
+        soma = Soma.from_env(service_id="shop", models=PayloadModels(OrderPlaced))
+
+        @soma.handler(OrderPlaced, consumer="billing")
+        async def bill(event, ctx): ...
+
+        async with soma:
+            await soma.publish(Event(...))
+
+    The same code runs in every deployment mode; the settings say whether consumers read Kafka or the log itself.
+
+    Args:
+        config: see :class:`SomaConfig`; ``from_env`` reads it from the environment.
+        models: the payload models of the events this application publishes or handles.
+        upcasters: bring payloads of older versions to the newest one.
+        topics: Kafka topics by event type, where they differ from ``config.topic``.
+        reads: Kafka topics by consumer, where it reads others than this application's own.
+        settings: how its consumers work.
+    """
+
+    def __init__(
+        self,
+        config: SomaConfig,
+        *,
+        models: PayloadModels | None = None,
+        upcasters: Upcasters | None = None,
+        topics: Mapping[str, str] | None = None,
+        reads: Mapping[str, Sequence[str]] | None = None,
+        settings: ConsumerSettings | None = None,
+    ) -> None:
+        self.config = config
+        self.models = models or PayloadModels()
+        self.upcasters = upcasters or Upcasters()
+        self._topics = dict(topics or {})
+        self._reads = dict(reads or {})
+        self._settings = settings
+        self._handlers: dict[str, Handlers] = {}
+        self._ground: Ground | None = None
+        self._users = 0
+        self._opening = asyncio.Lock()
+
+    @classmethod
+    def from_env(cls, *, service_id: str | None = None, env: Mapping[str, str] | None = None, **arguments: Any) -> Self:
+        """The application with the settings of the environment (docs/reference/configuration.md).
+
+        Raises:
+            ConfigurationError: a variable is missing or wrong; the message names it.
+        """
+        return cls(SomaConfig.from_env(env, service_id=service_id), **arguments)
+
+    def handler(self, *types: str | type[Payload], consumer: str = "default") -> Callable[[Handle], Handle]:
+        """Declare an ``async def handle(event, ctx)`` for event types or payload models.
+
+        Each consumer has a position of its own; handlers of one consumer share a transaction. The function is returned
+        as it is.
+        """
+
+        def declare(handle: Handle) -> Handle:
+            self._handlers.setdefault(consumer, Handlers(self._typed)).add(handle, *types)
+            return handle
+
+        return declare
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The names of the declared consumers."""
+        return tuple(self._handlers)
+
+    @property
+    def pool(self) -> Pool:
+        """Connections to the application's database."""
+        return self._open_ground.pool
+
+    @property
+    def store(self) -> EventStore:
+        """The event store."""
+        return self._open_ground.store
+
+    async def publish(
+        self, events: Event | Iterable[Event], *, expected_version: Expected = ANY, tx: Any | None = None
+    ) -> Published:
+        """Record events; see :meth:`EventStore.publish`."""
+        return await self.store.publish(events, expected_version=expected_version, tx=tx)
+
+    def consumer(self, name: str = "default") -> ConsumerWorker:
+        """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""
+        handlers = self._handlers.get(name)
+        if handlers is None:
+            known = ", ".join(self._handlers) or "none"
+            raise ConfigurationError(
+                f"No consumer is called {name!r}.", cure=f"declare handlers for it; known: {known}."
+            )
+        ground = self._open_ground
+        source = ground.source(name, self._reads.get(name, self._own_topics))
+        return ConsumerWorker(
+            ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings
+        )
+
+    def relay(self) -> Relay:
+        """An outbox relay of this application; start it, or hand it to ``run_until_signalled``."""
+        return self._open_ground.relay()
+
+    async def run(self, *consumers: str, relay: bool = False) -> None:
+        """Run consumers (all of them when none is named) until SIGTERM or SIGINT, then drain.
+
+        ``relay`` also runs an outbox relay in this process; most run ``somastack relay`` beside it instead.
+        """
+        async with self:
+            services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
+            if relay and self.config.uses_kafka:
+                services.insert(0, self.relay())
+            if not services:
+                raise ConfigurationError("Nothing to run.", cure="declare a handler, or run `somastack relay`.")
+            await run_until_signalled(*services)
+
+    async def drain(self, *consumers: str, patience: float = 60.0) -> None:
+        """Run consumers of the log until they have seen every event recorded before this call. For scripts and tests.
+
+        Raises:
+            ConfigurationError: events come through Kafka in this mode.
+            HandlerFailed: an event stopped a consumer.
+            TimeoutError: it took longer than ``patience`` seconds.
+        """
+        workers = [self.consumer(name) for name in consumers or self.consumers]
+        target = (await self.store.ticks.latest()).tick_id
+        async with asyncio.timeout(patience):
+            for worker in workers:
+                async with worker:
+                    await self._open_ground.caught_up(worker, target)
+
+    async def open(self) -> Self:
+        """Connect (in standalone: start the embedded database and bring it up to date). May be nested."""
+        async with self._opening:
+            if self._ground is None:
+                self._ground = await open_ground(self.config, self.models, self._topic)
+                if self.config.uses_kafka:
+                    await ensure_topics(self.config, self._own_topics)
+            self._users += 1
+        return self
+
+    async def close(self) -> None:
+        """Give everything back when the last user leaves."""
+        async with self._opening:
+            self._users = max(0, self._users - 1)
+            if self._users == 0 and self._ground is not None:
+                ground, self._ground = self._ground, None
+                await ground.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @property
+    def _open_ground(self) -> Ground:
+        if self._ground is None:
+            raise ConfigurationError("The application is not open.", cure="use `async with soma:` around it.")
+        return self._ground
+
+    @property
+    def _own_topics(self) -> list[str]:
+        return sorted({self.config.topic, *self._topics.values()})
+
+    def _topic(self, event: Event) -> str:
+        return self._topics.get(event.event_type, self.config.topic)
+
+    def _typed(self, event: RecordedEvent) -> RecordedEvent:
+        return typed(event, self.models, self.upcasters)
+
+
+def _append(store: EventStore) -> Callable[[Any, Any], Any]:
+    async def append(events: Any, tx: Any) -> Published:
+        return await store.publish(events, tx=tx)
+
+    return append

@@ -1,0 +1,139 @@
+"""What a consumer does with events: handlers, and what they are given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from soma_common.errors import ConfigurationError
+from soma_common.events.models import Event, RecordedEvent
+from soma_common.events.payloads import Payload, check_payload
+from soma_common.events.types import check_event_type
+from soma_common.postgres.pool import Tx
+
+Handle = Callable[[RecordedEvent, "HandlerContext"], Awaitable[object]]
+Typed = Callable[[RecordedEvent], RecordedEvent]
+
+EVERY_TYPE: Final = "*"
+
+
+class HandlerContext:
+    """What a handler works with, valid only while it runs.
+
+    ``tx`` is the connection in the batch's transaction: what is written through it commits together with the mark
+    that the event was applied, or not at all. Do not commit or roll it back; savepoints (``tx.transaction()``) are
+    fine. ``event`` is the event as it was recorded, with its payload as a dict.
+    """
+
+    __slots__ = ("_collected", "consumer", "event", "tx")
+
+    def __init__(self, consumer: str, event: RecordedEvent, tx: Tx, collected: list[Event]) -> None:
+        self.consumer, self.event, self.tx = consumer, event, tx
+        self._collected = collected
+
+    def publish(self, *events: Event) -> None:
+        """Record events in the batch's transaction, just before it commits.
+
+        What they leave open is taken from the handled event: it is their cause, and they join its correlation and
+        its trace.
+        """
+        self._collected.extend(self._inherit(event) for event in events)
+
+    def _inherit(self, event: Event) -> Event:
+        open_correlation = event.correlation_id == str(event.event_id)
+        return replace(
+            event,
+            causation_id=event.causation_id or str(self.event.event_id),
+            correlation_id=self.event.correlation_id if open_correlation else event.correlation_id,
+            trace=event.trace or self.event.trace,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function for one event type. With a ``model`` the event's payload arrives as that model."""
+
+    handle: Handle
+    event_type: str
+    model: type[Payload] | None = None
+
+    def prepared(self, event: RecordedEvent, typed: Typed | None) -> RecordedEvent:
+        """The event in the form this handler takes.
+
+        Raises:
+            PayloadInvalid: the payload does not match the model.
+        """
+        if self.model is None:
+            return event
+        known = typed(event) if typed is not None else event
+        if type(known.payload) is self.model:
+            return known
+        return known.with_payload(check_payload(known.payload, self.model), self.model.schema_version)
+
+
+class Handlers:
+    """The handlers of one consumer by event type.
+
+    Args:
+        typed: gives an event its typed payload, upcasting older versions; handlers with a model use it.
+    """
+
+    def __init__(self, typed: Typed | None = None) -> None:
+        self.typed = typed
+        self._by_type: dict[str, tuple[Handler, ...]] = {}
+        self._every: tuple[Handler, ...] = ()
+
+    def add(self, handle: Handle, *types: str | type[Payload]) -> None:
+        """Call ``handle`` for events of these types: names, payload models, or ``EVERY_TYPE``.
+
+        Several handlers of one type run in the order in which they were added, in the same transaction.
+
+        Raises:
+            ConfigurationError: no type, not an ``async def``, or the same function twice for a type.
+            ValidationError: not an event type.
+        """
+        name = getattr(handle, "__qualname__", repr(handle))
+        if not _is_async(handle):
+            raise ConfigurationError(f"Handler {name} is not async.", cure="declare it with `async def`.")
+        if not types:
+            raise ConfigurationError(f"Handler {name} names no event type.", cure="name types, models, or EVERY_TYPE.")
+        for handler in [_handler(handle, wanted) for wanted in types]:
+            self._add(handler, name)
+
+    def _add(self, handler: Handler, name: str) -> None:
+        known = self._every if handler.event_type == EVERY_TYPE else self._by_type.get(handler.event_type, ())
+        if any(other.handle is handler.handle for other in known):
+            raise ConfigurationError(f"Handler {name} is added twice for {handler.event_type}.", cure="add it once.")
+        if handler.event_type == EVERY_TYPE:
+            self._every = (*known, handler)
+        else:
+            self._by_type[handler.event_type] = (*known, handler)
+
+    def __len__(self) -> int:
+        return len(self._every) + sum(map(len, self._by_type.values()))
+
+    @property
+    def types(self) -> frozenset[str]:
+        """The event types that have a handler of their own."""
+        return frozenset(self._by_type)
+
+    def of(self, event_type: str) -> tuple[Handler, ...]:
+        """The handlers of a type, in order; empty when there is none."""
+        return self._by_type.get(event_type, ()) + self._every
+
+
+def _handler(handle: Handle, wanted: str | type[Payload]) -> Handler:
+    if isinstance(wanted, str):
+        return Handler(handle, wanted if wanted == EVERY_TYPE else check_event_type(wanted))
+    if not hasattr(wanted, "event_type"):
+        raise ConfigurationError(
+            f"{wanted.__name__} has no event type.", cure=f"declare it: class {wanted.__name__}(Payload, event_type=…)."
+        )
+    return Handler(handle, wanted.event_type, wanted)
+
+
+def _is_async(handle: Any) -> bool:
+    call = handle if inspect.isroutine(handle) else getattr(handle, "__call__", handle)  # noqa: B004 - an instance
+    return inspect.iscoroutinefunction(handle) or inspect.iscoroutinefunction(call)

@@ -1,0 +1,345 @@
+"""Kafka as a source: aiokafka's group membership and fetching; positions belong to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+
+from soma_common.config import KafkaSecurity
+from soma_common.consumer.source import Drain, Partition, Record
+from soma_common.errors import ConfigurationError, LeaseLost, OffsetLost
+from soma_common.events.codec import Codec
+from soma_common.kafka.bounded import bounded
+from soma_common.kafka.clients import client_arguments, unreachable
+from soma_common.kafka.records import Decoder
+from soma_common.postgres.pool import Pool, fetch
+from soma_common.sql.loader import blocks
+
+log = logging.getLogger(__name__)
+
+_MOVING = 0.02  # seconds between two looks whether a rebalance has ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings:
+    """How a consumer reads topics. Times are seconds.
+
+    Args:
+        bootstrap: ``host:port,host:port``.
+        group: the consumer group, ``soma.<service>.<consumer>``.
+        topics: what to read.
+        wait: how long a fetch waits for records.
+        session: after so long without a heartbeat the group gives the partitions of a process to others.
+        rebalance: how long members may take to finish what they have in flight when the group is rebalanced.
+        commit_every: how often Kafka is told the offsets; only lag tools read them.
+        probe_every: how often the broker is asked for the topics' ends while nothing comes.
+        instance: a name that survives restarts (static membership), or None.
+    """
+
+    bootstrap: str
+    group: str
+    topics: tuple[str, ...]
+    security: KafkaSecurity = field(default_factory=KafkaSecurity)
+    wait: float = 0.2
+    session: float = 10.0
+    rebalance: float = 30.0
+    commit_every: float = 1.0
+    probe_every: float = 5.0
+    instance: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.topics:
+            raise ConfigurationError(f"Group {self.group} has no topic.", cure="name at least one.")
+
+
+@dataclass(slots=True)
+class _Owned:
+    """A partition under one epoch; ``stored`` is the next offset in PostgreSQL."""
+
+    epoch: int
+    stored: int
+
+
+class KafkaSource:
+    """Reads topics as a member of a consumer group. Keeps ``Source``'s promises.
+
+    Whenever the group hands out partitions anew, their epoch in PostgreSQL rises and reading begins at the stored
+    offset. What Kafka remembers of offsets is never read.
+    """
+
+    def __init__(self, pool: Pool, settings: SourceSettings, codec: Codec) -> None:
+        self.settings = settings
+        self._pool = pool
+        self._decoder = Decoder(codec)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer_id = 0
+        self._drain: Drain | None = None
+        self._owned: dict[Partition, _Owned] = {}
+        self._halted: set[Partition] = set()
+        self._lost: list[Record] = []
+        self._generation, self._claimed, self._moving = 0, -1, False
+        self._commits: dict[Partition, int] = {}
+        self._committing: asyncio.Task[None] | None = None
+        self._heard = 0.0
+
+    async def start(self, consumer_id: int, drain: Drain) -> None:
+        """Join the group.
+
+        Raises:
+            BrokerUnavailable: no broker answers.
+        """
+        self._consumer_id, self._drain = consumer_id, drain
+        if self._consumer is not None:
+            return
+        consumer = self._new_consumer()
+        consumer.subscribe(topics=list(self.settings.topics), listener=_Listener(self))
+        try:
+            await consumer.start()
+        except (KafkaError, OSError) as error:
+            await _close(consumer)
+            raise unreachable(self.settings.bootstrap, error) from error
+        self._consumer = consumer
+        self._committing = asyncio.create_task(self._keep_committing(), name=f"{self.settings.group} offsets")
+
+    def _new_consumer(self) -> AIOKafkaConsumer:
+        settings = self.settings
+        return AIOKafkaConsumer(
+            group_id=settings.group,
+            group_instance_id=settings.instance,
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # a lost offset is an error, never a jump
+            isolation_level="read_committed",
+            session_timeout_ms=int(settings.session * 1000),
+            heartbeat_interval_ms=int(settings.session * 1000 / 3),
+            rebalance_timeout_ms=int(settings.rebalance * 1000),
+            metadata_max_age_ms=30_000,
+            **client_arguments(settings.bootstrap, settings.security),
+        )
+
+    async def fetch(self, most: int) -> Sequence[Record]:
+        """The next records; claims newly assigned partitions first."""
+        assert self._consumer is not None, "start() comes first"
+        try:
+            if self._moving:  # what we hold may be another member's by now: claiming would disturb it
+                await asyncio.sleep(_MOVING)
+                await self._probe(self._consumer)
+                return []
+            if self._claimed != self._generation:
+                await self._claim(self._consumer)
+            lost, self._lost = self._lost, []
+            return lost or await self._records(self._consumer, most)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise unreachable(self.settings.bootstrap, error) from error
+
+    async def _records(self, consumer: AIOKafkaConsumer, most: int) -> list[Record]:
+        generation = self._generation
+        wanted = [TopicPartition(*partition) for partition in self._owned if partition not in self._halted]
+        if not wanted:  # getmany() without partitions would mean all of them
+            await asyncio.sleep(self.settings.wait)
+            await self._probe(consumer)
+            return []
+        fetched = await self._poll(consumer, wanted, most)
+        if generation != self._generation:
+            return []  # the group moved meanwhile: these partitions are claimed anew, and read again
+        if not fetched:
+            await self._probe(consumer)
+            return []
+        self._heard = time.monotonic()
+        return [
+            await self._decoder.record(Partition(*tp), self._owned[Partition(*tp)].epoch, raw)
+            for tp, raws in fetched.items()
+            for raw in raws
+        ]
+
+    async def _poll(self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int) -> dict[Any, list[Any]]:
+        wait = self.settings.wait
+        try:
+            # getmany waits for the end of a rebalance without a bound of its own.
+            polling = consumer.getmany(*wanted, timeout_ms=int(wait * 1000), max_records=most)
+            fetched: dict[Any, list[Any]] = await bounded(polling, wait + 1.0)
+            return fetched
+        except TimeoutError:
+            return {}
+        except NoOffsetForPartitionError:
+            return {}  # what aiokafka thought before we told it where to read
+        except OffsetOutOfRangeError as error:
+            self._note_lost(error.args[0])
+            return {}
+        except KafkaError:
+            await self._leave()  # the group refused us, or aiokafka gave up: join anew
+            raise
+
+    def _note_lost(self, offsets: dict[Any, int]) -> None:
+        for tp, offset in offsets.items():
+            partition = Partition(*tp)
+            if partition in self._owned:
+                self._lost.append(_lost(partition, self._owned[partition], f"offset {offset} is out of range"))
+
+    async def _claim(self, consumer: AIOKafkaConsumer) -> None:
+        """Begin a new epoch of every assigned partition and read on where PostgreSQL says."""
+        generation, assigned = self._generation, sorted(consumer.assignment())
+        if not assigned:
+            await self._probe(consumer)
+            self._claimed = generation
+            return
+        earliest, ends = await self._ranges(consumer, assigned)
+        if generation != self._generation:
+            return
+        columns = ([tp.topic for tp in assigned], [tp.partition for tp in assigned], [earliest[tp] for tp in assigned])
+        rows = await self._pool.fetch(blocks("consumer")["claim_offsets"], self._consumer_id, *columns)
+        if generation != self._generation:
+            return
+        self._owned, self._lost = {}, []
+        for topic, number, stored, epoch in rows:
+            tp, partition = TopicPartition(topic, number), Partition(topic, number)
+            self._owned[partition] = _Owned(epoch, stored)
+            if partition in self._halted:
+                continue
+            consumer.seek(tp, stored)
+            if not earliest[tp] <= stored <= ends[tp]:
+                why = f"it stands at {stored}, the topic has {earliest[tp]} to {ends[tp]}"
+                self._lost.append(_lost(partition, self._owned[partition], why))
+        self._claimed, self._heard = generation, time.monotonic()
+
+    async def _ranges(self, consumer: AIOKafkaConsumer, assigned: list[Any]) -> tuple[dict[Any, int], dict[Any, int]]:
+        earliest = await bounded(consumer.beginning_offsets(assigned), self.settings.probe_every)
+        ends = await bounded(consumer.end_offsets(assigned), self.settings.probe_every)
+        return earliest, ends
+
+    async def _probe(self, consumer: AIOKafkaConsumer) -> None:
+        """While nothing comes, make sure now and then that there is a broker: aiokafka does not tell."""
+        if time.monotonic() - self._heard > self.settings.probe_every:
+            await bounded(consumer.topics(), self.settings.probe_every)
+            self._heard = time.monotonic()
+
+    async def save(self, tx: Any, records: Sequence[Record]) -> None:
+        """Move the next offsets; LeaseLost when a partition has another epoch or its offset was set back."""
+        last = {record.partition: record for record in records}
+        moves = [(record, self._owned.get(partition)) for partition, record in last.items()]
+        lost = {record.partition for record, owned in moves if owned is None or owned.epoch != record.epoch}
+        if not lost:
+            columns = zip(*((*r.partition, r.epoch, o.stored, r.after) for r, o in moves if o is not None), strict=True)
+            arguments = (self._consumer_id, *map(list, columns))
+            rows = await fetch(tx, blocks("consumer")["save_offsets"], arguments)
+            lost = set(last) - {Partition(row[0], row[1]) for row in rows}
+        if lost:
+            names = ", ".join(map(str, sorted(lost)))
+            raise LeaseLost(f"{names} went to another member of {self.settings.group}, or the database was set back.")
+
+    async def committed(self, records: Sequence[Record]) -> None:
+        """Remember what is stored; Kafka is told within ``commit_every``."""
+        for partition, record in {record.partition: record for record in records}.items():
+            owned = self._owned.get(partition)
+            if owned is not None and owned.epoch == record.epoch:
+                owned.stored = self._commits[partition] = record.after
+
+    async def _keep_committing(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.commit_every)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        """Tell Kafka the offsets. A failure matters to nobody but lag tools, and the next commit mends it."""
+        offsets, self._commits = self._commits, {}
+        known = {TopicPartition(*p): offset for p, offset in offsets.items() if p in self._owned}
+        if self._consumer is None or not known:
+            return
+        try:
+            await bounded(self._consumer.commit(known), self.settings.probe_every)
+        except (KafkaError, OSError, TimeoutError) as error:
+            log.debug("%s: the offsets were not committed to Kafka: %s", self.settings.group, error)
+
+    async def rewind(self) -> None:
+        """Begin again at the stored offsets: the next fetch claims every partition under a new epoch."""
+        self._claimed = -1
+
+    def halt(self, partition: Partition) -> None:
+        """Fetch nothing more of it until the group hands it out again."""
+        self._halted.add(partition)
+        tp = TopicPartition(*partition)
+        if self._consumer is not None and tp in self._consumer.assignment():
+            self._consumer.pause(tp)
+
+    @property
+    def assigned(self) -> frozenset[Partition]:
+        """The partitions the group gave to this member."""
+        return frozenset(self._owned)
+
+    @property
+    def halted(self) -> frozenset[Partition]:
+        """Those of them that were halted."""
+        return frozenset(self._halted)
+
+    async def revoked(self) -> None:
+        """The group takes all partitions: finish or abandon what is in flight."""
+        self._generation, self._moving = self._generation + 1, True
+        if self._drain is not None:
+            await self._drain()
+        await self._commit()
+        self._forget()
+
+    def handed_out(self) -> None:
+        """The group gave partitions: the next fetch claims them."""
+        self._generation, self._moving = self._generation + 1, False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._owned.clear()
+        self._halted.clear()
+        self._commits.clear()
+        self._lost.clear()
+
+    async def stop(self) -> None:
+        """Tell Kafka the offsets and leave the group."""
+        await self._commit()
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Close the client; the next ``start`` makes a new one."""
+        consumer, self._consumer = self._consumer, None
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            committing.cancel()
+            with suppress(asyncio.CancelledError):
+                await committing
+        self._generation, self._moving = self._generation + 1, False
+        self._forget()
+        if consumer is not None:
+            await _close(consumer)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Passes on what the group does. aiokafka logs and swallows what is raised here, so nothing may be."""
+
+    def __init__(self, source: KafkaSource) -> None:
+        self._source = source
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        await self._source.revoked()
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        self._source.handed_out()
+
+
+async def _close(consumer: AIOKafkaConsumer) -> None:
+    """Close a client, whatever state it is in; what a failed ``stop`` leaves open is closed behind it."""
+    try:
+        await bounded(consumer.stop(), 5.0)
+    except (KafkaError, OSError, TimeoutError) as error:
+        log.debug("A Kafka consumer did not close cleanly: %s", error)
+        with suppress(KafkaError, OSError, TimeoutError):
+            await bounded(consumer._client.close(), 5.0)
+
+
+def _lost(partition: Partition, owned: _Owned, why: str) -> Record:
+    error = OffsetLost(f"{partition} does not have the offset where this consumer stands: {why}.")
+    return Record(partition, owned.stored, owned.epoch, owned.stored, None, error)

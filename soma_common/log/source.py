@@ -1,0 +1,320 @@
+"""The event log itself as a source: shards of the keys, leased to processes, read by the snapshot-diff cursor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from soma_common.consumer.source import Drain, Partition, Record
+from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, TransactionConflict
+from soma_common.events.rows import SELECT, recorded_event
+from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
+from soma_common.postgres.pool import Pool, Row, fetch
+from soma_common.postgres.shards import Lease, Shards
+from soma_common.sql.loader import blocks
+
+log = logging.getLogger(__name__)
+
+_KEY_HASH = 20  # its column in a row of SELECT
+_LEAST_IDLE = 0.002
+_FLUSH_EVERY = 1.0  # seconds between writes of cursors that moved without an event for us
+
+
+def _worker_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """How a consumer reads the log.
+
+    Args:
+        shards: into how many parts the keys are split, a power of two; fixed when the consumer first starts.
+        lease: seconds after which the shards of a silent process go to others.
+        page: most events fetched by one query.
+        most_idle: most seconds between two looks when nothing happens.
+        worker: a name of this process, unique among the consumer's processes.
+    """
+
+    shards: int = 8
+    lease: float = 10.0
+    page: int = 1000
+    most_idle: float = 0.5
+    worker: str = field(default_factory=_worker_name)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shards <= 1024 or self.shards & (self.shards - 1):
+            raise ConfigurationError(f"{self.shards} shards.", cure="use a power of two up to 1024.")
+
+
+@dataclass(slots=True)
+class _Shard:
+    """A shard under one epoch: read up to ``at``, stored up to ``stored``."""
+
+    epoch: int
+    at: Cursor
+    stored: Cursor
+    halted: bool = False
+    leaving: bool = False
+    turn: int = 0
+
+
+class LogSource:
+    """Reads the log of a database for one consumer; several processes share the shards. Keeps ``Source``'s promises.
+
+    Set ``wake`` after a commit of this process to be quicker than the next look.
+    """
+
+    def __init__(self, pool: Pool, consumer: str, settings: LogSettings | None = None) -> None:
+        self.settings = settings or LogSettings()
+        self.reader = f"consumer:{consumer}"
+        self.wake = asyncio.Event()
+        self._pool = pool
+        self._shards = Shards(pool, self.reader, self.settings.worker, lease=self.settings.lease)
+        self._ticks = TickReader(pool)
+        self._mine: dict[int, _Shard] = {}
+        self._buffer: deque[Record] = deque()
+        self._sharing = asyncio.Lock()
+        self._heart: asyncio.Task[None] | None = None
+        self._ended: Exception | None = None
+        self._turns, self._idle, self._flushed = 0, _LEAST_IDLE, 0.0
+
+    async def start(self, consumer_id: int, drain: Drain) -> None:
+        """Register the shards, take a fair share of them and keep renewing it."""
+        if self._heart is not None:
+            return
+        await self._register()
+        await self._share(drain)
+        self._heart = asyncio.create_task(self._keep_sharing(drain), name=f"{self.reader} lease")
+
+    async def _register(self) -> None:
+        if not await self._shards.states():
+            await self._shards.register(self.settings.shards)
+        count = len(await self._shards.states())
+        if count != self.settings.shards:
+            raise ConfigurationError(
+                f"{self.reader} has {count} shards, not {self.settings.shards}.",
+                cure=f"use {count}; the number is fixed when a consumer first starts.",
+            )
+
+    async def _keep_sharing(self, drain: Drain) -> None:
+        while True:
+            await asyncio.sleep(self.settings.lease / 3)
+            try:
+                await self._share(drain)
+            except (InfrastructureError, TransactionConflict) as error:
+                log.debug("%s: the lease could not be renewed: %s", self.reader, error)
+            except Exception as error:
+                self._ended = error
+                return
+
+    async def _share(self, drain: Drain) -> None:
+        async with self._sharing:
+            surplus = await self._shards.share()
+            self._adopt()
+            if surplus:
+                await self._give_back(surplus, drain)
+
+    def _adopt(self) -> None:
+        """Make our picture of the shards what the database said."""
+        for number, lease in self._shards.owned.items():
+            known = self._mine.get(number)
+            if known is None or known.epoch != lease.epoch:
+                self._mine[number] = _Shard(lease.epoch, lease.cursor, lease.cursor)
+        for number in set(self._mine) - set(self._shards.owned):
+            del self._mine[number]
+        self._purge()
+
+    async def _give_back(self, surplus: frozenset[int], drain: Drain) -> None:
+        """Finish what is in flight, then release: the next owner begins where we stopped."""
+        for number in surplus:
+            self._mine[number].leaving = True
+        self._purge()
+        await drain()
+        await self._shards.release(surplus)
+        self._adopt()
+
+    def _purge(self) -> None:
+        """Drop what was read of shards that are not ours to deliver any more."""
+        self._buffer = deque(record for record in self._buffer if self._delivers(record.partition.number, record.epoch))
+
+    def _delivers(self, number: int, epoch: int) -> bool:
+        shard = self._mine.get(number)
+        return shard is not None and shard.epoch == epoch and not shard.halted and not shard.leaving
+
+    async def fetch(self, most: int) -> Sequence[Record]:
+        """The next events, or none after a wait that grows from 2 ms to ``most_idle``."""
+        if self._ended is not None:
+            raise self._ended
+        if not self._buffer:
+            if time.monotonic() - self._flushed > _FLUSH_EVERY:
+                await self._flush()
+            await self._fill()
+        if not self._buffer:
+            await self._rest()
+            return ()
+        self._idle = _LEAST_IDLE
+        return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
+
+    async def _rest(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.wake.wait(), self._idle)
+            self._idle = _LEAST_IDLE
+        self.wake.clear()
+        self._idle = min(self.settings.most_idle, self._idle * 1.5)
+
+    async def _fill(self) -> None:
+        """Read the next page of those shards that waited longest; shards that stand alike are read together."""
+        latest = await self._ticks.latest()
+        for cursor, shards in self._groups():
+            diff = await self._ticks.next_diff(cursor, latest)
+            if diff is None:
+                continue
+            rows = await self._page(diff, list(shards))
+            after = diff.after(rows[-1][0]) if len(rows) == self.settings.page else diff.done()
+            self._take(diff, rows, shards, after)
+            if self._buffer:
+                return
+
+    def _groups(self) -> list[tuple[Cursor, dict[int, _Shard]]]:
+        groups: dict[Cursor, dict[int, _Shard]] = {}
+        for number, shard in self._mine.items():
+            if not shard.halted and not shard.leaving:
+                groups.setdefault(shard.at, {})[number] = shard
+        return sorted(groups.items(), key=lambda group: min(shard.turn for shard in group[1].values()))
+
+    async def _page(self, diff: Diff, shards: list[int]) -> Sequence[Row]:
+        sql, base, target, limit = blocks("consumer"), diff.base, diff.target, self.settings.page
+        mask = self.settings.shards - 1
+        async with self._pool.connection() as connection:
+            args = (diff.low, target.position_after, base.xmax, target.snapshot, limit, mask, shards)
+            rows = await fetch(connection, SELECT + sql["log_page"], args)
+            if not diff.stragglers:
+                return rows
+            late = (diff.stragglers, diff.position, target.position_after, limit, mask, shards)
+            return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
+
+    def _take(self, diff: Diff, rows: Sequence[Row], shards: dict[int, _Shard], after: Cursor) -> None:
+        """Buffer a page for the shards that are still ours under the epoch in which it was read."""
+        self._turns += 1
+        ours = {number: shard for number, shard in shards.items() if self._mine.get(number) is shard}
+        ours = {number: shard for number, shard in ours.items() if not shard.halted and not shard.leaving}
+        for shard in ours.values():
+            shard.at, shard.turn = after, self._turns
+        mask = self.settings.shards - 1
+        for row in rows:
+            number = row[_KEY_HASH] & mask
+            if number in ours:
+                partition = Partition(self.reader, number)
+                event = recorded_event(row)
+                self._buffer.append(Record(partition, row[0], ours[number].epoch, diff.after(row[0]), event))
+
+    async def save(self, tx: Any, records: Sequence[Record]) -> None:
+        """Move the cursors; LeaseLost when a shard has another owner or epoch, or its cursor was set back."""
+        moves = {record.partition.number: (record.epoch, record.after) for record in records}
+        await self._save(tx, moves)
+
+    async def _save(self, tx: Any, moves: dict[int, tuple[int, Cursor]]) -> None:
+        was = {number: self._mine.get(number) for number in moves}
+        lost = [number for number, shard in was.items() if shard is None or shard.epoch != moves[number][0]]
+        if not lost:
+            args = _save_arguments(moves, {number: shard.stored for number, shard in was.items() if shard is not None})
+            rows = await fetch(tx, blocks("consumer")["save_shards"], (self.reader, self.settings.worker, *args))
+            lost = sorted(set(moves) - {row[0] for row in rows})
+        if lost:
+            raise LeaseLost(
+                f"Shards {lost} of {self.reader} were given to another worker, or the database was set back."
+            )
+
+    async def committed(self, records: Sequence[Record]) -> None:
+        """Remember what is stored."""
+        self._remember({record.partition.number: (record.epoch, record.after) for record in records})
+
+    def _remember(self, moves: dict[int, tuple[int, Cursor]]) -> None:
+        for number, (epoch, cursor) in moves.items():
+            shard = self._mine.get(number)
+            if shard is not None and shard.epoch == epoch:
+                shard.stored = cursor
+
+    async def _flush(self) -> None:
+        """Store how far the shards were read, while nothing that was read is unsettled."""
+        self._flushed = time.monotonic()
+        moves = {
+            number: (shard.epoch, shard.at)
+            for number, shard in self._mine.items()
+            if shard.at != shard.stored and not shard.halted and not shard.leaving
+        }
+        if moves:
+            async with self._pool.transaction(synchronous=True) as tx:
+                await self._save(tx, moves)
+            self._remember(moves)
+
+    async def rewind(self) -> None:
+        """Begin again at the stored cursors, under a new epoch: what is still in flight will be refused."""
+        async with self._sharing:
+            self._buffer.clear()
+            halted = {number for number, shard in self._mine.items() if shard.halted}
+            args = (self.reader, self.settings.worker, self._shards.lease)
+            rows = await self._pool.fetch(blocks("consumer")["reclaim_shards"], *args)
+            self._shards.owned = {row[0]: Lease(row[0], row[1], Cursor(*row[2:7])) for row in rows}
+            self._ticks = TickReader(self._pool)
+            self._adopt()
+            for number in halted & set(self._mine):
+                self._mine[number].halted = True
+
+    def halt(self, partition: Partition) -> None:
+        """Read no more of this shard while we own it."""
+        shard = self._mine.get(partition.number)
+        if shard is not None:
+            shard.halted = True
+            self._purge()
+
+    @property
+    def assigned(self) -> frozenset[Partition]:
+        """The shards this process owns."""
+        return frozenset(Partition(self.reader, number) for number in self._mine)
+
+    @property
+    def halted(self) -> frozenset[Partition]:
+        """Those of them that were halted."""
+        return frozenset(Partition(self.reader, number) for number, shard in self._mine.items() if shard.halted)
+
+    async def stop(self) -> None:
+        """Release the shards and leave. Their stored cursors say what is settled."""
+        heart, self._heart = self._heart, None
+        if heart is None:
+            return
+        heart.cancel()
+        with suppress(asyncio.CancelledError):
+            await heart
+        self._buffer.clear()
+        await self._shards.release()
+        self._mine.clear()
+
+
+def _save_arguments(moves: dict[int, tuple[int, Cursor]], was: dict[int, Cursor]) -> list[list[Any]]:
+    """The arrays of ``save_shards``."""
+    column: Callable[[Callable[[Cursor], Any]], list[Any]] = lambda get: [get(cursor) for _, cursor in moves.values()]  # noqa: E731
+    before: Callable[[Callable[[Cursor], Any]], list[Any]] = lambda get: [get(was[number]) for number in moves]  # noqa: E731
+    return [
+        list(moves),
+        [epoch for epoch, _ in moves.values()],
+        column(lambda c: c.from_tick),
+        column(lambda c: c.from_token),
+        column(lambda c: c.to_tick),
+        column(lambda c: c.to_token),
+        column(lambda c: c.position),
+        before(lambda c: c.from_tick),
+        before(lambda c: c.from_token),
+        before(lambda c: c.to_tick),
+        before(lambda c: c.position),
+    ]

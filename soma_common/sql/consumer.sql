@@ -1,0 +1,79 @@
+-- :name find : a consumer's number
+SELECT consumer_id FROM soma.consumers WHERE name = $1::text
+
+-- :name register : a consumer's number, made when it is new
+INSERT INTO soma.consumers (name) VALUES ($1::text)
+ON CONFLICT (name) DO UPDATE SET name = excluded.name
+RETURNING consumer_id
+
+-- :name claim_ids : settings of the batch's transaction, and its events entered by id; returns those that are new
+WITH settings AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'on', true),
+           set_config('idle_in_transaction_session_timeout', $2::text, true)
+)
+INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)
+SELECT e.id, $1::integer, e.tenant, e.service
+FROM settings, unnest($3::uuid[], $4::text[], $5::text[]) AS e (id, tenant, service)
+ORDER BY e.id
+ON CONFLICT DO NOTHING
+RETURNING event_id, tenant_id, service_id
+
+-- :name claim_keys : the same for events with a key that a caller gave
+WITH settings AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'on', true),
+           set_config('idle_in_transaction_session_timeout', $2::text, true)
+)
+INSERT INTO soma.inbox_keys (idempotency_key, consumer_id, tenant_id, service_id, applied_at)
+SELECT e.key, $1::integer, e.tenant, e.service, soma.now()
+FROM settings, unnest($3::text[], $4::text[], $5::text[]) AS e (key, tenant, service)
+ORDER BY e.tenant COLLATE "C", e.service COLLATE "C", e.key COLLATE "C"
+ON CONFLICT DO NOTHING
+RETURNING idempotency_key, tenant_id, service_id
+
+-- :name log_page : what one tick adds to another for some shards, in order
+WHERE e.position > $1::bigint AND e.position <= $2::bigint AND e.xid >= $3::text::xid8
+  AND pg_visible_in_snapshot(e.xid, (SELECT $4::text::pg_snapshot))
+  AND (e.key_hash & $6::integer) = ANY ($7::integer[])
+ORDER BY e.position LIMIT $5::bigint
+
+-- :name log_stragglers : events of transactions that were still running at the first tick and have ended by the second
+WHERE e.xid = ANY ((SELECT $1::text[]::xid8[])::xid8[]) AND e.position > $2::bigint AND e.position <= $3::bigint
+  AND (e.key_hash & $5::integer) = ANY ($6::integer[])
+ORDER BY e.position LIMIT $4::bigint
+
+-- :name save_shards : move cursors, fenced by owner, epoch and the cursor that was there; what is not returned was refused
+UPDATE soma.shards s SET from_tick = c.from_tick, from_token = c.from_token, to_tick = c.to_tick,
+       to_token = c.to_token, after_position = c.after_position, moved_at = soma.now()
+FROM unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
+            $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[])
+     AS c (shard, epoch, from_tick, from_token, to_tick, to_token, after_position,
+           was_from, was_token, was_to, was_after)
+WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = c.shard AND s.epoch = c.epoch
+  AND s.from_tick = c.was_from AND s.from_token = c.was_token AND s.to_tick IS NOT DISTINCT FROM c.was_to
+  AND s.after_position = c.was_after
+RETURNING s.shard
+
+-- :name reclaim_shards : begin a new epoch of the shards a worker owns; waits for a transaction that is moving them
+UPDATE soma.shards s SET epoch = s.epoch + 1, leased_until = soma.now() + $3::interval
+WHERE s.reader = $1::text AND s.owner = $2::text AND s.leased_until > soma.now()
+RETURNING s.shard, s.epoch, s.from_tick, s.from_token, s.to_tick, s.to_token, s.after_position
+
+-- :name claim_offsets : begin a new epoch of assigned partitions; waits for a transaction that is moving them
+INSERT INTO soma.consumer_offsets AS o (consumer_id, topic, partition, next_offset, epoch, moved_at)
+SELECT $1::integer, c.topic, c.number, c.earliest, 1, soma.now()
+FROM unnest($2::text[], $3::integer[], $4::bigint[]) AS c (topic, number, earliest)
+ORDER BY c.topic, c.number
+ON CONFLICT (consumer_id, topic, partition) DO UPDATE SET epoch = o.epoch + 1
+RETURNING o.topic, o.partition, o.next_offset, o.epoch
+
+-- :name save_offsets : move offsets, fenced by epoch and the offset that was there; what is not returned was refused
+UPDATE soma.consumer_offsets o SET next_offset = c.next_offset, moved_at = soma.now()
+FROM unnest($2::text[], $3::integer[], $4::bigint[], $5::bigint[], $6::bigint[])
+     AS c (topic, number, epoch, was_offset, next_offset)
+WHERE o.consumer_id = $1::integer AND o.topic = c.topic AND o.partition = c.number AND o.epoch = c.epoch
+  AND o.next_offset = c.was_offset
+RETURNING o.topic, o.partition
+
+-- :name offsets : where a consumer stands
+SELECT topic, partition, next_offset, epoch, moved_at FROM soma.consumer_offsets
+WHERE consumer_id = $1::integer ORDER BY topic, partition

@@ -1,0 +1,146 @@
+"""What an application stands on, by mode: standalone (embedded database, the log as source) or Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+
+from soma_common.config import SomaConfig
+from soma_common.consumer.source import Source
+from soma_common.consumer.worker import ConsumerWorker
+from soma_common.errors import ConfigurationError
+from soma_common.events.append import AppendSettings
+from soma_common.events.codec import Codec, JsonCodec
+from soma_common.events.models import Event
+from soma_common.events.payloads import PayloadModels
+from soma_common.events.store import EventStore
+from soma_common.log.source import LogSource
+from soma_common.outbox.relay import Relay
+from soma_common.postgres.migrate import upgrade
+from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.sql.loader import blocks
+from soma_common.tracing.tracer import TransactionTracer
+
+log = logging.getLogger(__name__)
+
+
+class Ground:
+    """Connections, store and codec of an open application."""
+
+    def __init__(self, config: SomaConfig, pool: Pool, store: EventStore, closing: AsyncExitStack) -> None:
+        self.config, self.pool, self.store = config, pool, store
+        self._closing = closing
+
+    def source(self, consumer: str, topics: Sequence[str]) -> Source:
+        """Where a consumer's events come from: the topics, or in standalone the log itself."""
+        if not self.config.uses_kafka:
+            return LogSource(self.pool, consumer)
+        from soma_common.kafka.source import KafkaSource, SourceSettings
+
+        settings = SourceSettings(
+            bootstrap=self.config.kafka_bootstrap,
+            security=self.config.kafka_security,
+            group=f"soma.{self.config.service_id}.{consumer}",
+            topics=tuple(topics),
+        )
+        return KafkaSource(self.pool, settings, self.store.settings.codec)
+
+    def relay(self) -> Relay:
+        """An outbox relay, connected to Kafka when it starts."""
+        return make_relay(self.config, self.pool, self._closing)
+
+    async def caught_up(self, worker: ConsumerWorker, tick: int) -> None:
+        """Until a consumer of the log has passed a tick; raises what stopped it."""
+        source = worker.source
+        if not isinstance(source, LogSource):
+            raise ConfigurationError("Only consumers of the log can be drained.", cure="run them instead.")
+        while not (await self.pool.fetch(blocks("readers")["passed"], source.reader, tick))[0][0]:
+            for failure in worker.stats().failures:
+                raise failure.error
+            if await worker.pause(0.01):
+                return
+
+    async def close(self) -> None:
+        """Disconnect, and let go of the embedded database."""
+        await self._closing.aclose()
+
+
+def make_relay(config: SomaConfig, pool: Pool, closing: AsyncExitStack) -> Relay:
+    """A relay from the outbox of this database to the Kafka of the settings; ``closing`` ends its connections.
+
+    Raises:
+        ConfigurationError: there is no Kafka in this mode.
+    """
+    from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings
+
+    if not config.uses_kafka:
+        raise ConfigurationError(
+            "Standalone mode has no Kafka: consumers read the log itself.", cure="set SOMA_DEPLOY_MODE=somastack."
+        )
+    publishers = KafkaPublishers(PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security))
+    closing.push_async_callback(publishers.close)
+    return Relay(pool, publishers, name=config.service_id, exactly_once=config.exactly_once)
+
+
+async def open_ground(config: SomaConfig, models: PayloadModels, route: Callable[[Event], str]) -> Ground:
+    """Connect to what the settings name."""
+    async with AsyncExitStack() as stack:
+        dsn = config.postgres_dsn or await _embedded(config, stack)
+        pool = await stack.enter_async_context(Pool(_pool_settings(config, dsn)))
+        codec = await _codec(config, models, stack)
+        settings = AppendSettings(
+            config.service_id,
+            models,
+            codec,
+            route=route if config.uses_kafka else None,
+            current_trace=TransactionTracer().current,
+        )
+        return Ground(config, pool, EventStore(pool, settings), stack.pop_all())
+
+
+async def ensure_topics(config: SomaConfig, topics: Iterable[str]) -> None:
+    """Make the application's own topics where they are missing and it may; otherwise say so and go on."""
+    from soma_common.kafka.admin import TopicAdmin, TopicSettings
+
+    admin = TopicAdmin(config.kafka_bootstrap, config.kafka_security)
+    try:
+        await admin.ensure([TopicSettings(topic) for topic in sorted(set(topics))])
+    except ConfigurationError as error:
+        log.warning("Topics are not made here: %s", error)
+    finally:
+        await admin.close()
+
+
+async def _codec(config: SomaConfig, models: PayloadModels, stack: AsyncExitStack) -> Codec:
+    """Avro with the registry's ids resolved, or JSON where there is no registry."""
+    if not config.registry_url:
+        return JsonCodec()
+    from soma_common.schemas.address import RegistryAuth
+    from soma_common.schemas.avro import event_schemas
+    from soma_common.schemas.avro_codec import AvroCodec
+    from soma_common.schemas.registry import Registry
+
+    snapshot = config.folder / "schemas.json"
+    await asyncio.to_thread(snapshot.parent.mkdir, parents=True, exist_ok=True)
+    auth = RegistryAuth(token=config.registry_token) if config.registry_token else None
+    registry = Registry(config.registry_url, group=config.service_id, auth=auth, snapshot=snapshot)
+    await stack.enter_async_context(registry)
+    await registry.resolve(event_schemas(models.values()))
+    return AvroCodec(registry)
+
+
+async def _embedded(config: SomaConfig, stack: AsyncExitStack) -> str:
+    """Start the embedded database, or share it with the processes that have it open; apply migrations."""
+    from soma_common.postgres.embedded import EmbeddedPostgres
+
+    embedded = EmbeddedPostgres(config.folder)
+    dsn = await asyncio.to_thread(embedded.start)
+    stack.push_async_callback(asyncio.to_thread, embedded.stop)
+    await upgrade(dsn)
+    return dsn
+
+
+def _pool_settings(config: SomaConfig, dsn: str) -> PoolSettings:
+    return PoolSettings(dsn, size=config.pool_size, transaction_pooler=config.postgres_pooler)

@@ -1,0 +1,139 @@
+"""Consumers of the log that are killed, paused, cut off: real processes, real signals, one effect per event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+from typing import Any
+
+import pytest
+
+from soma_common.consumer.worker import ConsumerSettings
+from soma_common.postgres.migrate import upgrade
+from soma_common.postgres.pool import Pool
+from soma_common.retry import Backoff
+from soma_common.testing.lane.postgres import PostgresServer
+from soma_common.testing.proxy import CommitCut, proxy_to
+
+QUICK = Backoff(base=0.02, maximum=0.2)
+
+
+async def _ended(process: Any, within: float = 30.0) -> int:
+    return await asyncio.wait_for(asyncio.to_thread(process.wait), within)
+
+
+@pytest.mark.parametrize("stage", ["handler", "save", "saved", "committed"])
+async def test_killed_at_a_stage(world: Any, stage: str) -> None:
+    """Before the position, before COMMIT, right after it: the next process goes on with what is not there yet."""
+    events = await world.publish(300, keys=10)
+    after = 120 if stage == "handler" else 2
+    victim = world.process(batch=50, lease=1.0, echo=True, die={"stage": stage, "after": after})
+    assert await _ended(victim) == -signal.SIGKILL
+    expected = {"handler": 100, "save": 50, "saved": 50, "committed": 100}[stage]
+    assert await world.count() == expected
+    world.process(batch=50, lease=1.0, echo=True)
+    await world.applied(300)
+    await world.check(events)
+    echoes = await world.store.query(tenant_id="acme", event_type="consumer.echo", limit=1000)
+    assert sorted(event.payload["n"] for event in echoes) == list(range(300))
+    totals = await world.pool.fetch("SELECT n FROM total")
+    assert [row[0] for row in totals] == [30] * 10
+
+
+async def test_killed_at_random_while_others_work(world: Any) -> None:
+    dice = random.Random(20261123)
+    events: list[Any] = []
+    processes = [world.process(batch=20, lease=0.6, slow=0.001) for _ in range(2)]
+    for round_ in range(6):
+        events += await world.publish(150, keys=25, start=150 * round_)
+        await asyncio.sleep(dice.uniform(0.1, 0.8))
+        victim = processes.pop(dice.randrange(len(processes)))
+        victim.kill()
+        await _ended(victim)
+        processes.append(world.process(batch=20, lease=0.6, slow=0.001))
+    await world.applied(900, within=60)
+    await world.check(events)
+
+
+async def test_a_paused_process_that_wakes_after_its_lease_does_no_harm(world: Any) -> None:
+    """Its transaction was ended by PostgreSQL, its shards went to another; it finds out, and takes part again."""
+    events = await world.publish(400, keys=20)
+    zombie = world.process(batch=50, lease=0.6, slow=0.005, idle=1.0)
+    await world.applied(50)
+    zombie.send_signal(signal.SIGSTOP)
+    world.process(batch=50, lease=0.6, idle=1.0)
+    await world.applied(400)
+    zombie.send_signal(signal.SIGCONT)
+    events += await world.publish(100, keys=20, start=400)
+    await world.applied(500)
+    await asyncio.sleep(0.5)
+    await world.check(events)
+    assert zombie.poll() is None
+    zombie.terminate()
+    assert await _ended(zombie) == 0
+
+
+async def test_sigterm_drains(world: Any) -> None:
+    events = await world.publish(200, keys=10)
+    first = world.process(batch=20, slow=0.005)
+    await world.applied(20)
+    first.terminate()
+    assert await _ended(first) == 0
+    count = await world.count()
+    assert count % 20 == 0
+    world.process()  # at once: the shards were released
+    await world.applied(200, within=8.0)
+    await world.check(events)
+
+
+@pytest.mark.parametrize("when", [CommitCut.BEFORE, CommitCut.AFTER])
+async def test_the_connection_is_cut_at_commit(world: Any, when: CommitCut) -> None:
+    """The worker cannot know whether it committed; the stored position and the inbox do."""
+    events = await world.publish(300, keys=10)
+    with proxy_to(world.dsn) as proxy:
+        dsn = world.dsn.replace(world.dsn.rsplit("@", 1)[-1].split("/", 1)[0], proxy.address)
+        pool = world.pool
+        async with Pool(f"{dsn}?sslmode=disable") as world.pool:
+            worker = world.log_worker(settings=ConsumerSettings(batch=20, backoff=QUICK))
+            proxy.cut_at_commit(when, times=4)
+            async with worker:
+                for _ in range(400):
+                    if (await pool.fetch("SELECT count(*) FROM effect"))[0][0] == 300:
+                        break
+                    await asyncio.sleep(0.05)
+                assert not worker.stats().failures
+            assert proxy.commit_cuts == 4
+        world.pool = pool
+    await world.check(events)
+
+
+async def test_a_database_that_goes_away_is_waited_for(
+    world_at: Any, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = PostgresServer.start()
+    try:
+        await upgrade(server.dsn)
+        async with world_at(server.dsn) as world:
+            events = await world.publish(100, keys=10)
+            worker = world.log_worker(settings=ConsumerSettings(backoff=QUICK))
+            with caplog.at_level(logging.INFO, logger="soma_common"):
+                async with worker:
+                    await world.applied(100)
+                    server.kill()
+                    await eventually(lambda: worker.stats().away)
+                    assert not worker.stats().healthy
+                    await asyncio.sleep(1.0)
+                    server.start_again()
+                    await eventually(lambda: worker.stats().away is None)
+                    await world.pool.wait_until_up(20)
+                    events += await world.publish(100, keys=10, start=100)
+                    await world.applied(200)
+                    assert worker.stats().healthy
+            await world.check(events)
+    finally:
+        server.close()
+    told = [r.getMessage() for r in caplog.records if r.name == "soma_common.consumer.worker"]
+    assert len([text for text in told if "waits" in text]) == 1
+    assert len([text for text in told if "goes on" in text]) == 1

@@ -1,0 +1,377 @@
+"""Consuming the event log: exactly one effect per event, in order, through failures of handlers and of the world."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from soma_common.consumer.worker import ConsumerSettings
+from soma_common.errors import ConfigurationError, HandlerFailed, PayloadInvalid, TransactionConflict
+from soma_common.events.models import Event
+from soma_common.events.payloads import Payload
+from soma_common.log.source import LogSettings, LogSource
+
+
+class OrderPaid(Payload, event_type="order.paid"):
+    n: int
+
+
+async def test_every_event_has_one_effect_in_the_order_of_its_key(world: Any) -> None:
+    events = await world.publish(1500, keys=30)
+    async with world.log_worker() as worker:
+        await world.applied(1500)
+        events += await world.publish(300, keys=30, start=1500)
+        await world.applied(1800)
+        stats = worker.stats()
+    await world.check(events)
+    assert stats.healthy
+    assert stats.tally.applied == 1800
+    assert len(stats.partitions) == 8
+
+
+async def test_two_consumers_know_nothing_of_each_other(world: Any, eventually: Any) -> None:
+    await world.publish(100)
+    async with world.log_worker(consumer="a") as first, world.log_worker(consumer="b") as second:
+        await eventually(lambda: first.stats().tally.applied == second.stats().tally.applied == 100)
+
+
+async def test_events_without_a_handler_are_counted_and_passed(world: Any, apply: Any, eventually: Any) -> None:
+    await world.publish(50, event_type="order.shipped")
+    await world.publish(10, start=50)
+    worker = world.log_worker(apply, "order.paid")
+    async with worker:
+        await eventually(lambda: worker.stats().tally.applied == 10 and worker.stats().tally.skipped == 50)
+    assert await world.count() == 10
+    # Their positions were stored: nothing is read again.
+    async with world.log_worker(apply, "order.paid") as again:
+        await world.publish(1, start=60)
+        await world.applied(11)
+        assert again.stats().tally.skipped < 50
+
+
+async def test_a_typed_handler_gets_its_model(world: Any, eventually: Any) -> None:
+    seen: list[Any] = []
+
+    async def handle(event: Any, ctx: Any) -> None:
+        seen.append((event.payload, ctx.event.payload))
+
+    await world.publish(1, start=7)
+    async with world.log_worker(handle, OrderPaid):
+        await eventually(lambda: seen)
+    assert seen == [(OrderPaid(n=7), {"n": 7})]
+
+
+async def test_a_payload_that_is_not_the_model_stops_its_shard(world: Any, eventually: Any) -> None:
+    async def handle(event: Any, ctx: Any) -> None:
+        raise AssertionError("it must not be called")
+
+    await world.store.publish(Event(payload={"x": 1}, event_type="order.paid", tenant_id="acme", aggregate_id="a"))
+    async with world.log_worker(handle, OrderPaid) as worker:
+        await eventually(lambda: worker.stats().failures)
+        assert isinstance(worker.stats().failures[0].error.__cause__, PayloadInvalid)
+
+
+async def test_given_keys_are_known_again(world: Any) -> None:
+    """The same idempotency key of another service or tenant is another event."""
+    key = {"idempotency_key": "once", "payload": {"n": 1}, "event_type": "order.paid", "aggregate_id": "a"}
+    await world.store.publish([Event(tenant_id="t1", **key), Event(tenant_id="t2", **key)])
+    async with world.log_worker():
+        await world.applied(2)
+    rows = await world.pool.fetch("SELECT tenant_id, idempotency_key FROM soma.inbox_keys ORDER BY 1")
+    assert [tuple(row) for row in rows] == [("t1", "once"), ("t2", "once")]
+    # Everything is read once more: the inbox knows it.
+    await world.pool.fetch("UPDATE soma.shards SET from_tick = 0, from_token = 0, to_tick = NULL, to_token = NULL")
+    async with world.log_worker() as again:
+        await world.publish(1, start=2)
+        await world.applied(3)
+        assert again.stats().tally.repeated == 2
+
+
+async def test_publish_inherits_and_commits_with_the_effects(world: Any, eventually: Any) -> None:
+    async def handle(event: Any, ctx: Any) -> None:
+        await ctx.tx.execute("INSERT INTO total VALUES ($1, 1)", str(event.event_id))
+        given = {"payload": {}, "event_type": "order.seen", "tenant_id": "acme"}
+        ctx.publish(Event(aggregate_id="x", **given))
+        ctx.publish(Event(aggregate_id="y", correlation_id="own", causation_id="mine", **given))
+        if event.payload["n"] == 1:
+            raise ValueError("no")
+
+    first, _ = await world.publish(2, keys=1)
+    async with world.log_worker(handle, "order.paid") as worker:
+        await eventually(lambda: worker.stats().failures)
+    found = await world.store.query(tenant_id="acme", event_type="order.seen")
+    assert len(await world.pool.fetch("SELECT * FROM total")) == 1  # the failing event left neither effect nor events
+    assert [event.causation_id for event in found] == [str(first.event_id), "mine"]
+    assert [event.correlation_id for event in found] == [first.correlation_id, "own"]
+    assert {event.trace_id for event in found} == {first.trace_id}
+
+
+async def test_a_failing_event_stops_only_its_shard_and_is_tried_again(
+    world: Any, apply: Any, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = True
+
+    async def handle(event: Any, ctx: Any) -> None:
+        await apply(event, ctx)
+        if broken and event.payload["n"] == 100:
+            raise ValueError("bad luck")
+
+    events = await world.publish(400, keys=40)
+    bad = events[100]
+    worker = world.log_worker(handle)
+    with caplog.at_level(logging.ERROR):
+        async with worker:
+            await eventually(lambda: worker.stats().failures)
+            shard = worker.stats().failures[0].partition.number
+            hashes = await world.pool.fetch("SELECT event_id, key_hash & 7 FROM soma.events")
+            behind = {row[0] for row in hashes if row[1] == shard}
+            stopped = {event.event_id for event in events[100:] if event.event_id in behind}
+            await world.applied(400 - len(stopped))
+            await asyncio.sleep(0.2)
+            stats = worker.stats()
+    assert await world.count() == 400 - len(stopped)
+    assert {row[0] for row in await world.effects()}.isdisjoint(stopped)
+    assert not stats.healthy
+    assert [failure.offset for failure in stats.failures] == [bad.position]
+    assert isinstance(stats.failures[0].error, HandlerFailed)
+    told = [record.getMessage() for record in caplog.records if "stopped" in record.getMessage()]
+    assert len(told) == 1
+    assert str(bad.event_id) in told[0]
+    assert str(bad.stream) in told[0]
+    assert "bad luck" in told[0]
+
+    broken = False
+    async with world.log_worker(handle):
+        await world.applied(400)
+    await world.check(events)
+
+
+async def test_the_failing_event_is_found_in_a_handful_of_transactions(world: Any, apply: Any, eventually: Any) -> None:
+    async def handle(event: Any, ctx: Any) -> None:
+        await apply(event, ctx)
+        if event.payload["n"] == 150:
+            raise ValueError("bad luck")
+
+    await world.publish(200, keys=1)
+    async with world.log_worker(handle, settings=ConsumerSettings(batch=200)) as worker:
+        await eventually(lambda: worker.stats().failures)
+        assert worker.stats().tally.transactions == 3  # all, those before it, itself
+    assert await world.count() == 150
+
+
+@pytest.mark.parametrize("bad", [0, 77, 199])
+async def test_an_event_that_fails_only_at_commit_is_found_by_halving(
+    world: Any, apply: Any, eventually: Any, bad: int
+) -> None:
+    async with world.pool.connection() as connection:
+        await connection.execute(
+            "CREATE TABLE good (n bigint PRIMARY KEY);"
+            f"INSERT INTO good SELECT n FROM generate_series(0, 199) n WHERE n <> {bad};"
+            "ALTER TABLE effect ADD FOREIGN KEY (number) REFERENCES good DEFERRABLE INITIALLY DEFERRED"
+        )
+    await world.publish(200, keys=1)
+    async with world.log_worker(settings=ConsumerSettings(batch=200)) as worker:
+        await eventually(lambda: worker.stats().failures)
+        stats = worker.stats()
+    assert stats.tally.transactions <= 2 * 8 + 1  # log2(200) levels
+    assert await world.count() == bad
+
+
+async def test_a_handler_that_swallows_a_database_error_is_found(world: Any, apply: Any, eventually: Any) -> None:
+    """The transaction is broken from then on, and the next handler fails in its stead."""
+
+    async def handle(event: Any, ctx: Any) -> None:
+        if event.payload["n"] == 60:
+            with pytest.raises(Exception, match="division"):
+                await ctx.tx.execute("SELECT 1/0")
+            return
+        await apply(event, ctx)
+
+    await world.publish(200, keys=1)
+    async with world.log_worker(handle, settings=ConsumerSettings(batch=200)) as worker:
+        await eventually(lambda: worker.stats().failures)
+        (failure,) = worker.stats().failures
+    assert await world.count() == 60
+    assert "InFailedSQLTransaction" in str(failure.error)
+
+
+async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: Any, eventually: Any) -> None:
+    async def handle(event: Any, ctx: Any) -> None:
+        await apply(event, ctx)
+        with suppress(ZeroDivisionError):
+            async with ctx.tx.transaction():
+                await ctx.tx.execute("INSERT INTO total VALUES ('never', 1)")
+                raise ZeroDivisionError
+        if event.payload["n"] == 5:
+            await ctx.tx.execute("ROLLBACK")
+
+    await world.publish(6, keys=1)
+    async with world.log_worker(handle) as worker:
+        await eventually(lambda: worker.stats().failures)
+        assert "ended the transaction" in str(worker.stats().failures[0].error)
+    assert await world.count() == 5
+    assert not await world.pool.fetch("SELECT * FROM total")
+
+
+async def test_a_handlers_own_network_error_is_the_events_fault(world: Any, eventually: Any) -> None:
+    async def handle(event: Any, ctx: Any) -> None:
+        raise ConnectionRefusedError("the shop's API is down")
+
+    await world.publish(1)
+    async with world.log_worker(handle) as worker:
+        await eventually(lambda: worker.stats().failures)
+        assert worker.stats().away is None
+
+
+async def test_a_conflict_between_transactions_is_tried_again(world: Any, apply: Any) -> None:
+    tries = 0
+
+    async def handle(event: Any, ctx: Any) -> None:
+        nonlocal tries
+        await apply(event, ctx)
+        tries += 1
+        if tries in (3, 5):
+            await ctx.tx.execute("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01'; END $$")
+        if tries == 9:
+            raise TransactionConflict
+
+    events = await world.publish(20)
+    async with world.log_worker(handle) as worker:
+        await world.applied(20)
+        assert not worker.stats().failures
+    await world.check(events)
+    assert tries > 20
+
+
+async def test_shards_are_shared_and_change_hands_without_loss(world: Any, eventually: Any) -> None:
+    first = world.log_worker(lease=1.0)
+    second = world.log_worker(lease=1.0)
+    events = await world.publish(200, keys=50)
+    async with first:
+        await eventually(lambda: len(first.stats().partitions) == 8)
+        async with second:
+            await eventually(lambda: len(first.stats().partitions) == len(second.stats().partitions) == 4)
+            events += await world.publish(400, keys=50, start=200)
+            await world.applied(600)
+            assert second.stats().tally.applied > 0
+        events += await world.publish(100, keys=50, start=600)
+        await world.applied(700)
+        await eventually(lambda: len(first.stats().partitions) == 8)
+    await world.check(events)
+
+
+async def test_a_position_that_was_set_back_is_noticed(world: Any) -> None:
+    """As after a failover to a standby that lagged: effects and positions go back together, and are made again."""
+    events = await world.publish(100, keys=4)
+    async with world.log_worker():
+        await world.applied(100)
+        await asyncio.sleep(1.2)  # until the cursors of idle shards are stored too
+        async with world.pool.transaction() as tx:
+            await tx.execute("DELETE FROM effect WHERE number >= 50")
+            await tx.execute("DELETE FROM soma.inbox WHERE event_id = ANY ($1)", [e.event_id for e in events[50:]])
+            await tx.execute(
+                "UPDATE soma.shards SET from_tick = 0, from_token = 0, to_tick = NULL, to_token = NULL, "
+                "after_position = 0"
+            )
+        events += await world.publish(1, keys=4, start=100)
+        await world.applied(101)
+    rows = await world.effects()
+    assert sorted(row[3] for row in rows) == list(range(101))
+
+
+async def test_the_number_of_shards_is_fixed(world: Any, eventually: Any) -> None:
+    async with world.log_worker() as first:
+        await eventually(lambda: first.stats().partitions)
+    worker = world.log_worker(shards=16)
+    await worker.start()
+    with pytest.raises(ConfigurationError, match="8 shards"):
+        await worker.wait()
+    with pytest.raises(ConfigurationError):
+        await worker.stop()
+    world.workers.remove(worker)
+    with pytest.raises(ConfigurationError):
+        LogSettings(shards=6)
+
+
+async def test_a_worker_that_is_stopped_finishes_its_batch(world: Any, apply: Any, eventually: Any) -> None:
+    entered = asyncio.Event()
+
+    async def handle(event: Any, ctx: Any) -> None:
+        entered.set()
+        await asyncio.sleep(0.01)
+        await apply(event, ctx)
+
+    await world.publish(20, keys=1)
+    worker = world.log_worker(handle)
+    await worker.start()
+    await entered.wait()
+    await worker.stop()
+    assert await world.count() == 20
+    owners = await world.pool.fetch("SELECT DISTINCT owner FROM soma.shards")
+    assert [row[0] for row in owners] == [None]
+
+
+async def test_a_worker_that_is_cancelled_loses_nothing(world: Any, apply: Any, eventually: Any) -> None:
+    entered, hang = asyncio.Event(), True
+
+    async def handle(event: Any, ctx: Any) -> None:
+        await apply(event, ctx)
+        if hang and event.payload["n"] == 10:
+            entered.set()
+            await asyncio.sleep(60)
+
+    events = await world.publish(20, keys=1)
+    worker = world.log_worker(handle)
+    await worker.start()
+    await entered.wait()
+    await worker.stop(0.1)
+    hang = False
+    async with world.log_worker(handle):
+        await world.applied(20)
+    await world.check(events)
+
+
+async def test_a_silent_transaction_is_ended_and_tried_again(world: Any, apply: Any) -> None:
+    slow = True
+
+    async def handle(event: Any, ctx: Any) -> None:
+        nonlocal slow
+        if slow:
+            slow = False
+            await asyncio.sleep(1.0)
+        await apply(event, ctx)
+
+    events = await world.publish(5)
+    async with world.log_worker(handle, settings=ConsumerSettings(idle_timeout=0.3)) as worker:
+        await world.applied(5)
+        assert not worker.stats().failures
+    await world.check(events)
+
+
+async def test_events_of_foreign_shape_do_not_pass_for_known_ones(world: Any) -> None:
+    """An id that is no UUIDv7 is kept with the given keys: the inbox of ids goes by time."""
+    given = {"payload": {"n": 1}, "event_type": "order.paid", "tenant_id": "acme", "aggregate_id": "a"}
+    event = Event(event_id=uuid.uuid4(), **given)
+    await world.store.publish(event)
+    async with world.log_worker():
+        await world.applied(1)
+    assert not await world.pool.fetch("SELECT * FROM soma.inbox")
+    assert len(await world.pool.fetch("SELECT * FROM soma.inbox_keys")) == 1
+
+
+async def test_a_page_may_be_smaller_than_what_there_is(world: Any) -> None:
+    events = await world.publish(500, keys=20)
+    async with world.log_worker(page=7, settings=ConsumerSettings(batch=3)):
+        await world.applied(500)
+    await world.check(events)
+
+
+def test_the_source_names_what_it_reads() -> None:
+    source = LogSource(None, "billing")  # type: ignore[arg-type]  # nothing is read
+    assert source.reader == "consumer:billing"
+    assert not source.assigned

@@ -1,0 +1,73 @@
+"""The counts of a run, as people read them, and its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.torture.history import RULES, History, Violation, duplicates, lost_by_promotion
+
+SHOWN = 12  # violations printed per check
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one run showed. ``seconds``: how long its stages took."""
+
+    title: str
+    history: History
+    violations: Sequence[Violation]
+    chaos: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.violations
+
+
+def counts(history: History) -> dict[str, str]:
+    """The numbers that make the verdict worth something."""
+    known, limits = history.known, history.limits
+    found = {
+        "acknowledged as committed": str(len(known.committed)),
+        "… asynchronously": str(len(known.weak)),
+        "rolled back": str(len(known.absent)),
+        "outcome never learnt (transactions)": str(len(known.units)),
+        "in the log": str(len(history.logged)),
+        "streams": str(len({event.key for event in history.logged})),
+        "fact rows": str(len(history.facts)),
+    }
+    if history.delivered is not None:
+        mode = "none allowed" if limits.exactly_once else f"≤ {limits.kills} × {limits.in_flight}"
+        found["records in Kafka"] = str(len(history.delivered))
+        found["duplicates in Kafka"] = f"{duplicates(history)} ({mode})"
+    if history.effects is not None:
+        found["effects"] = str(len(history.effects))
+        found["follow-ups"] = str(sum(1 for event in history.logged if event.cause is not None))
+    for name, events in history.followed.items():
+        found[f"read by {name}"] = str(len(events))
+    if limits.promotion is not None:
+        found["acknowledged and lost with the old primary"] = str(len(lost_by_promotion(history)))
+    return found
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Print it."""
+    console = console or Console(width=110)
+    table = Table(title=report.title, title_justify="left", show_header=False)
+    for what, number in {**report.chaos, **counts(report.history)}.items():
+        table.add_row(what, str(number))
+    for stage, seconds in report.seconds.items():
+        table.add_row(f"time: {stage}", f"{seconds:.1f} s")
+    console.print(table)
+    for name in RULES:
+        broken = [violation for violation in report.violations if violation.check == name]
+        for violation in broken[:SHOWN]:
+            console.print(f"✗ {violation}", style="red", markup=False, soft_wrap=True)
+        if len(broken) > SHOWN:
+            console.print(f"✗ {name}: and {len(broken) - SHOWN} more", style="red")
+    if report.ok:
+        console.print(f"✓ all {len(RULES)} checks hold", style="green")

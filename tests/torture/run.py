@@ -1,0 +1,238 @@
+"""One torture run: start everything, let it be hurt, drain, read back, judge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from tests.torture import gather
+from tests.torture.chaos import WRITERS, Chaos, Schedule
+from tests.torture.children import stop_all
+from tests.torture.history import History, Limits, Promotion, check
+from tests.torture.journal import now
+from tests.torture.relays import largest_in_flight, repair_relay
+from tests.torture.report import Report
+from tests.torture.settings import Settings
+from tests.torture.world import World
+
+LONG = 180.0  # seconds from which on the run has many restarts and a promotion
+DRAIN = 90.0  # seconds within which everything must arrive once nothing goes wrong any more
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large a run is. ``parts``: which processes take part besides the writers."""
+
+    duration: float
+    seed: int
+    exactly_once: bool = False
+    writers: int = 2
+    sync_writers: int = 1
+    relays: int = 3
+    consumers: int = 2
+    followers: int = 1
+    rate: float = 40.0
+    promotion: bool = False
+    keep: bool = False
+
+    @property
+    def long(self) -> bool:
+        return self.duration >= LONG
+
+    @property
+    def title(self) -> str:
+        mode = "exactly once" if self.exactly_once else "at least once"
+        return f"Torture, {mode}, {self.duration:.0f} s, seed {self.seed}"
+
+
+@dataclass(slots=True)
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
+
+
+def run(plan: Plan) -> list[Report]:
+    """The run; a report, and one more for the promotion in the long form."""
+    clock = _Clock()
+    settings = Settings(seed=plan.seed, exactly_once=plan.exactly_once, rate=plan.rate)
+    with clock.stage("start"):
+        world = World(settings)
+    with world:
+        world.keep = plan.keep
+        chaos = Chaos(world, plan.seed)
+        with clock.stage("start"):
+            _people(world, plan)
+        schedule = Schedule.draw(
+            plan.seed, plan.duration, database_restarts=22 if plan.long else 1, broker_restarts=2 if plan.long else 1
+        )
+        with clock.stage("chaos"):
+            chaos.run(schedule, plan.duration)
+        with clock.stage("drain"):
+            drain(world)
+        reports = [_judge(plan.title, world, chaos, clock)]
+        if (plan.long or plan.promotion) and reports[0].ok:
+            reports.append(_promotion(plan, world, chaos))
+        world.keep = world.keep or not all(report.ok for report in reports)
+        if world.keep:
+            print(f"journals and logs: {world.folder}")
+    return reports
+
+
+def _people(world: World, plan: Plan, phase: str = "a") -> None:
+    for number in range(plan.relays if phase == "a" else 0):
+        world.add("relays", f"relay{number}")
+    for number in range(plan.consumers if phase == "a" else 0):
+        world.add("consumers", f"consumer{number}")
+    for number in range(plan.followers):
+        world.add("followers", f"{phase}-follower{number}")
+    for number in range(plan.writers):
+        world.add("writers", f"{phase}-writer{number}")
+    for number in range(plan.sync_writers):
+        world.add("sync_writers", f"{phase}-sync{number}")
+
+
+def drain(world: World, *, within: float = DRAIN) -> None:
+    """End the writers and wait until everything has arrived everywhere; what has not is for the checker to name."""
+    stop_all([child for role in WRITERS for child in world.of(role)], within=45.0)
+    end = time.monotonic() + within
+    while time.monotonic() < end and not _arrived(world):
+        for child in world.children:
+            if child.role not in WRITERS:
+                child.revive()
+        time.sleep(0.5)
+    if not _arrived(world):
+        world.failures.append(f"not drained within {within:.0f} s")
+
+
+def _arrived(world: World) -> bool:
+    return asyncio.run(_all_there(world))
+
+
+async def _all_there(world: World) -> bool:
+    dsn = world.database.dsn
+    logged = await gather.count(dsn, "soma.events")
+    if world.of("consumers") and await gather.count(dsn, "(SELECT DISTINCT event_id FROM effects) AS e") < logged:
+        return False
+    if world.of("relays") and not world.of("consumers"):
+        delivered = await gather.kafka(world.settings.bootstrap)
+        if len({record.event_id for record in delivered}) < logged:
+            return False
+    met = gather.followed(world.folder, [child.name for child in world.of("followers")])
+    if any(len(events) < logged for events in met.values()):
+        return False
+    return logged == await gather.count(dsn, "soma.events")
+
+
+def _judge(title: str, world: World, chaos: Chaos, clock: _Clock) -> Report:
+    with clock.stage("read back and check"):
+        history = read_back(world, chaos)
+        violations = check(history)
+    return Report(title, history, violations, dict(chaos.done), dict(clock.seconds))
+
+
+def read_back(world: World, chaos: Chaos | None = None, promotion: Promotion | None = None) -> History:
+    """The whole history of a world as it stands."""
+    return asyncio.run(_read_back(world, chaos, promotion))
+
+
+async def _read_back(world: World, chaos: Chaos | None, promotion: Promotion | None) -> History:
+    dsn = world.database.dsn
+    delivered = await gather.kafka(world.settings.bootstrap) if world.of("relays") else None
+    logged = await gather.log(dsn)
+    if promotion is not None and delivered is not None:
+        there = {event.event_id for event in logged}
+        ghosts = {r.event_id for r in delivered if r.follow_up and r.event_id not in there}
+        promotion = replace(promotion, may_be_lost=promotion.may_be_lost | ghosts)
+    limits = Limits(
+        exactly_once=world.settings.exactly_once,
+        kills=chaos.relay_interruptions if chaos else 0,
+        in_flight=largest_in_flight(world.folder),
+        crashes=chaos.done["database restarts"] if chaos else 1,
+        promotion=promotion,
+    )
+    return History(
+        known=gather.known(world.folder),
+        logged=logged,
+        facts=await gather.facts(dsn),
+        limits=limits,
+        delivered=delivered,
+        effects=await gather.effects(dsn) if world.of("consumers") else None,
+        followed=gather.followed(world.folder, [child.name for child in world.of("followers")]),
+        failures=world.all_failures(),
+    )
+
+
+def _promotion(plan: Plan, world: World, chaos: Chaos) -> Report:
+    """The primary dies while its standby lags; the standby takes over its address, and everybody goes on."""
+    clock = _Clock()
+    with clock.stage("promotion"):
+        _end_followers(world)
+        world.standby = world.database.standby()
+        _people(world, plan, "b")
+        _watch(world, 6.0)
+        world.standby.catch_up(world.database)
+        moment = now()  # what was acknowledged before is with the standby
+        world.standby.disconnect()
+        _watch(world, 4.0)
+        world.fail_over(between=lambda: _note_ends(world))
+        if plan.exactly_once:
+            asyncio.run(repair_relay(world.settings.bootstrap))
+        _restart_followers(world, plan)
+        _watch(world, 8.0)
+    chaos.done["promotions of a lagging standby"] += 1
+    chaos.relay_interruptions += plan.relays
+    with clock.stage("drain"):
+        drain(world)
+    promotion = Promotion(gather.ended_after(world.folder, moment), world.ends)
+    with clock.stage("read back and check"):
+        history = read_back(world, chaos, promotion)
+        violations = check(history)
+    return Report(f"{plan.title}: after the promotion", history, violations, dict(chaos.done), dict(clock.seconds))
+
+
+def _note_ends(world: World) -> None:
+    time.sleep(1.0)  # what a relay had in its hands without the database
+    world.ends = asyncio.run(gather.ends(world.settings.bootstrap))
+
+
+def _end_followers(world: World) -> None:
+    """A cursor in a file does not survive the promotion: the followers of after it begin anew."""
+    followers = world.of("followers")
+    stop_all(followers)
+    world.children = [child for child in world.children if child not in followers]
+
+
+def _restart_followers(world: World, plan: Plan) -> None:
+    for child in world.of("followers"):
+        child.kill()
+    world.children = [child for child in world.children if child.role != "followers"]
+    for number in range(plan.followers):
+        world.add("followers", f"c-follower{number}")
+
+
+def _watch(world: World, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for child in world.children:
+            child.revive()
+        time.sleep(0.1)
+
+
+def until(done: Callable[[], bool], within: float, what: str) -> None:
+    """Wait for a condition.
+
+    Raises TimeoutError naming it.
+    """
+    end = time.monotonic() + within
+    while not done():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {within:.0f} s: {what}")
+        time.sleep(0.02)
