@@ -285,6 +285,10 @@ async def abandon(producer: AIOKafkaProducer) -> None:
         # The cancelled sender waits for its requests; a second cancellation reaches those.
         await asyncio.wait({sender}, timeout=0.5)
         sender.cancel()
+    # A fenced producer also fails futures that nobody awaits, and asyncio would complain about them at some later time.
+    for left in (producer._txn_manager and producer._txn_manager.wait_for_transaction_end(), sender):
+        if left is not None and left.done() and not left.cancelled():
+            left.exception()
     producer._closed = True
 
 
