@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FORGET_ATTEMPTS: Final = 20
 CURSOR_TOPIC: Final = "soma.relay.cursors"
 # Errors of a batch that will be the same next time (names in org.apache.kafka.common.protocol.Errors).
 _NEVER: Final = frozenset({10, 17, 18, 29, 32, 44, 87})
@@ -287,6 +288,10 @@ async def abandon(producer: AIOKafkaProducer) -> None:
         # The cancelled sender waits for its requests; a second cancellation reaches those.
         await asyncio.wait({sender}, timeout=0.5)
         sender.cancel()
+    # A fenced producer also fails futures that nobody awaits, and asyncio would complain about them at some later time.
+    for left in (producer._txn_manager and producer._txn_manager.wait_for_transaction_end(), sender):
+        if left is not None and left.done() and not left.cancelled():
+            left.exception()
     producer._closed = True
 
 
@@ -356,14 +361,21 @@ def _reason(batch: Batch) -> str:
 async def forget_cursors(publishers: KafkaPublishers, identities: Sequence[str]) -> None:
     """Make Kafka forget the cursors of these identities: their relays resume from the database's copy.
 
-    Fences the current holders off, so relays may run.
+    Fences the current holders off, so relays may run; one that takes its identity back before the cursor is forgotten
+    is fenced off again.
 
     Raises:
         BrokerUnavailable: no broker answered.
+        LeaseLost: a relay was quicker every time.
     """
     for identity in identities:
-        publisher = await publishers.open(identity)
-        try:
-            await publisher.commit("")
-        finally:
-            await publisher.close()
+        for attempt in range(_FORGET_ATTEMPTS):
+            publisher = await publishers.open(identity)
+            try:
+                await publisher.commit("")
+                break
+            except LeaseLost:
+                if attempt + 1 == _FORGET_ATTEMPTS:
+                    raise
+            finally:
+                await publisher.close()

@@ -32,6 +32,10 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
     "28P01": (errors.DatabaseUnavailable, "check user and password in SOMASTACK_POSTGRES_DSN."),
     "28000": (errors.DatabaseUnavailable, "check user and pg_hba.conf of the server."),
     "3D000": (errors.DatabaseUnavailable, "create the database named in SOMASTACK_POSTGRES_DSN."),
+    "25006": (
+        errors.DatabaseUnavailable,
+        "this server is a standby (or read-only): wait for its promotion, or name the primary.",
+    ),
     "53100": (errors.DatabaseUnavailable, "the server's disk is full: free space."),
     "26000": (
         errors.ConfigurationError,

@@ -43,4 +43,3 @@ async def _commit_another(dsn: str) -> int:
         return int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
     finally:
         await connection.close()
-

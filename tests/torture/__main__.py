@@ -20,6 +20,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--exactly-once", dest="modes", action="store_const", const=(True,))
     mode.add_argument("--at-least-once", dest="modes", action="store_const", const=(False,))
     parser.add_argument("--rate", type=float, default=40.0, help="units of work per second and writer process")
+    parser.add_argument("--promotion", action="store_true", help="promote a lagging standby in a short run too")
     parser.add_argument("--mutants", action="store_true", help="break the library in every known way; all are caught")
     parser.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="break it in one way")
     parser.add_argument("--keep", action="store_true", help="keep journals and logs, and print where they are")
@@ -38,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for exactly_once in args.modes:
         # Both modes share the time that was asked for.
         plan = run.Plan(
-            args.duration / len(args.modes), seed, exactly_once=exactly_once, rate=args.rate, keep=args.keep
+            args.duration / len(args.modes),
+            seed,
+            exactly_once=exactly_once,
+            rate=args.rate,
+            promotion=args.promotion,
+            keep=args.keep,
         )
         reports += run.run(plan)
         for report in reports[-2:]:

@@ -129,7 +129,8 @@ def check(history: History) -> list[Violation]:
 
 def duplicates(history: History) -> int:
     """Records in Kafka beyond the first of each event; after a promotion those that repeat across it do not count."""
-    promotion, seen, repeats = history.limits.promotion, {}, 0
+    promotion, repeats = history.limits.promotion, 0
+    seen: dict[str, Delivered] = {}
     for record in history.delivered or ():
         first = seen.setdefault(record.event_id, record)
         if first is not record and not (promotion and _across(promotion, first, record)):
@@ -228,7 +229,8 @@ def _repeats_are_identical(history: History) -> Iterator[str]:
     for record in history.delivered or ():
         before = first.setdefault(record.event_id, record)
         if before.digest != record.digest:
-            yield f"{record.event_id} of {record.key} is repeated with other bytes at {record.partition}/{record.offset}"
+            where = f"{record.partition}/{record.offset}"
+            yield f"{record.event_id} of {record.key} is repeated with other bytes at {where}"
 
 
 def _few_repeats(history: History) -> Iterator[str]:

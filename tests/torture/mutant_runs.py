@@ -86,10 +86,12 @@ def main(names: Sequence[str], *, keep: bool = False) -> int:
         verdict = "caught" if caught else ("the control fails" if control.violations else "NOT CAUGHT")
         said = control.violations or [v for v in broken.violations if v.check in mutant.noticed_by]
         table.add_row(
-            name, mutant.scenario, verdict, "\n".join(map(str, said[:2])), f"{control.seconds:.0f} + {broken.seconds:.0f}"
+            name,
+            mutant.scenario,
+            verdict,
+            "\n".join(map(str, said[:2])),
+            f"{control.seconds:.0f} + {broken.seconds:.0f}",
         )
         console.print(f"{name}: {verdict}", highlight=False)
     console.print(table)
     return 0 if good else 1
-
-

@@ -245,6 +245,7 @@ BEGIN
 END $$;
 """
 
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """How the library is broken, in which scenario, and which checks are to notice.

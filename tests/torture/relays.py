@@ -68,12 +68,12 @@ async def main(folder: Path, name: str, life: int) -> None:
     _measure(_Gauge(folder / f"{name}.{life}.gauge"))
     mutants.apply(settings.mutant, folder)
     publishers = KafkaPublishers(
-        PublisherSettings(bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=60.0)
+        PublisherSettings(
+            bootstrap=settings.bootstrap, delivery_timeout=5.0, open_timeout=5.0, transaction_timeout=60.0
+        )
     )
     async with Pool(PoolSettings(dsn(folder), size=6)) as pool:
-        relay = Relay(
-            pool, publishers, exactly_once=settings.exactly_once, lease=settings.lease, settings=RELAY
-        )
+        relay = Relay(pool, publishers, exactly_once=settings.exactly_once, lease=settings.lease, settings=RELAY)
         await run_until_signalled(relay)
     await publishers.close()
 

@@ -35,6 +35,7 @@ class Plan:
     consumers: int = 2
     followers: int = 1
     rate: float = 40.0
+    promotion: bool = False
     keep: bool = False
 
     @property
@@ -77,7 +78,7 @@ def run(plan: Plan) -> list[Report]:
         with clock.stage("drain"):
             drain(world)
         reports = [_judge(plan.title, world, chaos, clock)]
-        if plan.long and reports[0].ok:
+        if (plan.long or plan.promotion) and reports[0].ok:
             reports.append(_promotion(plan, world, chaos))
         world.keep = world.keep or not all(report.ok for report in reports)
         if world.keep:
@@ -178,8 +179,8 @@ def _promotion(plan: Plan, world: World, chaos: Chaos) -> Report:
         _people(world, plan, "b")
         _watch(world, 6.0)
         world.standby.catch_up(world.database)
+        moment = now()  # what was acknowledged before is with the standby
         world.standby.disconnect()
-        moment = now()
         _watch(world, 4.0)
         world.fail_over(between=lambda: _note_ends(world))
         if plan.exactly_once:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,13 @@ from soma_common.outbox.relay import identities
 from soma_common.postgres.pool import Pool
 from tests.torture import gather
 from tests.torture.children import Child
-from tests.torture.mutants import DIE_BEFORE_COMMIT, DIE_IN_HANDLER, STOP_BEFORE_COMMIT, STOP_WHILE_OPENING, ZOMBIE_IS_DONE
+from tests.torture.mutants import (
+    DIE_BEFORE_COMMIT,
+    DIE_IN_HANDLER,
+    STOP_BEFORE_COMMIT,
+    STOP_WHILE_OPENING,
+    ZOMBIE_IS_DONE,
+)
 from tests.torture.run import until
 from tests.torture.settings import append_settings
 from tests.torture.units import Unit, Work
@@ -238,7 +244,7 @@ async def late_commit_at_the_edge(world: World, hand: Hand) -> None:
     await connection.close()
 
 
-Scenario = Callable[[World, Hand], Awaitable[None]]
+Scenario = Callable[[World, Hand], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,4 +327,3 @@ async def _there(world: World, reader: Child | None, events: int) -> bool:
     if world.of("consumers"):
         return await gather.count(world.database.dsn, "effects") >= events
     return len({record.event_id for record in await gather.kafka(world.settings.bootstrap)}) >= events
-
