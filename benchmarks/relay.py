@@ -290,7 +290,7 @@ def _append_arguments(numbers: range, begin: datetime, topic: str) -> list[Any]:
     places = range(1, len(names) + 1)
     values = [(b'{"n":%d,"text":"' % n).ljust(VALUE_BYTES - 2, b"x") + b'"}' for n in numbers]
     return [
-        ["bench"] * size, datetime.now(UTC), ["bench"] * len(names), ["default"] * len(names), names, [h for _, h in keys],
+        ["bench"] * size, datetime.now(UTC), ["bench"] * len(names), ["default"] * len(names), names, [h for _, h in keys],  # noqa: E501
         [-2] * len(names), [counts[p] for p in places], [first[p] for p in places], [last[p] for p in places],
         streams, offsets, [uuid.uuid4() for _ in numbers], ["bench.done"] * size, [1] * size,
         ["c"] * size, [None] * size, None, [TRACE] * size, [None] * size, [None] * size, stamps, stamps,
