@@ -24,10 +24,10 @@ from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.testing.lane.postgres import PostgresServer
 
-ROUNDS = 9
+ROUNDS = 7
 CLIENTS = 16
 SETTINGS = AppendSettings("bench", route=lambda _: "bench.events")
-CALLS = {1: 400, 10: 150, 100: 30}  # calls per round, by batch
+CALLS = {1: 300, 10: 100, 100: 20}  # calls per round, by batch
 
 
 class Feed:

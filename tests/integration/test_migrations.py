@@ -291,7 +291,7 @@ def test_the_reference_describes_the_migrated_database(soma_database: str) -> No
     ).splitlines()
     columns = {tuple(row.split("|")) for row in rows}
     tables = {column.partition(".")[0] for column, _ in columns}
-    added = {table for table in tables if f"soma.{table} (" in later}
+    added = {table for table in tables if f"CREATE TABLE soma.{table} (" in later}
     columns = {(column, kind) for column, kind in columns if column.partition(".")[0] not in added}
     of_reference = {(name, kind) for name, kind in documented if "." in name}
     assert {c for c in columns if f"ADD COLUMN {c[0].partition('.')[2]} " not in later} == of_reference
