@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 MODE   ?= standalone
+ARGS   ?=
 DURATION ?= 180
 WORKERS ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -24,7 +25,7 @@ $(VENV)/.ready: pyproject.toml
 setup: $(VENV)/.ready ## The virtual environment with everything that is needed
 
 demo: setup ## A week of flights through the library, with kills (MODE=standalone or somastack)
-	$(BIN)/python -m examples.flights demo --mode $(MODE)
+	$(BIN)/python -m examples.flights demo --mode $(MODE) $(ARGS)
 
 test: setup ## All tests, on real servers; unit and property tests on every other installed Python too
 	$(BIN)/python -m coverage erase

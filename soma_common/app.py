@@ -15,9 +15,11 @@ from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import EventStore
 from soma_common.events.upcasting import Upcasters, typed
+from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
 from soma_common.service import Service, run_until_signalled
-from soma_common.wiring import Ground, ensure_topics, open_ground
+from soma_common.sync import EventStore as SyncEventStore
+from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
 
 
 class Soma:
@@ -106,6 +108,15 @@ class Soma:
         """Record events; see :meth:`EventStore.publish`."""
         return await self.store.publish(events, expected_version=expected_version, tx=tx)
 
+    def sync_store(self) -> SyncEventStore:
+        """A store for synchronous code (Django, psycopg): the same models, codec and topics. It publishes on
+        connections that the caller opened; this application need not be open. Make one per process.
+
+        Raises:
+            RegistryUnavailable: the registry is away, and there are schemas that it was not asked for before.
+        """
+        return SyncEventStore(sync_settings(self.config, self.models, self._topic))
+
     def consumer(self, name: str = "default") -> ConsumerWorker:
         """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""
         handlers = self._handlers.get(name)
@@ -120,6 +131,10 @@ class Soma:
             ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings
         )
 
+    def relay(self) -> Relay:
+        """An outbox relay of this application; start it, or hand it to ``run_until_signalled``."""
+        return self._open_ground.relay()
+
     async def run(self, *consumers: str, relay: bool = False) -> None:
         """Run consumers (all of them when none is named) until SIGTERM or SIGINT, then drain.
 
@@ -128,7 +143,7 @@ class Soma:
         async with self:
             services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
             if relay and self.config.uses_kafka:
-                services.insert(0, self._open_ground.relay())
+                services.insert(0, self.relay())
             if not services:
                 raise ConfigurationError("Nothing to run.", cure="declare a handler, or run `somastack relay`.")
             await run_until_signalled(*services)

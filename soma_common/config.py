@@ -39,6 +39,7 @@ class SomaConfig:
         pool_size: most database connections of this process.
         kafka_bootstrap: ``host:port,host:port``. Empty in standalone.
         registry_url: Apicurio Registry. Empty: JSON without a registry.
+        registry_token: bearer token for the registry, or None.
         topic: where events go unless the application routes them itself.
         folder: files of the embedded database and of caches.
         exactly_once: relay in Kafka transactions.
@@ -52,6 +53,7 @@ class SomaConfig:
     kafka_bootstrap: str = ""
     kafka_security: KafkaSecurity = field(default_factory=KafkaSecurity)
     registry_url: str = ""
+    registry_token: str | None = field(default=None, repr=False)
     topic: str = ""
     folder: Path = Path(".soma")
     exactly_once: bool = False
@@ -86,6 +88,7 @@ class SomaConfig:
             kafka_bootstrap=_kafka(given, mode),
             kafka_security=_security(given),
             registry_url=_registry(given, mode),
+            registry_token=_secret(given, "SOMASTACK_REGISTRY_TOKEN"),
             topic=given.get("SOMA_TOPIC", f"soma.{service}.events"),
             folder=Path(given.get("SOMA_FOLDER", ".soma")).expanduser(),
             exactly_once=_choice(given, "SOMA_EXACTLY_ONCE", "false", ("false", "true")) == "true",

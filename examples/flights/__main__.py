@@ -39,6 +39,7 @@ def flights() -> None:
 @click.option("--mode", default="standalone", help="standalone (embedded PostgreSQL) or somastack (with Kafka).")
 @click.option("--kills", default=10, type=click.IntRange(0, 100), help="SIGKILLs per kind of process.")
 @click.option("--seed", default=0, help="The same seed gives the same plan of kills.")
+@click.option("--exactly-once", is_flag=True, help="The relay works in Kafka transactions (somastack).")
 @click.option("--keep", is_flag=True, help="Keep the folder with database and logs.")
 @click.option("--falsify", is_flag=True, help="Spoil one row before the comparison, which must notice.")
 def demo(mode: str, **options: Any) -> None:

@@ -121,16 +121,17 @@ class Child:
             code = await asyncio.wait_for(self._process.wait(), patience)
         except TimeoutError:
             await self.kill()
-            raise self._failure(f"did not end within {patience:g} s of SIGTERM") from None
+            raise self.failure(f"did not end within {patience:g} s of SIGTERM") from None
         if code != 0:
-            raise self._failure(f"ended with exit code {code} after SIGTERM")
+            raise self.failure(f"ended with exit code {code} after SIGTERM")
 
     def check(self) -> None:
         """Raise ProcessFailed when the process is not alive although nobody killed it."""
         if self._process is not None and self._process.returncode is not None:
-            raise self._failure(f"ended by itself with exit code {self._process.returncode}")
+            raise self.failure(f"ended by itself with exit code {self._process.returncode}")
 
-    def _failure(self, what: str) -> ProcessFailed:
+    def failure(self, what: str) -> ProcessFailed:
+        """The error that the process did something wrong, with the end of its log."""
         said = self.log.read_text(errors="replace").strip().splitlines()[-15:] if self.log.exists() else []
         return ProcessFailed(f"The {self.kind} process {what}. The end of its log:\n" + "\n".join(said))
 
@@ -181,4 +182,4 @@ class Killer:
             if now != seen:
                 seen, since = now, loop.time()
             elif loop.time() - since > _PATIENCE:
-                raise ProcessFailed(f"The {self.child.kind} process made no progress for {_PATIENCE:g} s.")
+                raise self.child.failure(f"made no progress for {_PATIENCE:g} s")

@@ -58,6 +58,7 @@ class Options:
     seed: int = 0
     keep: bool = False
     falsify: bool = False
+    exactly_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ async def _through(options: Options, reading: Reading, folder: Path, console: Co
         settings = await stack.enter_async_context(
             servers(options.mode, folder, lambda what: progress.say(f"starting {what}"))
         )
-        env = {**clean_environment(), **settings}
+        env = {**clean_environment(), **settings, "SOMA_EXACTLY_ONCE": str(options.exactly_once).lower()}
         os.environ.clear()
         os.environ.update(env)
         soma = await stack.enter_async_context(projection.application())

@@ -36,7 +36,14 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--folder", type=click.Path(path_type=Path), default=Path("schemas"), show_default=True),
         click.option("--registry", envvar="SOMASTACK_REGISTRY_URL", metavar="URL", show_envvar=True),
-        click.option("--group", default="soma", show_default=True, help="The registry's group: one per service."),
+        click.option(  # applications register under their service's name, too
+            "--group",
+            envvar="SOMA_SERVICE_ID",
+            default="soma",
+            show_default=True,
+            show_envvar=True,
+            help="The registry's group: one per service.",
+        ),
         click.option(
             "--token", envvar="SOMASTACK_REGISTRY_TOKEN", metavar="TOKEN", show_envvar=True, help="Bearer token."
         ),

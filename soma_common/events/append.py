@@ -53,7 +53,7 @@ class AppendSettings:
     """What every append of a store shares.
 
     ``route`` gives the Kafka topic of an event, or None where no outbox row is wanted. ``current_trace`` gives the
-    trace that events without one of their own join.
+    trace that events without one of their own join; where there is none, each publish begins a new one.
     """
 
     service_id: str
@@ -100,6 +100,7 @@ class _Draft:
     metadata_json: bytes
     given_key: str | None
     topic: str | None
+    traceparent: str
 
 
 def append_steps(
@@ -145,7 +146,8 @@ def append_steps(
 
 def prepare(events: Iterable[Event], settings: AppendSettings) -> list[_Draft]:
     """Check the events and write their JSON; nothing is sent yet."""
-    drafts = [_draft(event, settings) for event in events]
+    trace = settings.current_trace() or TraceContext.new()
+    drafts = [_draft(event, settings, trace) for event in events]
     if len(drafts) > MAX_BATCH:
         raise ValidationError(f"{len(drafts)} events in one publish.", cure=f"publish at most {MAX_BATCH} at a time.")
     keys = [(d.event.tenant_id, d.given_key) for d in drafts if d.given_key is not None]
@@ -154,9 +156,9 @@ def prepare(events: Iterable[Event], settings: AppendSettings) -> list[_Draft]:
     return drafts
 
 
-def _draft(event: Event, settings: AppendSettings) -> _Draft:
+def _draft(event: Event, settings: AppendSettings, trace: TraceContext) -> _Draft:
     version = event.schema_version or settings.models.latest(event.event_type) or 1
-    payload = check_payload(event.payload, settings.models.get((event.event_type, version)))
+    payload = check_payload(event.payload, settings.models.of(event.event_type, version))
     recorded = RecordedEvent(
         event_id=event.event_id,
         event_type=event.event_type,
@@ -169,7 +171,7 @@ def _draft(event: Event, settings: AppendSettings) -> _Draft:
         correlation_id=event.correlation_id,
         causation_id=event.causation_id,
         idempotency_key=event.idempotency_key or str(event.event_id),
-        trace=event.trace or settings.current_trace() or TraceContext.new(),
+        trace=event.trace or trace,
         baggage=event.baggage,
         metadata=event.metadata,
         timestamp=event.occurred_at,
@@ -182,13 +184,13 @@ def _draft(event: Event, settings: AppendSettings) -> _Draft:
         metadata_json=to_json("metadata", event.metadata, MAX_METADATA_BYTES) if event.metadata else b"{}",
         given_key=event.idempotency_key,
         topic=settings.route(event) if settings.route else None,
+        traceparent=recorded.trace.traceparent,
     )
 
 
-def _complete(event: RecordedEvent, **given: Any) -> None:
-    """Fill in what the append gives. Nobody but the append has seen the event yet; a copy would cost more."""
-    for name, value in given.items():
-        object.__setattr__(event, name, value)
+# Completes an event in place. Nobody but the append has seen it yet, and a copy of its twenty fields costs more than
+# all the rest.
+_set = object.__setattr__
 
 
 class _Batch:
@@ -203,7 +205,7 @@ class _Batch:
         self.drafts = list(drafts.values())
         self.events = [draft.event for draft in self.drafts]
         for draft in self.drafts:
-            _complete(draft.event, timestamp=stamps.after(draft.stream, self.now))
+            _set(draft.event, "timestamp", stamps.after(draft.stream, self.now))
         self.streams = sorted({draft.stream for draft in self.drafts})
         self.expected = [_expected(expected, stream) for stream in self.streams]
 
@@ -250,7 +252,7 @@ class _Batch:
             [event.correlation_id for event in events],
             [event.causation_id for event in events],
             given if any(key is not None for key in given) else None,
-            [event.trace.traceparent for event in events],
+            [draft.traceparent for draft in drafts],
             [event.trace.tracestate for event in events],
             [event.baggage for event in events],
             [event.timestamp for event in events],
@@ -264,22 +266,24 @@ class _Batch:
             return [None, None, None, None]
         encode, content_type = self.settings.codec.encode, self.settings.codec.content_type
         values = [encode(event, draft.payload_json) for event, draft in zip(self.events, self.drafts, strict=True)]
-        headers = [_headers(event, content_type) for event in self.events]
+        headers = [_headers(draft, content_type) for draft in self.drafts]
         return [[draft.topic for draft in self.drafts], keys, values, headers]
 
     def recorded(self, rows: Sequence[Sequence[Any]]) -> dict[int, RecordedEvent]:
         """The events with what the database gave them."""
         for event, row in zip(self.events, rows, strict=True):
-            _complete(event, position=row[2], version=row[3], recorded_at=row[5])
+            _set(event, "position", row[2])
+            _set(event, "version", row[3])
+            _set(event, "recorded_at", row[5])
         return dict(zip(self.places, self.events, strict=True))
 
 
-def _headers(event: RecordedEvent, content_type: str) -> str:
-    headers = {"content-type": content_type, "traceparent": event.trace.traceparent}
-    if event.trace.tracestate:
-        headers["tracestate"] = event.trace.tracestate
-    if event.baggage:
-        headers["baggage"] = event.baggage
+def _headers(draft: _Draft, content_type: str) -> str:
+    headers = {"content-type": content_type, "traceparent": draft.traceparent}
+    if draft.event.trace.tracestate:
+        headers["tracestate"] = draft.event.trace.tracestate
+    if draft.event.baggage:
+        headers["baggage"] = draft.event.baggage
     return orjson.dumps(headers).decode()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from soma_common.errors import EventTooLarge, ValidationError
 
@@ -12,8 +12,7 @@ MAX_HEADER_BYTES = 8192  # what W3C Baggage asks implementations to carry
 _CONTROL = {*range(32), 127}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class StreamKey:
+class StreamKey(NamedTuple):
     """Names a stream. Two events of one key are processed in the order in which they were recorded."""
 
     tenant_id: str

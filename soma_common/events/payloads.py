@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -18,7 +17,8 @@ from soma_common.events.types import check_event_type
 MAX_PAYLOAD_BYTES = 900 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 # 19 digits and more may be beyond 64 bits: readers would round such a number, or fail on it.
-_LONG_NUMBER = re.compile(rb"\d{19}")
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 
 
 class Payload(BaseModel):
@@ -67,6 +67,10 @@ class PayloadModels(Mapping[tuple[str, int], type[Payload]]):
     def __len__(self) -> int:
         return len(self._models)
 
+    def of(self, event_type: str, version: int) -> type[Payload] | None:
+        """The model of a type's version, if it is known. Quicker than Mapping's own ``get``."""
+        return self._models.get((event_type, version))
+
     def latest(self, event_type: str) -> int | None:
         """The highest known schema version of a type."""
         return self._latest.get(event_type)
@@ -108,7 +112,7 @@ def to_json(what: str, value: Any, limit: int) -> bytes:
             f"{what} has {len(text)} bytes of JSON.", cure=f"use at most {limit}, and keep large data elsewhere."
         )
     # Searching bytes is nearly free; only a suspect is read again. pydantic writes NaN as NaN here, not as null.
-    if b"NaN" in text or b"Infinity" in text or b"\\u0000" in text or _LONG_NUMBER.search(text):
+    if b"NaN" in text or b"Infinity" in text or b"\\u0000" in text or _LONG_NUMBER in text.translate(_DIGITS_TO_ZERO):
         _refuse_unstorable(what, text)
     return text
 

@@ -234,7 +234,7 @@ class EventStore:
                 raise ValidationError(f"after is {after!r:.80}.", cure="pass the next_after of the page before.")
             given["before" if newest_first else "after"] = after
         sql, args = _compose(given, "newest_first" if newest_first else "oldest_first", limit + 1)
-        rows = await self.pool.fetch(sql, *args)
+        rows = await self.pool.fetch_planned(sql, *args)
         events = tuple(recorded_event(row) for row in rows[:limit])
         return Page(events, events[-1].position if len(rows) > limit else None)
 

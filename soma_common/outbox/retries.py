@@ -36,7 +36,10 @@ class Retries:
 
     async def send(self, publisher: Publisher, rows: Sequence[Row], portions: Mapping[int, int]) -> Delivery:
         """Try rows; those that were sent are parked no more."""
-        refused = await self._p.topics.check({row[TOPIC] for row in rows})
+        topics = {row[TOPIC] for row in rows}
+        for topic in topics & self._p.topics.refused.keys():
+            self._p.topics.forget(topic)  # somebody says that it is fine now
+        refused = await self._p.topics.check(topics)
         barred = {row[POSITION]: refused[row[TOPIC]] for row in rows if row[TOPIC] in refused}
         if barred:
             await self._p.outbox.refuse_again(barred)

@@ -133,6 +133,20 @@ class Pool:
         async with self.connection() as connection:
             return await fetch(connection, sql, args)
 
+    async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
+        """All rows of one statement, planned for these very values.
+
+        A statement that is used often gets a generic plan, which guesses what a LIMIT and a filter will find, and may
+        walk the whole log for it.
+        """
+        if self.settings.transaction_pooler:  # prepares nothing that lasts
+            return await self.fetch(sql, *args)
+        async with self.connection() as connection:
+            with translated():
+                statement = await connection.prepare(sql)
+                rows: list[Row] = await statement.fetch(*args)
+                return rows
+
     async def wait_until_up(self, patience: float) -> None:
         """Wait until the database answers, at most ``patience`` seconds.
 

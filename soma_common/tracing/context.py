@@ -25,7 +25,8 @@ class TraceContext:
     @classmethod
     def new(cls) -> TraceContext:
         """A fresh root context with random ids."""
-        return cls(trace_id=secrets.token_hex(16), span_id=secrets.token_hex(8))
+        digits = secrets.token_hex(24)
+        return cls(trace_id=digits[:32], span_id=digits[32:])
 
     @classmethod
     def parse(cls, traceparent: str | None, tracestate: str | None = None) -> TraceContext | None:

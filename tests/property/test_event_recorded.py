@@ -63,7 +63,7 @@ async def _record(dsn: str, batch: list[dict[str, Any]]) -> None:
             for name in ("tenant_id", "aggregate_id", "aggregate_type", "correlation_id", "causation_id", "payload",
                          "metadata", "baggage", "occurred_at"):  # fmt: skip
                 assert getattr(read, name) == getattr(one, name), name
-            assert read.service_id == one.service_id or "svc"
+            assert read.service_id == (one.service_id or "svc")
             [row] = await store.pool.fetch("SELECT value, version, key_hash FROM soma.outbox WHERE event_id = $1",
                                            one.event_id)  # fmt: skip
             assert _as_sent(JsonCodec().decode(row[0])) == _as_sent(read)

@@ -27,7 +27,7 @@ CREATE TABLE soma.streams (
     PRIMARY KEY (tenant_id, aggregate_type, aggregate_id)
 ) WITH (fillfactor = 80);
 -- Written once per stream: later appends change no column of it, so they stay HOT.
-CREATE INDEX streams_aggregate_idx ON soma.streams (aggregate_id);
+CREATE INDEX streams_aggregate_idx ON soma.streams (aggregate_id, tenant_id, aggregate_type);
 
 -- Whether readers can take a text as the JSON object it claims to be. The type json lets NUL and broken surrogates pass
 -- when they are escaped; jsonb does not.
