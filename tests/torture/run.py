@@ -25,8 +25,9 @@ DRAIN = 90.0  # seconds within which everything must arrive once nothing goes wr
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large a run is: seconds of chaos, processes of each role, restarts of the database, and whether a standby takes
-    over in the end.
+    """How large a run is.
+
+    Seconds of chaos, processes of each role, restarts of the database, and whether a standby takes over in the end.
     """
 
     duration: float
