@@ -19,7 +19,9 @@ async def test_partitions_are_emptied_behind_the_relay(lab: World) -> None:
         async with lab.writing():  # ticks move only while something happens
             await until(lambda: _filled(lab, {4}), what="the partitions behind are emptied")
         assert check(lab.journal, await lab.arrived()) == 0
-    dead = await lab.pool.fetch("SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables WHERE relname ~ '^outbox_[0-7]$'")
+    dead = await lab.pool.fetch(
+        "SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables WHERE relname ~ '^outbox_[0-7]$'"
+    )
     assert dead[0][0] == 0
 
 

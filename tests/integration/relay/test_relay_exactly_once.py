@@ -92,7 +92,9 @@ async def test_a_kafka_cursor_that_is_ahead_of_the_mirror_counts(lab: World) -> 
         await lab.arrived()
         await lab.write(50)
         await lab.arrived()
-    behind = "UPDATE soma.shards SET from_tick = 0, from_token = 0, to_tick = NULL, to_token = NULL, after_position = 0 "
+    behind = (
+        "UPDATE soma.shards SET from_tick = 0, from_token = 0, to_tick = NULL, to_token = NULL, after_position = 0 "
+    )
     await lab.pool.fetch(behind + "WHERE reader = $1", reader)
     async with lab.relay(exactly_once=True):
         await lab.write(50)
