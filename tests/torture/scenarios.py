@@ -313,7 +313,7 @@ async def _wake(world: World, zombie: Child) -> None:
 
 async def _settle(world: World, reader: Child | None, events: int) -> None:
     """Until everything has arrived, as it does with the whole library; a mutant's loss is for the checker to name."""
-    end = time.monotonic() + SETTLE
+    end = time.monotonic() + (PATIENCE if world.settings.mutant is None else SETTLE)
     while time.monotonic() < end and not await _there(world, reader, events):
         await asyncio.sleep(0.1)
     for child in world.children:
