@@ -3,7 +3,7 @@
 The handler is one UPSERT per event. The bare loop fetches the same pages (or the same Kafka records) and sends the same
 statements in the same transactions, on one connection; it builds no event, looks up no handler, and knows no leases,
 failures or rebalances. Both run in alternating rounds; ``share`` is the consumer's rate as a part of the bare loop's,
-the median over the rounds.
+the median over the rounds; ``best share`` compares the fastest round of each, which other load disturbs least.
 
 Run: ``python -m benchmarks.consume``. Kafka is started from the local lane unless ``SOMA_TEST_KAFKA_BOOTSTRAP`` names
 one; ``SOMA_BENCH_KAFKA=off`` leaves it out.
@@ -49,7 +49,7 @@ from soma_common.testing.lane.kafka_wire import Topic, create_topic
 from soma_common.testing.lane.postgres import PostgresServer
 
 ROUNDS = int(os.environ.get("SOMA_BENCH_ROUNDS", "5"))
-EVENTS = {1: 1_000, 20: 6_000, 200: 12_000}  # per round, by batch
+EVENTS = {1: 500, 20: 3_000, 200: 9_000}  # per round, by batch
 KEYS, PAGE, PARTITIONS = 2_000, 1_000, 4
 UPSERT = "INSERT INTO total (key, n) VALUES ($1, 1) ON CONFLICT (key) DO UPDATE SET n = total.n + 1"
 SQL = blocks("consumer")
@@ -131,6 +131,7 @@ async def _measure(
             "consumer events/s": count / statistics.median(ours[1:]),
             "bare loop events/s": count / statistics.median(theirs[1:]),
             "share": statistics.median(their / our for our, their in pairs),
+            "best share": min(theirs) / min(ours),
         }
 
 
