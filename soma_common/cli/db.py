@@ -23,7 +23,7 @@ def db() -> None:
 )
 def upgrade(grant_to: str | None) -> None:
     """Apply missing migrations. Safe while applications run, and from several machines at once."""
-    with _dsn() as dsn:
+    with _dsn(SomaConfig.from_env()) as dsn:
         applied = asyncio.run(migrate.upgrade(dsn, grant_to=grant_to))
     for name in applied:
         click.echo(f"applied {name}")
@@ -34,7 +34,7 @@ def upgrade(grant_to: str | None) -> None:
 @db.command()
 def status() -> None:
     """What is applied. Exit code 1 when something is missing."""
-    with _dsn() as dsn:
+    with _dsn(SomaConfig.from_env()) as dsn:
         known = asyncio.run(migrate.status(dsn))
     for migration in known:
         when = f"{migration.applied_at:%Y-%m-%d %H:%M:%S}Z" if migration.applied_at else "missing"
@@ -46,17 +46,35 @@ def status() -> None:
 @db.command()
 @click.confirmation_option(prompt="Are all relays, consumers and writers of this database stopped?")
 def repair() -> None:
-    """After a restore into another cluster, a copy, or a promotion: let appends and readers go on. Nothing is lost."""
-    with _dsn() as dsn:
+    """After a restore into another cluster, a copy, or a promotion: let appends and readers go on. Nothing is lost.
+
+    With SOMA_EXACTLY_ONCE the relay's cursors in Kafka are forgotten too: it resumes from the database's own.
+    """
+    config = SomaConfig.from_env()
+    with _dsn(config) as dsn:
         done = asyncio.run(migrate.repair(dsn))
     click.echo(f"cluster {done.old_cluster} -> {done.new_cluster}")
     click.echo(f"history until position {done.history_until}, era {done.new_era} begins after it")
+    if config.uses_kafka and config.exactly_once:
+        asyncio.run(_forget_relay_cursors(config))
+        click.echo(f"the cursors of relay {config.service_id} in Kafka are forgotten")
+
+
+async def _forget_relay_cursors(config: SomaConfig) -> None:
+    from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings, forget_cursors
+    from soma_common.outbox.relay import identities
+
+    settings = PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security)
+    publishers = KafkaPublishers(settings)
+    try:
+        await forget_cursors(publishers, identities(config.service_id))
+    finally:
+        await publishers.close()
 
 
 @contextmanager
-def _dsn() -> Iterator[str]:
+def _dsn(config: SomaConfig) -> Iterator[str]:
     """The database of the environment; the embedded one is started for the command when it is not running."""
-    config = SomaConfig.from_env()
     if config.postgres_dsn:
         yield config.postgres_dsn
         return
