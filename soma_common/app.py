@@ -18,7 +18,8 @@ from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
 from soma_common.service import Service, run_until_signalled
-from soma_common.wiring import Ground, ensure_topics, open_ground
+from soma_common.sync import EventStore as SyncEventStore
+from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
 
 
 class Soma:
@@ -106,6 +107,15 @@ class Soma:
     ) -> Published:
         """Record events; see :meth:`EventStore.publish`."""
         return await self.store.publish(events, expected_version=expected_version, tx=tx)
+
+    def sync_store(self) -> SyncEventStore:
+        """A store for synchronous code (Django, psycopg): the same models, codec and topics. It publishes on
+        connections that the caller opened; this application need not be open. Make one per process.
+
+        Raises:
+            RegistryUnavailable: the registry is away, and there are schemas that it was not asked for before.
+        """
+        return SyncEventStore(sync_settings(self.config, self.models, self._topic))
 
     def consumer(self, name: str = "default") -> ConsumerWorker:
         """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""

@@ -122,7 +122,9 @@ class CursorLost(LogError):
     """A reader's cursor names a tick that this database does not have."""
 
     def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
-        super().__init__(message, cure=cure or "go on from a tick of before the failover or restore: docs/how-to/restore.md.")
+        super().__init__(
+            message, cure=cure or "go on from a tick of before the failover or restore: docs/how-to/restore.md."
+        )
 
 
 class LogRewound(LogError):

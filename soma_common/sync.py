@@ -1,6 +1,6 @@
 """The event store for synchronous code: psycopg 3 and Django.
 
-from soma_common.sync import EventStore
+store = soma.sync_store()
 
 with transaction.atomic():
     order.save()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from soma_common.config import SomaConfig
@@ -89,15 +90,31 @@ async def open_ground(config: SomaConfig, models: PayloadModels, route: Callable
     async with AsyncExitStack() as stack:
         dsn = config.postgres_dsn or await _embedded(config, stack)
         pool = await stack.enter_async_context(Pool(_pool_settings(config, dsn)))
-        codec = await _codec(config, models, stack)
-        settings = AppendSettings(
-            config.service_id,
-            models,
-            codec,
-            route=route if config.uses_kafka else None,
-            current_trace=TransactionTracer().current,
-        )
+        settings = await _append_settings(config, models, route, stack)
         return Ground(config, pool, EventStore(pool, settings), stack.pop_all())
+
+
+def sync_settings(config: SomaConfig, models: PayloadModels, route: Callable[[Event], str]) -> AppendSettings:
+    """What a synchronous store needs. Asks the registry, if there is one, for the ids of the schemas."""
+
+    async def resolved() -> AppendSettings:
+        async with AsyncExitStack() as stack:  # writing needs the ids only: the registry may be left again
+            return await _append_settings(config, models, route, stack)
+
+    with ThreadPoolExecutor(1) as thread:  # the caller's thread may have a running loop
+        return thread.submit(asyncio.run, resolved()).result()
+
+
+async def _append_settings(
+    config: SomaConfig, models: PayloadModels, route: Callable[[Event], str], stack: AsyncExitStack
+) -> AppendSettings:
+    return AppendSettings(
+        config.service_id,
+        models,
+        await _codec(config, models, stack),
+        route=route if config.uses_kafka else None,
+        current_trace=TransactionTracer().current,
+    )
 
 
 async def ensure_topics(config: SomaConfig, topics: Iterable[str]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FORGET_ATTEMPTS: Final = 20
 CURSOR_TOPIC: Final = "soma.relay.cursors"
 # Errors of a batch that will be the same next time (names in org.apache.kafka.common.protocol.Errors).
 _NEVER: Final = frozenset({10, 17, 18, 29, 32, 44, 87})
@@ -64,7 +65,9 @@ class PublisherSettings:
 
 
 @dataclass(slots=True)
-class _Batch:
+class Batch:
+    """Rows of one partition, as they are sent."""
+
     topic: str
     partition: int
     builder: BatchBuilder
@@ -95,9 +98,9 @@ class KafkaPublisher:
             await self._begin()
         except Exception as error:
             return Delivery(sending.rows, (), self._meaning(error))
-        batches: list[_Batch] = []
+        batches: list[Batch] = []
         deliveries: list[asyncio.Task[None]] = []
-        for batch in _batches(self._producer.create_batch, sending):
+        for batch in batches_of(self._producer.create_batch, sending):
             batches.append(batch)
             deliveries.append(asyncio.create_task(self._deliver(batch)))
             await asyncio.sleep(0)
@@ -157,7 +160,7 @@ class KafkaPublisher:
             await self._producer.begin_transaction()
             self._in_transaction = True
 
-    async def _deliver(self, batch: _Batch) -> None:
+    async def _deliver(self, batch: Batch) -> None:
         lane = self._lanes.setdefault((batch.topic, batch.partition), asyncio.Lock())
         async with lane:
             if self._broken:
@@ -191,7 +194,7 @@ class KafkaPublisher:
                 await asyncio.wait(pending)
         return False
 
-    def _outcome(self, batches: Sequence[_Batch], late: bool) -> Delivery:
+    def _outcome(self, batches: Sequence[Batch], late: bool) -> Delivery:
         unsent = [batch for batch in batches if not batch.acknowledged]
         if not unsent:
             return Delivery()
@@ -230,7 +233,7 @@ class KafkaPublishers:
         if identity is not None and not self._has_cursor_topic:
             await self.admin.ensure([TopicSettings(CURSOR_TOPIC, partitions=1)])
             self._has_cursor_topic = True
-        producer = self._producer(identity)
+        producer = self.producer(identity)
         publisher = KafkaPublisher(producer, self.settings, identity)
         try:
             async with asyncio.timeout(self.settings.open_timeout):
@@ -253,7 +256,8 @@ class KafkaPublishers:
         """Disconnect."""
         await self.admin.close()
 
-    def _producer(self, identity: str | None) -> AIOKafkaProducer:
+    def producer(self, identity: str | None) -> AIOKafkaProducer:
+        """A producer that is not started yet."""
         from aiokafka import AIOKafkaProducer
 
         try:
@@ -284,10 +288,14 @@ async def abandon(producer: AIOKafkaProducer) -> None:
         # The cancelled sender waits for its requests; a second cancellation reaches those.
         await asyncio.wait({sender}, timeout=0.5)
         sender.cancel()
+    # A fenced producer also fails futures that nobody awaits, and asyncio would complain about them at some later time.
+    for left in (producer._txn_manager and producer._txn_manager.wait_for_transaction_end(), sender):
+        if left is not None and left.done() and not left.cancelled():
+            left.exception()
     producer._closed = True
 
 
-def _batches(create: Any, sending: Sending) -> Iterator[_Batch]:
+def batches_of(create: Callable[[], BatchBuilder], sending: Sending) -> Iterator[Batch]:
     """Batches, all partitions in turn, each with its rows in order."""
     lanes: dict[tuple[str, int], list[Row]] = {}
     for row in sending.rows:
@@ -304,7 +312,9 @@ def _batches(create: Any, sending: Sending) -> Iterator[_Batch]:
                 yield batch
 
 
-def _filled(create: Any, place: tuple[str, int], rows: Sequence[Row], sending: Sending) -> Iterator[_Batch]:
+def _filled(
+    create: Callable[[], BatchBuilder], place: tuple[str, int], rows: Sequence[Row], sending: Sending
+) -> Iterator[Batch]:
     start, total = 0, len(rows)
     while start < total:
         builder = create()
@@ -316,7 +326,7 @@ def _filled(create: Any, place: tuple[str, int], rows: Sequence[Row], sending: S
                 break
             end += 1
         builder.close()
-        yield _Batch(*place, builder, rows[start:end])
+        yield Batch(*place, builder, rows[start:end])
         start = end
 
 
@@ -344,21 +354,28 @@ def _code(error: BaseException | None) -> int | None:
     return getattr(error, "errno", None) if error is not None and not isinstance(error, OSError) else None
 
 
-def _reason(batch: _Batch) -> str:
+def _reason(batch: Batch) -> str:
     return f"Kafka refused it for topic {batch.topic}: {type(batch.error).__name__}"
 
 
 async def forget_cursors(publishers: KafkaPublishers, identities: Sequence[str]) -> None:
     """Make Kafka forget the cursors of these identities: their relays resume from the database's copy.
 
-    Fences the current holders off, so relays may run.
+    Fences the current holders off, so relays may run; one that takes its identity back before the cursor is forgotten
+    is fenced off again.
 
     Raises:
         BrokerUnavailable: no broker answered.
+        LeaseLost: a relay was quicker every time.
     """
     for identity in identities:
-        publisher = await publishers.open(identity)
-        try:
-            await publisher.commit("")
-        finally:
-            await publisher.close()
+        for attempt in range(_FORGET_ATTEMPTS):
+            publisher = await publishers.open(identity)
+            try:
+                await publisher.commit("")
+                break
+            except LeaseLost:
+                if attempt + 1 == _FORGET_ATTEMPTS:
+                    raise
+            finally:
+                await publisher.close()

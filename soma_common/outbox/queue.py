@@ -51,13 +51,14 @@ class Outbox:
     async def pages(self, diffs: Mapping[int, Diff], limit: int) -> dict[int, Page]:
         """At most ``limit`` rows of each group's diff, ordered by position."""
         rows: dict[int, list[Row]] = {shard: [] for shard in diffs}
-        late: dict[int, list[Row]] = {}
-        async with self._pool.connection() as connection:
+        late: dict[int, list[Row]] = {shard: [] for shard, diff in diffs.items() if diff.stragglers}
+        async with self._pool.transaction() as connection:
+            await fetch(connection, _sql("ordered"), ())
             _share_out(await fetch(connection, _sql("pages"), _bulk_arguments(diffs, limit)), rows)
-            straggling = {shard: diff for shard, diff in diffs.items() if diff.stragglers}
-            if straggling:
-                late = {shard: [] for shard in straggling}
-                _share_out(await fetch(connection, _sql("stragglers"), _late_arguments(straggling, limit)), late)
+        if late:
+            # Few rows, found by their transaction: not along the order of positions.
+            straggling = {shard: diffs[shard] for shard in late}
+            _share_out(await self._pool.fetch(_sql("stragglers"), *_late_arguments(straggling, limit)), late)
         merged = {shard: merge(limit, rows[shard], late.get(shard, ())) for shard in diffs}
         return {shard: Page(diff, merged[shard], len(merged[shard]) >= limit) for shard, diff in diffs.items()}
 

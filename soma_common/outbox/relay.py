@@ -111,7 +111,8 @@ class Relay(Service):
             away=away,
             refused_topics=parts.topics.refused,
             lost_groups=dict(meter.lost),
-            live=idle_for < parts.settings.stuck,
+            # Waiting for a server that is away is work, not a hang: a new process would wait just as long.
+            live=bool(away) or idle_for < parts.settings.stuck,
         )
 
     async def run(self) -> None:

@@ -39,7 +39,7 @@ class RelaySettings:
     most_idle: float = 0.5
     save_idle: float = 1.0
     maintenance: float = 5.0
-    slow: float = 3.0
+    slow: float = 5.0
     drain: float = 10.0
     stuck: float = 60.0
     backoff: Backoff = field(default_factory=lambda: Backoff(base=0.1, maximum=5.0))

@@ -19,7 +19,7 @@ class RelayStats:
 
     ``lag_rows`` counts positions between the slowest owned group and the newest tick (an upper bound);
     ``lag_seconds`` is the age of the oldest row that was read and not acknowledged yet, 0 when there is none.
-    ``live`` is False when a group has work, or the relay is kept from looking for it, without progress for too long.
+    ``live`` is False when nothing moves for too long and nothing is known to be away: a new process would help.
     """
 
     name: str

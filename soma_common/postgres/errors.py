@@ -51,7 +51,14 @@ _AWAY = ("08", "57P", "53", "58")
 
 # How asyncpg says that a connection is gone. "Released": its pool takes a broken one back at once. "Operation (2)": the
 # server ended an idle session, and its last message is read while the next statement is about to be sent.
-_LOST = ("closed", "connection was lost", "connection has been released", "another operation (2) is in progress")
+# "Free connection holder": the pool took it back while we gave it back.
+_LOST = (
+    "closed",
+    "connection was lost",
+    "connection has been released",
+    "another operation (2) is in progress",
+    "called on a free connection holder",
+)
 
 _CONNECT = "check that the server runs and that SOMASTACK_POSTGRES_DSN names it."
 

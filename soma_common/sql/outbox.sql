@@ -1,3 +1,8 @@
+-- :name ordered : for this transaction: read pages along the index. Without statistics the planner takes a whole backlog
+--                 for a handful of rows and would sort all of it for every page
+SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_seqscan', 'off', true)
+
 -- :name pages : what one tick adds to another, for several groups at once, in order; casts are made once per group
 WITH wanted AS MATERIALIZED (
     SELECT g.shard, g.low, g.high, g.base_xmax::xid8 AS base_xmax, g.target::pg_snapshot AS target

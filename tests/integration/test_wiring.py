@@ -7,9 +7,10 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from soma_common import DeployMode, Event, PayloadModels, SomaConfig, SomaError
+from soma_common import DeployMode, Event, PayloadModels, Soma, SomaConfig, SomaError
 from soma_common.testing.backends import KafkaHandle
 from soma_common.wiring import open_ground
 from tests.core_support import until
@@ -65,3 +66,16 @@ async def test_the_applications_token_reaches_the_registry(soma_database: str, t
         with pytest.raises(SomaError):
             await open_ground(config, PayloadModels(), lambda _: "topic")
     assert set(seen) == {"authorization: bearer let-me-in"}
+
+
+@pytest.mark.parametrize("mode", [DeployMode.STANDALONE, DeployMode.SOMASTACK])
+async def test_a_synchronous_store_writes_what_the_relay_of_the_mode_wants(
+    soma_database: str, mode: DeployMode
+) -> None:
+    config = SomaConfig(mode=mode, service_id="shop", postgres_dsn=soma_database, kafka_bootstrap="h:1", topic="usual")
+    store = Soma(config, topics={"thing.moved": "moves"}).sync_store()  # a running loop is no hindrance
+    with psycopg.connect(soma_database) as connection:
+        for kind in ("thing.done", "thing.moved"):
+            store.publish(Event(payload={}, tenant_id="t", aggregate_id="a", event_type=kind), connection)
+        rows = connection.execute("SELECT topic FROM soma.outbox ORDER BY position").fetchall()
+    assert rows == ([] if mode is DeployMode.STANDALONE else [("usual",), ("moves",)])

@@ -31,6 +31,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0 when every check holds (or every mutant is caught)."""
     args = _arguments(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell made a background job deaf to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     if args.mutants or args.mutant:
         return mutant_runs.main([args.mutant] if args.mutant else list(mutants.MUTANTS), keep=args.keep)
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed,
             exactly_once=exactly_once,
             rate=args.rate,
-            promotion=args.promotion,
+            restarts=-(-run.RESTARTS // len(args.modes)) if args.duration >= run.LONG else 1,
+            promotion=args.promotion or args.duration >= run.LONG,
             keep=args.keep,
         )
         reports += run.run(plan)

@@ -18,13 +18,17 @@ from tests.torture.report import Report
 from tests.torture.settings import Settings
 from tests.torture.world import World
 
-LONG = 180.0  # seconds from which on the run has many restarts and a promotion
+LONG = 180.0  # seconds from which on a run (of one mode or both) has many restarts and promotions
+RESTARTS = 22  # of the database, in a long run
 DRAIN = 90.0  # seconds within which everything must arrive once nothing goes wrong any more
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large a run is. ``parts``: which processes take part besides the writers."""
+    """How large a run is.
+
+    Seconds of chaos, processes of each role, restarts of the database, and whether a standby takes over in the end.
+    """
 
     duration: float
     seed: int
@@ -35,12 +39,9 @@ class Plan:
     consumers: int = 2
     followers: int = 1
     rate: float = 40.0
+    restarts: int = 1
     promotion: bool = False
     keep: bool = False
-
-    @property
-    def long(self) -> bool:
-        return self.duration >= LONG
 
     @property
     def title(self) -> str:
@@ -71,14 +72,17 @@ def run(plan: Plan) -> list[Report]:
         with clock.stage("start"):
             _people(world, plan)
         schedule = Schedule.draw(
-            plan.seed, plan.duration, database_restarts=22 if plan.long else 1, broker_restarts=2 if plan.long else 1
+            plan.seed,
+            plan.duration,
+            database_restarts=plan.restarts,
+            broker_restarts=2 if plan.restarts > 1 else 1,
         )
         with clock.stage("chaos"):
             chaos.run(schedule, plan.duration)
         with clock.stage("drain"):
             drain(world)
         reports = [_judge(plan.title, world, chaos, clock)]
-        if (plan.long or plan.promotion) and reports[0].ok:
+        if plan.promotion and reports[0].ok:
             reports.append(_promotion(plan, world, chaos))
         world.keep = world.keep or not all(report.ok for report in reports)
         if world.keep:

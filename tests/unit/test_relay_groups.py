@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from soma_common.config import KafkaSecurity
 from soma_common.errors import ConfigurationError
 from soma_common.kafka.clients import client_arguments
-from soma_common.config import KafkaSecurity
 from soma_common.outbox.groups import Batch, divide, later
 from soma_common.outbox.publishing import Sending
 from soma_common.outbox.queue import Aside, Page

@@ -24,7 +24,10 @@ class Subject:
         return Health(self.live, {"owned": [1, 2]})
 
     def metrics(self) -> list[Metric]:
-        return [Metric("rows_total", "counter", "Rows.", 5, {"worker": 'a"b\\c\nd'}), Metric("lag", "gauge", "Lag.", 1.5)]
+        return [
+            Metric("rows_total", "counter", "Rows.", 5, {"worker": 'a"b\\c\nd'}),
+            Metric("lag", "gauge", "Lag.", 1.5),
+        ]
 
     async def ask(self, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
@@ -95,7 +98,9 @@ async def test_hostile_requests(subject: Subject, request_: bytes, status: int) 
 
 async def test_slow_and_many_connections(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.3)
-    slow = [await asyncio.open_connection("127.0.0.1", subject.server.port) for _ in range(module._MOST_CONNECTIONS + 5)]
+    slow = [
+        await asyncio.open_connection("127.0.0.1", subject.server.port) for _ in range(module._MOST_CONNECTIONS + 5)
+    ]
     for reader, _ in slow:
         assert await asyncio.wait_for(reader.read(), 10) == b""
     for _, writer in slow:

@@ -153,7 +153,7 @@ class KafkaServer:
     def _format_once(self) -> None:
         if (self.folder / "data" / "meta.properties").exists():
             return
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster = cluster_id(uuid.uuid4().bytes)
         command = [
             *self._run_class("kafka.tools.StorageTool", "-Xmx128m", "-XX:TieredStopAtLevel=1"),
             "format",
@@ -185,3 +185,10 @@ class KafkaServer:
             return broker_count(self.bootstrap) == 1
         except OSError:
             return False
+
+
+def cluster_id(number: bytes) -> str:
+    """16 bytes as Kafka writes a cluster's id: base64 for addresses. Never with a leading ``-``, which Kafka's own
+    tool would take for an option.
+    """
+    return base64.urlsafe_b64encode(bytes([number[0] & 0x7F]) + number[1:]).decode().rstrip("=")

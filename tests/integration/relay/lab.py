@@ -211,7 +211,7 @@ class RelayProcess:
         command = [sys.executable, "-m", "soma_common.cli.main", "relay", "--name", one.name, "--lease", str(lease)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "SOMA_DEPLOY_MODE": "somastack",
                "SOMASTACK_POSTGRES_DSN": one.dsn, "SOMASTACK_KAFKA_BOOTSTRAP": one.bootstrap}  # fmt: skip
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self.process = subprocess.Popen(
             [*command, *options], env=env, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
