@@ -105,7 +105,8 @@ async def test_a_log_ahead_of_its_cluster_is_refused_and_repaired(soma_database:
         await store.publish(event("one"))
         await store.ticks.latest()
         await store.pool.fetch(
-            "INSERT INTO soma.ticks SELECT max(tick_id) + 1, 7, '900000000:900000000:', 1, 1, 1, 0, now() FROM soma.ticks"
+            "INSERT INTO soma.ticks "
+            "SELECT max(tick_id) + 1, 7, '900000000:900000000:', 1, 1, 1, 0, now() FROM soma.ticks"
         )
     async with opened(soma_database) as store:
         for call in (store.publish(event("refused")), store.ticks.latest()):

@@ -104,7 +104,7 @@ async def test_a_changed_file_is_refused(soma_database: str) -> None:
 
 async def test_a_newer_database_is_refused(soma_database: str) -> None:
     SqlTools.at(soma_database).query("INSERT INTO soma.migrations VALUES (9999, 'future', 'x')")
-    with pytest.raises(MigrationError, match="9999 .future., which this version does not know"):
+    with pytest.raises(MigrationError, match=r"9999 .future., which this version does not know"):
         await migrate.upgrade(soma_database)
 
 

@@ -84,7 +84,8 @@ QUERIES = {
                                                                         "events_tenant_id_position_idx"}),
     "event_type": ({"event_type": "kind.n5"}, {"events_event_type_position_idx"}),
     "aggregate_id": ({"aggregate_id": "a-5"}, {"events_stream_id_version_idx"}),
-    "tenant_and_aggregate": ({"tenant_id": "t5", "aggregate_id": "a-5"}, {"events_stream_id_version_idx", "events_tenant_id_position_idx"}),
+    "tenant_and_aggregate": ({"tenant_id": "t5", "aggregate_id": "a-5"},
+                             {"events_stream_id_version_idx", "events_tenant_id_position_idx"}),
     "everything": ({}, {"events_pkey"}),
     "service_id": ({"service_id": "svc"}, {"events_pkey"}),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every field of an event survives the log (22.1), and event, outbox row and the caller's write share one fate (22.2)."""
+"""Every field of an event survives the log (22.1); event, outbox row and the caller's write share one fate (22.2)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ _fields = strategies.fixed_dictionaries(
     },
 )
 REQUIRED = (
-    "event_id", "trace_id", "correlation_id", "service_id", "tenant_id", "timestamp", "event_type", "payload", "metadata"
+    "event_id", "trace_id", "correlation_id", "service_id", "tenant_id", "timestamp", "event_type", "payload",
+    "metadata",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Random interleavings of writers and readers: every committed event once, per key in order, rolled back never (22.5)."""
+"""Random interleavings of writers and readers: each committed event once, per key in order, no other (22.5)."""
 
 from __future__ import annotations
 

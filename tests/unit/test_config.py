@@ -27,8 +27,13 @@ def test_standalone_needs_nothing() -> None:
 
 
 def test_somastack() -> None:
-    given = STACK | {"SOMASTACK_REGISTRY_URL": "http://apicurio:8085/", "SOMA_SERVICE_ID": "brain", "SOMA_POOL_SIZE": "3",
-                     "SOMA_EXACTLY_ONCE": "TRUE", "SOMASTACK_POSTGRES_POOLER": "Transaction"}  # fmt: skip
+    given = STACK | {
+        "SOMASTACK_REGISTRY_URL": "http://apicurio:8085/",
+        "SOMA_SERVICE_ID": "brain",
+        "SOMA_POOL_SIZE": "3",
+        "SOMA_EXACTLY_ONCE": "TRUE",
+        "SOMASTACK_POSTGRES_POOLER": "Transaction",
+    }
     config = SomaConfig.from_env(given)
     assert config.uses_kafka
     assert config.kafka_bootstrap == "k1:9092,k2:9092,[::1]:9092"

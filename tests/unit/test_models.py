@@ -37,7 +37,7 @@ def test_a_model_names_its_type_and_version() -> None:
     event = Event(payload=Placed(n=1), tenant_id="t", aggregate_id="a")
     assert (event.event_type, event.schema_version) == ("order.placed", 3)
     assert Event(payload=Placed(n=1), tenant_id="t", aggregate_id="a", event_type="order.placed") is not None
-    with pytest.raises(ValidationError, match="is a order.placed, not a x.y"):
+    with pytest.raises(ValidationError, match=r"is a order.placed, not a x.y"):
         Event(payload=Placed(n=1), tenant_id="t", aggregate_id="a", event_type="x.y")
 
 

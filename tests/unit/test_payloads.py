@@ -48,7 +48,7 @@ def test_two_models_of_one_version_are_a_mistake() -> None:
     class Other(Payload, event_type="order.placed", version=2):
         """Claims what is taken."""
 
-    with pytest.raises(ConfigurationError, match="are both order.placed version 2"):
+    with pytest.raises(ConfigurationError, match=r"are both order.placed version 2"):
         PayloadModels(PlacedV2, Other)
     assert len(PayloadModels(PlacedV2, PlacedV2)) == 1
 
