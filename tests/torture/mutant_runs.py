@@ -40,7 +40,7 @@ class Outcome:
 def play(scenario: str, mutant: str | None = None, *, keep: bool = False) -> Outcome:
     """One scenario in a world of its own."""
     stage, begin = STAGES[scenario], time.monotonic()
-    settings = Settings(seed=1, exactly_once=stage.exactly_once, mutant=mutant, lease=2.0)
+    settings = Settings(seed=1, exactly_once=stage.exactly_once, mutant=mutant, lease=stage.lease)
     with World(settings, kafka=stage.kafka) as world:
         world.keep = keep
         if stage.young is not None:

@@ -141,7 +141,7 @@ def _cursor_before_initialisation(folder: Path) -> None:
     async def hasty(self: KafkaPublishers, identity: str | None) -> KafkaPublisher:
         if identity is None:
             return await original(self, identity)
-        spy = self._producer(None)
+        spy = self.producer(None)
         await spy.start()
         early = KafkaPublisher(spy, self.settings, identity)
         try:

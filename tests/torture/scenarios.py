@@ -249,12 +249,17 @@ Scenario = Callable[[World, Hand], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a scenario needs. ``young``: how long a tick serves everybody who asks, where it matters."""
+    """What a scenario needs.
+
+    ``young``: how long a tick serves everybody who asks, where it matters. ``lease`` (seconds): longer where a process
+    that stops for a while must keep what it has claimed.
+    """
 
     play: Scenario
     kafka: bool = True
     exactly_once: bool = False
     young: str | None = None
+    lease: float = 2.0
 
 
 STAGES: Mapping[str, Stage] = {
@@ -264,7 +269,7 @@ STAGES: Mapping[str, Stage] = {
     "two_tick_makers": Stage(two_tick_makers, kafka=False, young="300 milliseconds"),
     "broker_dies": Stage(broker_dies),
     "zombie_relay": Stage(zombie_relay, exactly_once=True),
-    "slow_takeover": Stage(slow_takeover, exactly_once=True),
+    "slow_takeover": Stage(slow_takeover, exactly_once=True, lease=8.0),
     "death_in_handler": Stage(death_in_handler),
     "death_before_commit": Stage(death_before_commit),
     "late_commit_at_the_edge": Stage(late_commit_at_the_edge),
