@@ -154,7 +154,12 @@ async def _consumer(bench: Bench, make: Callable[[Bench, str], Source], batch: i
     handlers.add(handle, "flight.departed")
     settings = ConsumerSettings(batch=batch)
     worker = ConsumerWorker(
-        bench.pool, name, make(bench, name), handlers=handlers, append=bench.store.publish, settings=settings
+        bench.pool,
+        name,
+        make(bench, name),
+        handlers=handlers,
+        append=lambda events, tx: bench.store.publish(events, tx=tx),
+        settings=settings,
     )
     async with worker:
         await asyncio.wait_for(ended.wait(), 120)

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from benchmarks.reporting import percentile, report
 from soma_common.events.append import AppendSettings
-from soma_common.events.models import Event
+from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.events.store import EventStore
 from soma_common.postgres.migrate import upgrade
@@ -32,13 +32,13 @@ _FENCED = (
 _XID = "SELECT xid::text FROM soma.events WHERE position = $1"
 
 
-async def cursor(store: EventStore) -> AsyncIterator[Event]:
+async def cursor(store: EventStore) -> AsyncIterator[RecordedEvent]:
     """The library's way."""
     async for event, _ in store.subscribe():
         yield event
 
 
-async def fence(store: EventStore) -> AsyncIterator[Event]:
+async def fence(store: EventStore) -> AsyncIterator[RecordedEvent]:
     """The usual way: by transaction id, and nothing at or above the oldest running one; polls every 2 ms."""
     xid, position = "0", 0
     while True:

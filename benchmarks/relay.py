@@ -115,7 +115,7 @@ class Bench:
         """Everything, in memory."""
         connection = await asyncpg.connect(self.dsn)
         try:
-            return await connection.fetch(COLUMNS)
+            return list(await connection.fetch(COLUMNS))
         finally:
             await connection.close()
 
