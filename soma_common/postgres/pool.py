@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from soma_common.errors import ConfigurationError
 from soma_common.postgres.errors import translated, translated_around_callers
 from soma_common.retry import Backoff
+from soma_common.sql.loader import blocks
 
 if TYPE_CHECKING:
     import asyncpg
+
+_SILENCE = "5s"  # idle_in_transaction_session_timeout of a short transaction
 
 Row = Sequence[Any]
 
@@ -121,11 +124,13 @@ class Pool:
     async def transaction(self, *, synchronous: bool = False) -> AsyncIterator[asyncpg.Connection[Any]]:
         """A connection inside a READ COMMITTED transaction: commits at the end, rolls back on an error.
 
-        ``synchronous`` makes the commit wait for the disk even where the session's default does not.
+        ``synchronous`` is for the library's own short transactions on shards: the commit waits for the disk even where
+        the session's default does not, and PostgreSQL ends it when this process falls silent for 5 seconds. A paused
+        process would else keep its locks, and nobody could take its shards over.
         """
         async with self.connection() as connection, connection.transaction(isolation="read_committed"):
             if synchronous:
-                await connection.execute("SET LOCAL synchronous_commit = on")
+                await connection.fetch(blocks("readers")["guard_transaction"], _SILENCE)
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:

@@ -81,3 +81,6 @@ SELECT soma.merge_ticks()
 
 -- :name passed : whether every shard of a reader has passed a tick
 SELECT coalesce(min(from_tick) >= $2::bigint, false) FROM soma.shards WHERE reader = $1::text
+
+-- :name guard_transaction : commit to disk; end the transaction of a process that falls silent in it
+SELECT set_config('synchronous_commit', 'on', true), set_config('idle_in_transaction_session_timeout', $1::text, true)
