@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 from hypothesis import HealthCheck, given, settings, strategies
@@ -46,6 +47,7 @@ class World:
 
     def __init__(self, store: EventStore, connections: list[Any]) -> None:
         self.store = store
+        self.name = uuid4().hex  # the examples of one test share a database
         self.writers = [Writer(connection) for connection in connections]
         self.readers = [Reader(store), Reader(store)]
         self.committed: list[Event] = []
@@ -58,7 +60,7 @@ class World:
             return
         await writer.begin()
         writer.keys |= set(free)  # the lock stays until the end, even if a savepoint is undone
-        batch = [event(f"{id(self)}-{key}", payload={"n": self._next()}) for key in free]
+        batch = [event(f"{self.name}-{key}", payload={"n": self._next()}) for key in free]
         await self.store.publish(batch, tx=writer.connection)
         writer.levels[-1] += batch
 
@@ -122,7 +124,7 @@ class World:
             assert len(ids) == len(set(ids))
             assert set(ids) == wanted
             for key in range(KEYS):
-                mine = [e for e in reader.seen if e.aggregate_id == f"{id(self)}-{key}"]
+                mine = [e for e in reader.seen if e.aggregate_id == f"{self.name}-{key}"]
                 assert [e.version for e in mine] == list(range(1, len(mine) + 1))
                 assert all(a.timestamp < b.timestamp for a, b in zip(mine, mine[1:], strict=False))
 
