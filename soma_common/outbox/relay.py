@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from uuid import uuid4
 
-from soma_common.errors import ConfigurationError, DatabaseUnavailable, SomaError
+from soma_common.errors import ConfigurationError, DatabaseUnavailable, SomaError, TransactionConflict
 from soma_common.outbox.groups import GROUPS
 from soma_common.outbox.publishing import PublisherFactory
 from soma_common.outbox.pump import Pump
@@ -160,6 +160,8 @@ class Relay(Service):
                 self._parts.database.found()
             except DatabaseUnavailable as error:
                 self._parts.database.lost(error.message)
+            except TransactionConflict as error:
+                log.debug("%s: the leases are renewed a little later: %s", self.name, error)
             self._watch()
             await asyncio.sleep(self.lease / 3)
 

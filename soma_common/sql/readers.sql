@@ -34,11 +34,17 @@ SELECT (SELECT count(*) FROM soma.workers WHERE reader = $1::text AND alive_unti
        (SELECT count(*) FROM soma.shards WHERE reader = $1::text)
 
 -- :name renew : keep what this worker holds; a shard that is not returned is lost. By epoch: a worker that came back
--- under its old name must not keep alive what it does not know to be its own
+-- under its old name must not keep alive what it does not know to be its own.
+-- Like all that changes several shards it locks them in their order, so that no two can deadlock.
+WITH locked AS MATERIALIZED (
+    SELECT l.shard FROM soma.shards l
+    WHERE l.reader = $1::text AND l.owner = $2::text AND l.shard = ANY ($4::smallint[])
+    ORDER BY l.shard FOR NO KEY UPDATE
+)
 UPDATE soma.shards s SET leased_until = soma.now() + $3::interval
-FROM unnest($4::smallint[], $5::bigint[]) AS held (shard, epoch)
+FROM locked JOIN unnest($4::smallint[], $5::bigint[]) AS held (shard, epoch) USING (shard)
 WHERE s.reader = $1::text AND s.owner = $2::text AND s.leased_until > soma.now()
-  AND s.shard = held.shard AND s.epoch = held.epoch
+  AND s.shard = locked.shard AND s.epoch = held.epoch
 RETURNING s.shard
 
 -- :name claim : take free or expired shards, at most so many
@@ -50,18 +56,29 @@ WHERE s.reader = $1::text AND s.shard = free.shard
 RETURNING s.shard, s.epoch, s.from_tick, s.from_token, s.to_tick, s.to_token, s.after_position
 
 -- :name release : give shards back at once
-UPDATE soma.shards SET owner = NULL, leased_until = '-infinity'
-WHERE reader = $1::text AND owner = $2::text AND shard = ANY ($3::smallint[])
+WITH locked AS MATERIALIZED (
+    SELECT l.shard FROM soma.shards l
+    WHERE l.reader = $1::text AND l.owner = $2::text AND l.shard = ANY ($3::smallint[])
+    ORDER BY l.shard FOR NO KEY UPDATE
+)
+UPDATE soma.shards s SET owner = NULL, leased_until = '-infinity'
+FROM locked
+WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = locked.shard
 
 -- :name leave : this worker is gone
 DELETE FROM soma.workers WHERE reader = $1::text AND worker = $2::text
 
 -- :name save : move cursors, fenced by owner and epoch, to ticks of this history; a shard that is not returned was lost
+WITH locked AS MATERIALIZED (
+    SELECT l.shard FROM soma.shards l
+    WHERE l.reader = $1::text AND l.owner = $2::text AND l.shard = ANY ($3::smallint[])
+    ORDER BY l.shard FOR NO KEY UPDATE
+)
 UPDATE soma.shards s SET from_tick = c.from_tick, from_token = c.from_token, to_tick = c.to_tick,
        to_token = c.to_token, after_position = c.after_position, moved_at = soma.now()
-FROM unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
-     AS c (shard, epoch, from_tick, from_token, to_tick, to_token, after_position)
-WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = c.shard AND s.epoch = c.epoch
+FROM locked JOIN unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
+     AS c (shard, epoch, from_tick, from_token, to_tick, to_token, after_position) USING (shard)
+WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = locked.shard AND s.epoch = c.epoch
   AND EXISTS (SELECT FROM soma.ticks t WHERE t.tick_id = c.from_tick AND t.token = c.from_token)
   AND (c.to_tick IS NULL OR EXISTS (SELECT FROM soma.ticks t WHERE t.tick_id = c.to_tick AND t.token = c.to_token))
 RETURNING s.shard
