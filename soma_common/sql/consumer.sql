@@ -78,11 +78,6 @@ ON CONFLICT (consumer_id, topic, partition) DO UPDATE SET epoch = o.epoch + 1
 RETURNING o.topic, o.partition, o.next_offset, o.epoch
 
 -- :name save_offsets : move offsets, fenced by epoch and the offset that was there; what is not returned was refused
-WITH locked AS MATERIALIZED (
-    SELECT l.shard FROM soma.shards l
-    WHERE l.reader = $1::text AND l.owner = $2::text AND l.shard = ANY ($3::smallint[])
-    ORDER BY l.shard FOR NO KEY UPDATE
-)
 UPDATE soma.consumer_offsets o SET next_offset = c.next_offset, moved_at = soma.now()
 FROM unnest($2::text[], $3::integer[], $4::bigint[], $5::bigint[], $6::bigint[])
      AS c (topic, number, epoch, was_offset, next_offset)
