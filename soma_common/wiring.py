@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from soma_common.config import SomaConfig
 from soma_common.consumer.source import Source
@@ -23,6 +24,9 @@ from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.sql.loader import blocks
 from soma_common.tracing.tracer import TransactionTracer
+
+if TYPE_CHECKING:
+    from soma_common.kafka.publisher import KafkaPublishers
 
 log = logging.getLogger(__name__)
 
@@ -74,22 +78,40 @@ def make_relay(config: SomaConfig, pool: Pool, closing: AsyncExitStack) -> Relay
     Raises:
         ConfigurationError: there is no Kafka in this mode.
     """
+    publishers = make_publishers(config)
+    closing.push_async_callback(publishers.close)
+    return Relay(pool, publishers, name=config.service_id, exactly_once=config.exactly_once)
+
+
+def make_publishers(config: SomaConfig) -> KafkaPublishers:
+    """The producers of the Kafka of the settings; the caller closes them.
+
+    Raises:
+        ConfigurationError: there is no Kafka in this mode.
+    """
     from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings
 
     if not config.uses_kafka:
         raise ConfigurationError(
-            "Standalone mode has no Kafka: consumers read the log itself.", cure="set SOMA_DEPLOY_MODE=somastack."
+            "There is no relay in standalone mode: consumers read the log itself.",
+            cure="set SOMA_DEPLOY_MODE=somastack.",
         )
-    publishers = KafkaPublishers(PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security))
-    closing.push_async_callback(publishers.close)
-    return Relay(pool, publishers, name=config.service_id, exactly_once=config.exactly_once)
+    return KafkaPublishers(PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security))
+
+
+def make_pool(config: SomaConfig, dsn: str = "") -> Pool:
+    """Connections to the database of the settings, or to ``dsn``; not open yet."""
+    settings = PoolSettings(
+        dsn or config.postgres_dsn, size=config.pool_size, transaction_pooler=config.postgres_pooler
+    )
+    return Pool(settings)
 
 
 async def open_ground(config: SomaConfig, models: PayloadModels, route: Callable[[Event], str]) -> Ground:
     """Connect to what the settings name."""
     async with AsyncExitStack() as stack:
         dsn = config.postgres_dsn or await _embedded(config, stack)
-        pool = await stack.enter_async_context(Pool(_pool_settings(config, dsn)))
+        pool = await stack.enter_async_context(make_pool(config, dsn))
         settings = await _append_settings(config, models, route, stack)
         return Ground(config, pool, EventStore(pool, settings), stack.pop_all())
 
@@ -140,7 +162,13 @@ async def _codec(config: SomaConfig, models: PayloadModels, stack: AsyncExitStac
     from soma_common.schemas.registry import Registry
 
     snapshot = config.folder / "schemas.json"
-    await asyncio.to_thread(snapshot.parent.mkdir, parents=True, exist_ok=True)
+    try:
+        await asyncio.to_thread(snapshot.parent.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder for the snapshot of the schemas cannot be made: {error}.",
+            cure="set SOMA_FOLDER to a folder that this process may write to.",
+        ) from error
     auth = RegistryAuth(token=config.registry_token) if config.registry_token else None
     registry = Registry(config.registry_url, group=config.service_id, auth=auth, snapshot=snapshot)
     await stack.enter_async_context(registry)
@@ -157,7 +185,3 @@ async def _embedded(config: SomaConfig, stack: AsyncExitStack) -> str:
     stack.push_async_callback(asyncio.to_thread, embedded.stop)
     await upgrade(dsn)
     return dsn
-
-
-def _pool_settings(config: SomaConfig, dsn: str) -> PoolSettings:
-    return PoolSettings(dsn, size=config.pool_size, transaction_pooler=config.postgres_pooler)

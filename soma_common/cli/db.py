@@ -61,11 +61,11 @@ def repair() -> None:
 
 
 async def _forget_relay_cursors(config: SomaConfig) -> None:
-    from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings, forget_cursors
+    from soma_common.kafka.publisher import forget_cursors
     from soma_common.outbox.relay import identities
+    from soma_common.wiring import make_publishers
 
-    settings = PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security)
-    publishers = KafkaPublishers(settings)
+    publishers = make_publishers(config)
     try:
         await forget_cursors(publishers, identities(config.service_id))
     finally:

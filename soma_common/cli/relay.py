@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import click
 
 from soma_common.config import SomaConfig
-from soma_common.errors import ConfigurationError
 from soma_common.health import HealthServer
-from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings
+from soma_common.kafka.publisher import KafkaPublishers
 from soma_common.outbox.metrics import relay_health, relay_metrics
 from soma_common.outbox.relay import Relay
 from soma_common.outbox.settings import RelaySettings
-from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.postgres.pool import Pool
 from soma_common.service import run_until_signalled
+from soma_common.wiring import make_pool, make_publishers
 
 _DRAIN = 25.0  # seconds; Kubernetes kills after 30
 
@@ -46,17 +46,12 @@ def relay(
 ) -> None:
     """Bring events from the outbox to Kafka until SIGTERM, then drain."""
     config = SomaConfig.from_env()
-    if not config.uses_kafka:
-        raise ConfigurationError(
-            "There is no relay in standalone mode: consumers read the log itself.",
-            cure="set SOMA_DEPLOY_MODE=somastack.",
-        )
+    publishers = make_publishers(config)
     # Each state change is told once by the relay itself; aiokafka tells every attempt.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     settings = RelaySettings(rows=rows, transaction_rows=max(1, rows // 2), drain=drain)
-    publishers = KafkaPublishers(PublisherSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security))
-    pool = Pool(PoolSettings(config.postgres_dsn, config.pool_size, transaction_pooler=config.postgres_pooler))
+    pool = make_pool(config)
     chosen = config.exactly_once if exactly_once is None else exactly_once
 
     def worker() -> Relay:
