@@ -7,6 +7,7 @@ MODE   ?= standalone
 ARGS   ?=
 DURATION ?= 180
 WORKERS ?= 2
+CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/postgres/cursor.py,soma_common/postgres/shards.py,soma_common/outbox/*,soma_common/consumer/dedup.py,soma_common/consumer/pipeline.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -31,6 +32,8 @@ test: setup ## All tests, on real servers; unit and property tests on every othe
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= tests
 	$(BIN)/python -m coverage report --fail-under=85
+	@echo "The core: store, cursor, relay, inbox"
+	$(BIN)/python -m coverage report --fail-under=95 --include='$(CORE)'
 	@$(MAKE) --no-print-directory test-other
 
 test-other: setup ## Unit and property tests on each other installed Python 3.11 to 3.14
