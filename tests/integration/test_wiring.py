@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from soma_common import DeployMode, Event, PayloadModels, Soma, SomaConfig, SomaError
+from soma_common.errors import ConfigurationError
 from soma_common.testing.backends import KafkaHandle
 from soma_common.wiring import open_ground
 from tests.core_support import until
@@ -79,3 +80,13 @@ async def test_a_synchronous_store_writes_what_the_relay_of_the_mode_wants(
             store.publish(Event(payload={}, tenant_id="t", aggregate_id="a", event_type=kind), connection)
         rows = connection.execute("SELECT topic FROM soma.outbox ORDER BY position").fetchall()
     assert rows == ([] if mode is DeployMode.STANDALONE else [("usual",), ("moves",)])
+
+
+async def test_a_folder_that_cannot_be_made_is_named(soma_database: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    config = SomaConfig(
+        mode=DeployMode.SOMASTACK, postgres_dsn=soma_database, kafka_bootstrap="h:1",
+        registry_url="http://127.0.0.1:1", folder=tmp_path / "file" / "soma",
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="SOMA_FOLDER"):
+        await open_ground(config, PayloadModels(), lambda _: "topic")
