@@ -45,4 +45,5 @@ class TraceContext:
     @property
     def traceparent(self) -> str:
         """The ``traceparent`` header, version 00."""
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+        flags = "01" if self.flags == 1 else f"{self.flags:02x}"  # a format takes longer than all the rest
+        return f"00-{self.trace_id}-{self.span_id}-{flags}"
