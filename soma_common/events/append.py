@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -109,6 +109,8 @@ def append_steps(
     """
     drafts = prepare(events, settings)
     _check_expected(expected, drafts)
+    if not drafts:
+        return Published()
     batch = _Batch(drafts, settings)
     found: dict[int, RecordedEvent] = {}
     for _ in range(_TRIES):
@@ -120,7 +122,7 @@ def append_steps(
         if outcome == "duplicate":
             originals = yield _BY_IDS, ([row[7] for row in rows],)
             found |= _originals(batch, rows, originals)
-            drafts = [draft for draft in drafts if draft.place not in found]
+            drafts = [draft for draft in drafts if draft[0] not in found]
             if not drafts:
                 return _published([], found, None)
             batch = _Batch(drafts, settings)
@@ -149,16 +151,9 @@ def _published(
     return result
 
 
-class _Draft(NamedTuple):
-    """An event with everything filled in but what the append gives it: stamp, version, position."""
-
-    place: int
-    event: RecordedEvent
-    stream: StreamKey
-    payload_json: bytes
-    metadata_json: str
-    given_key: str | None
-    topic: str | None
+# An event with everything filled in but what the append gives it: its place in the publish, the event, its payload
+# and its metadata as JSON, the idempotency key if one was given, the topic. A plain tuple: there is one per event.
+_Draft = tuple[int, RecordedEvent, bytes, str, str | None, str | None]
 
 
 def prepare(events: Iterable[Event], settings: AppendSettings) -> list[_Draft]:
@@ -167,7 +162,7 @@ def prepare(events: Iterable[Event], settings: AppendSettings) -> list[_Draft]:
     drafts = [_draft(place, event, settings, trace) for place, event in enumerate(events)]
     if len(drafts) > MAX_BATCH:
         raise ValidationError(f"{len(drafts)} events in one publish.", cure=f"publish at most {MAX_BATCH} at a time.")
-    keys = [(draft.stream.tenant_id, draft.given_key) for draft in drafts if draft.given_key is not None]
+    keys = [(event.tenant_id, given_key) for _, event, _, _, given_key, _ in drafts if given_key is not None]
     if keys and len(set(keys)) != len(keys):
         raise ValidationError("Two events of one publish have the same idempotency_key.", cure="a key names one event.")
     return drafts
@@ -177,33 +172,31 @@ def _draft(place: int, event: Event, settings: AppendSettings, trace: TraceConte
     event_type, given_key, metadata = event.event_type, event.idempotency_key, event.metadata
     version = event.schema_version or settings.models.latest(event_type) or 1
     payload = check_payload(event.payload, settings.models.of(event_type, version))
-    return _Draft(
-        place,
-        unsealed(
-            event,
-            schema_version=version,
-            payload=payload,
-            service_id=event.service_id or settings.service_id,
-            idempotency_key=given_key or uuid_text(event.event_id),
-            trace=event.trace or trace,
-        ),
-        event.stream,
-        to_json("payload", payload, MAX_PAYLOAD_BYTES),
-        to_json("metadata", metadata, MAX_METADATA_BYTES).decode() if metadata else "{}",
-        given_key,
-        settings.route(event) if settings.route else None,
+    recorded = unsealed(
+        event,
+        payload,
+        version,
+        event.service_id or settings.service_id,
+        given_key or uuid_text(event.event_id),
+        event.trace or trace,
     )
+    payload_json = to_json("payload", payload, MAX_PAYLOAD_BYTES)
+    metadata_json = to_json("metadata", metadata, MAX_METADATA_BYTES).decode() if metadata else "{}"
+    return place, recorded, payload_json, metadata_json, given_key, settings.route(event) if settings.route else None
 
 
 class _Batch:
     """Drafts, grouped by stream, as the arrays of ``soma.append``."""
 
     def __init__(self, drafts: Sequence[_Draft], settings: AppendSettings) -> None:
-        self.drafts, self.settings = drafts, settings
-        self.events = [draft.event for draft in drafts]
+        self.settings = settings
+        self.places, self.events, self.payloads, self.metadata, self.given, self.topics = map(
+            list, zip(*drafts, strict=True)
+        )
+        self.stream_of = [event.stream for event in self.events]
         groups: dict[StreamKey, list[RecordedEvent]] = {}
-        for draft in drafts:
-            groups.setdefault(draft.stream, []).append(draft.event)
+        for stream, event in zip(self.stream_of, self.events, strict=True):
+            groups.setdefault(stream, []).append(event)
         self.streams = sorted(groups)
         self.groups = [groups[stream] for stream in self.streams]
 
@@ -241,7 +234,7 @@ class _Batch:
         if len(self.streams) == 1:
             return [1] * len(self.events), list(range(1, len(self.events) + 1))
         index = {stream: number for number, stream in enumerate(self.streams, 1)}
-        numbers = [index[draft.stream] for draft in self.drafts]
+        numbers = [index[stream] for stream in self.stream_of]
         if len(self.streams) == len(self.events):
             return numbers, [1] * len(numbers)
         counts = [0] * (len(index) + 1)
@@ -252,8 +245,7 @@ class _Batch:
         return numbers, offsets
 
     def _columns(self, keys: list[bytes]) -> list[Any]:
-        events, drafts = self.events, self.drafts
-        given = [draft.given_key for draft in drafts]
+        events = self.events
         parents, headers = _trace_columns(events, self.settings.codec.content_type)
         return [
             [event.event_id for event in events],
@@ -261,21 +253,21 @@ class _Batch:
             [event.schema_version for event in events],
             [event.correlation_id for event in events],
             [event.causation_id for event in events],
-            given if any(given) else None,
+            self.given if any(self.given) else None,
             parents,
             [event.trace.tracestate for event in events],
             [event.baggage for event in events],
             [event.timestamp for event in events],
             [event.occurred_at for event in events],
-            [draft.payload_json.decode() for draft in drafts],
-            [draft.metadata_json for draft in drafts],
+            [payload.decode() for payload in self.payloads],
+            self.metadata,
             *(self._outbox_columns(keys, headers) if self.settings.route else (None, None, None, None)),
         ]
 
     def _outbox_columns(self, keys: list[bytes], headers: list[str]) -> list[Any]:
         encode = self.settings.codec.encode
-        values = [encode(draft.event, draft.payload_json) for draft in self.drafts]
-        return [[draft.topic for draft in self.drafts], keys, values, headers]
+        values = list(map(encode, self.events, self.payloads))
+        return [self.topics, keys, values, headers]
 
     def recorded(self, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
         """The events with what the database gave them."""
@@ -318,7 +310,7 @@ def _check_expected(expected: Expected, drafts: Sequence[_Draft]) -> None:
             raise ValidationError(
                 f"{version} is not an expected version.", cure="use ANY, EXISTS, NO_STREAM, or 1, 2, …"
             )
-    if not isinstance(expected, int) and (unknown := set(expected) - {draft.stream for draft in drafts}):
+    if not isinstance(expected, int) and (unknown := set(expected) - {event.stream for _, event, *_ in drafts}):
         raise ValidationError(
             f"A version is expected of {', '.join(map(str, unknown))}, which no event is for.", cure="check the keys."
         )
@@ -343,7 +335,7 @@ def _originals(
                 f"not to this {new.event_type} of {new.stream}.",
                 cure="use a key of its own for each event.",
             )
-        found[batch.drafts[row[1] - 1].place] = first
+        found[batch.places[row[1] - 1]] = first
     return found
 
 

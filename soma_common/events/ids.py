@@ -6,6 +6,8 @@ import os
 import time
 from uuid import UUID
 
+import orjson
+
 _VERSION, _VARIANT = 7 << 76, 2 << 62
 
 
@@ -18,6 +20,5 @@ def uuid7(milliseconds: int | None = None) -> UUID:
 
 
 def uuid_text(value: UUID) -> str:
-    """``str(value)`` in half its time."""
-    digits = value.bytes.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    """``str(value)`` in a third of its time; of Python's own UUID only."""
+    return orjson.dumps(value)[1:-1].decode()

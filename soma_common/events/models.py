@@ -11,7 +11,7 @@ from uuid import UUID
 from soma_common.clock import utc_now
 from soma_common.errors import ValidationError
 from soma_common.events.ids import uuid7, uuid_text
-from soma_common.events.keys import StreamKey, check_header, check_name
+from soma_common.events.keys import StreamKey, check_header, check_name, stream_key
 from soma_common.events.types import check_event_type
 from soma_common.tracing.context import TraceContext
 
@@ -83,7 +83,7 @@ class Event:
     @property
     def stream(self) -> StreamKey:
         """The stream this event belongs to."""
-        return StreamKey(self.tenant_id, self.aggregate_type, self.aggregate_id)
+        return stream_key(self.tenant_id, self.aggregate_type, self.aggregate_id)
 
 
 def _plain_uuid(value: Any) -> UUID:
@@ -146,7 +146,7 @@ class RecordedEvent:
     @property
     def stream(self) -> StreamKey:
         """The stream this event belongs to."""
-        return StreamKey(self.tenant_id, self.aggregate_type, self.aggregate_id)
+        return stream_key(self.tenant_id, self.aggregate_type, self.aggregate_id)
 
     @property
     def trace_id(self) -> str:
@@ -170,7 +170,7 @@ class _Unsealed(RecordedEvent):
 
 
 def unsealed(
-    event: Event, *, payload: Any, schema_version: int, service_id: str, idempotency_key: str, trace: TraceContext
+    event: Event, payload: Any, schema_version: int, service_id: str, idempotency_key: str, trace: TraceContext
 ) -> RecordedEvent:
     """The event as it will be recorded, with these fields filled in."""
     draft: Any = object.__new__(_Unsealed)
