@@ -12,7 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from soma_common.events.append import AppendSettings, Expected, Published, Stamps, Statement, Steps, append_steps
+from soma_common.events.append import (
+    AppendSettings,
+    Expected,
+    Published,
+    Stamps,
+    Statement,
+    Steps,
+    answer,
+    append_steps,
+)
 from soma_common.events.models import ANY, Event
 from soma_common.postgres.errors import translated
 from soma_common.postgres.sync import fetch_sync, transaction_if_none
@@ -37,22 +46,16 @@ class EventStore:
         if not batch:
             return Published()
         steps = append_steps(batch, self.settings, self._stamps, expected=expected_version, again=again)
-        rows = fetch_sync(connection, *next(steps))
-        try:
-            following = steps.send(rows)
-        except StopIteration as done:
-            result: Published = done.value
-            return result
+        following = answer(steps, fetch_sync(connection, *next(steps)))
+        if isinstance(following, Published):
+            return following
         # Refused for its stamp, or a duplicate: with the locks kept, the next try meets no third party.
         with translated(), transaction_if_none(connection):
-            return _finish(steps, following, connection)
+            return _run(steps, following, connection)
 
 
-def _finish(steps: Steps, following: Statement, connection: Any) -> Published:
-    while True:
-        rows = fetch_sync(connection, *following)
-        try:
-            following = steps.send(rows)
-        except StopIteration as done:
-            result: Published = done.value
-            return result
+def _run(steps: Steps, following: Statement | Published, connection: Any) -> Published:
+    """Carry out what follows on a connection, to the end."""
+    while not isinstance(following, Published):
+        following = answer(steps, fetch_sync(connection, *following))
+    return following

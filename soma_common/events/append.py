@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +17,9 @@ import orjson
 from soma_common.clock import MICROSECOND, Clock, utc_now
 from soma_common.errors import AppendError, ClockAhead, IdempotencyKeyReused, ValidationError, WrongExpectedVersion
 from soma_common.events.codec import Codec, JsonCodec
+from soma_common.events.ids import uuid_text
 from soma_common.events.keys import StreamKey, kafka_key
-from soma_common.events.models import ANY, EXISTS, NO_STREAM, Event, RecordedEvent
+from soma_common.events.models import ANY, EXISTS, NO_STREAM, Event, RecordedEvent, seal, stamp, unsealed
 from soma_common.events.payloads import (
     MAX_METADATA_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -35,6 +37,7 @@ Expected = int | Mapping[StreamKey, int]
 
 MAX_BATCH = 10_000
 _TRIES = 20
+_APPEND, _BY_IDS = blocks("store")["append"], SELECT + blocks("store")["by_ids"]
 _EXPECTED_NAMES = {ANY: "any version", EXISTS: "any existing version", NO_STREAM: "no stream"}
 
 
@@ -80,7 +83,10 @@ class Stamps:
         """The next stamp of a stream: now, or just after the last one where that is later."""
         last = self._last.get(stream)
         stamp = now if last is None or now > last else last + MICROSECOND
-        self.seen(stream, stamp)
+        if last is None:
+            self.seen(stream, stamp)
+        else:
+            self._last[stream] = stamp
         return stamp
 
     def seen(self, stream: StreamKey, stamp: datetime) -> None:
@@ -88,19 +94,6 @@ class Stamps:
         if len(self._last) >= self._most:
             self._last.clear()
         self._last[stream] = stamp
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """An event with everything filled in but what the append gives it: stamp, version, position."""
-
-    event: RecordedEvent
-    stream: StreamKey
-    payload_json: bytes
-    metadata_json: bytes
-    given_key: str | None
-    topic: str | None
-    traceparent: str
 
 
 def append_steps(
@@ -117,188 +110,205 @@ def append_steps(
     """
     drafts = prepare(events, settings)
     _check_expected(expected, drafts)
+    if not drafts:
+        return Published()
+    batch = _Batch(drafts, settings)
     found: dict[int, RecordedEvent] = {}
-    written: dict[int, RecordedEvent] = {}
-    transaction_id: int | None = None
-    left = dict(enumerate(drafts))
     for _ in range(_TRIES):
-        if not left:
-            break
-        batch = _Batch(left, settings, stamps, expected)
-        rows = yield blocks("store")["append"], batch.arguments(again)
+        batch.stamp(stamps)
+        rows = yield _APPEND, batch.arguments(expected, again)
         outcome = rows[0][0]
         if outcome == "appended":
-            transaction_id = int(rows[0][6])
-            written = batch.recorded(rows)
-            break
+            return _published(batch.recorded(rows), found, int(rows[0][6]))
         if outcome == "duplicate":
-            originals = yield SELECT + blocks("store")["by_ids"], ([row[7] for row in rows],)
+            originals = yield _BY_IDS, ([row[7] for row in rows],)
             found |= _originals(batch, rows, originals)
-            left = {place: draft for place, draft in left.items() if place not in found}
+            drafts = [draft for draft in drafts if draft[0] not in found]
+            if not drafts:
+                return _published([], found, None)
+            batch = _Batch(drafts, settings)
         else:
-            _refuse_or_restamp(batch, rows, settings, stamps, expected)
-    else:
-        raise AppendError(f"{_TRIES} attempts met a newer timestamp each time.", cure="publish again.")
-    result = Published((found | written)[place] for place in range(len(drafts)))
+            _refuse_or_restamp(batch, rows, stamps, expected)
+    raise AppendError(f"{_TRIES} attempts met a newer timestamp each time.", cure="publish again.")
+
+
+def answer(steps: Steps, rows: Sequence[Sequence[Any]]) -> Statement | Published:
+    """Hand the rows of a statement over: the next statement, or the end of the publish."""
+    try:
+        return steps.send(rows)
+    except StopIteration as done:
+        result: Published = done.value
+        return result
+
+
+def _published(
+    written: list[RecordedEvent], found: Mapping[int, RecordedEvent], transaction_id: int | None
+) -> Published:
+    """What was written, with what was found in its places."""
+    for place in sorted(found):
+        written.insert(place, found[place])
+    result = Published(written)
     result.transaction_id = transaction_id
     return result
+
+
+# An event with everything filled in but what the append gives it: its place in the publish, the event, its payload
+# and its metadata as JSON, the idempotency key if one was given, the topic. A plain tuple: there is one per event.
+_Draft = tuple[int, RecordedEvent, bytes, str, str | None, str | None]
 
 
 def prepare(events: Iterable[Event], settings: AppendSettings) -> list[_Draft]:
     """Check the events and write their JSON; nothing is sent yet."""
     trace = settings.current_trace() or TraceContext.new()
-    drafts = [_draft(event, settings, trace) for event in events]
+    drafts = [_draft(place, event, settings, trace) for place, event in enumerate(events)]
     if len(drafts) > MAX_BATCH:
         raise ValidationError(f"{len(drafts)} events in one publish.", cure=f"publish at most {MAX_BATCH} at a time.")
-    keys = [(d.event.tenant_id, d.given_key) for d in drafts if d.given_key is not None]
-    if len(set(keys)) != len(keys):
+    keys = [(event.tenant_id, given_key) for _, event, _, _, given_key, _ in drafts if given_key is not None]
+    if keys and len(set(keys)) != len(keys):
         raise ValidationError("Two events of one publish have the same idempotency_key.", cure="a key names one event.")
     return drafts
 
 
-def _draft(event: Event, settings: AppendSettings, trace: TraceContext) -> _Draft:
-    version = event.schema_version or settings.models.latest(event.event_type) or 1
-    payload = check_payload(event.payload, settings.models.of(event.event_type, version))
-    recorded = RecordedEvent(
-        event_id=event.event_id,
-        event_type=event.event_type,
-        schema_version=version,
-        payload=payload,
-        tenant_id=event.tenant_id,
-        aggregate_type=event.aggregate_type,
-        aggregate_id=event.aggregate_id,
-        service_id=event.service_id or settings.service_id,
-        correlation_id=event.correlation_id,
-        causation_id=event.causation_id,
-        idempotency_key=event.idempotency_key or str(event.event_id),
-        trace=event.trace or trace,
-        baggage=event.baggage,
-        metadata=event.metadata,
-        timestamp=event.occurred_at,
-        occurred_at=event.occurred_at,
+def _draft(place: int, event: Event, settings: AppendSettings, trace: TraceContext) -> _Draft:
+    event_type, given_key, metadata = event.event_type, event.idempotency_key, event.metadata
+    version = event.schema_version or settings.models.latest(event_type) or 1
+    payload = check_payload(event.payload, settings.models.of(event_type, version))
+    recorded = unsealed(
+        event,
+        payload,
+        version,
+        event.service_id or settings.service_id,
+        given_key or uuid_text(event.event_id),
+        event.trace or trace,
     )
-    return _Draft(
-        event=recorded,
-        stream=recorded.stream,
-        payload_json=to_json("payload", payload, MAX_PAYLOAD_BYTES),
-        metadata_json=to_json("metadata", event.metadata, MAX_METADATA_BYTES) if event.metadata else b"{}",
-        given_key=event.idempotency_key,
-        topic=settings.route(event) if settings.route else None,
-        traceparent=recorded.trace.traceparent,
-    )
+    payload_json = to_json("payload", payload, MAX_PAYLOAD_BYTES)
+    metadata_json = to_json("metadata", metadata, MAX_METADATA_BYTES).decode() if metadata else "{}"
+    return place, recorded, payload_json, metadata_json, given_key, settings.route(event) if settings.route else None
 
 
-# Completes an event in place. Nobody but the append has seen it yet, and a copy of its twenty fields costs more than
-# all the rest.
-_set = object.__setattr__
+# What the arrays take from an event as it is, in their order.
+_FIELDS = attrgetter(
+    "service_id", "event_id", "event_type", "schema_version", "correlation_id", "causation_id",
+    "trace.tracestate", "baggage", "timestamp", "occurred_at",
+)  # fmt: skip
+
+
+def _columns(rows: Iterable[Sequence[Any]]) -> Iterable[list[Any]]:
+    """Rows turned into columns, without a step of Python per cell."""
+    return map(list, zip(*rows, strict=True))
 
 
 class _Batch:
-    """Stamped events, grouped by stream, as the arrays of ``soma.append``."""
+    """Drafts, grouped by stream, as the arrays of ``soma.append``."""
 
-    def __init__(
-        self, drafts: Mapping[int, _Draft], settings: AppendSettings, stamps: Stamps, expected: Expected
-    ) -> None:
-        self.now = settings.clock()
+    def __init__(self, drafts: Sequence[_Draft], settings: AppendSettings) -> None:
         self.settings = settings
-        self.places = list(drafts)
-        self.drafts = list(drafts.values())
-        self.events = [draft.event for draft in self.drafts]
-        for draft in self.drafts:
-            _set(draft.event, "timestamp", stamps.after(draft.stream, self.now))
-        self.streams = sorted({draft.stream for draft in self.drafts})
-        self.expected = [_expected(expected, stream) for stream in self.streams]
+        self.places, self.events, self.payloads, self.metadata, self.given, self.topics = _columns(drafts)
+        self.stream_of = [event.stream for event in self.events]
+        groups: dict[StreamKey, list[RecordedEvent]] = {}
+        for stream, event in zip(self.stream_of, self.events, strict=True):
+            groups.setdefault(stream, []).append(event)
+        self.streams = sorted(groups)
+        self.groups = [groups[stream] for stream in self.streams]
 
-    def arguments(self, again: bool) -> list[Any]:
+    def stamp(self, stamps: Stamps) -> None:
+        """Give each event its stamp: now, and rising within its stream."""
+        self.now = now = self.settings.clock()
+        for stream, events in zip(self.streams, self.groups, strict=True):
+            for event in events:
+                stamp(event, stamps.after(stream, now))
+
+    def arguments(self, expected: Expected, again: bool) -> list[Any]:
         """The arguments, in the order of the function's parameters."""
-        index = {stream: number for number, stream in enumerate(self.streams, 1)}
-        counts = [0] * len(self.streams)
-        first: list[datetime | None] = [None] * len(self.streams)
-        last: list[datetime | None] = [None] * len(self.streams)
-        numbers, offsets = [], []
-        for draft in self.drafts:
-            number = index[draft.stream]
-            counts[number - 1] += 1
-            last[number - 1] = draft.event.timestamp
-            first[number - 1] = first[number - 1] or draft.event.timestamp
-            numbers.append(number)
-            offsets.append(counts[number - 1])
-        keys = [kafka_key(stream) for stream in self.streams]
+        groups = self.groups
+        tenants, types, ids = _columns(self.streams)
+        keys, hashes = _columns(map(kafka_key, self.streams))
+        services, *fields = _columns(map(_FIELDS, self.events))
+        parents, headers = _trace_columns(self.events, self.settings.codec.content_type)
         return [
-            [event.service_id for event in self.events],
+            services,
             self.now,
-            [stream.tenant_id for stream in self.streams],
-            [stream.aggregate_type for stream in self.streams],
-            [stream.aggregate_id for stream in self.streams],
-            [key_hash for _, key_hash in keys],
-            self.expected,
-            counts,
-            first,
-            last,
-            numbers,
-            offsets,
-            *self._event_columns(),
-            *self._outbox_columns([key for key, _ in keys]),
+            tenants,
+            types,
+            ids,
+            hashes,
+            _expected_column(expected, self.streams),
+            list(map(len, groups)),
+            [events[0].timestamp for events in groups],
+            [events[-1].timestamp for events in groups],
+            *self._places(),
+            *fields[:5],
+            self.given if any(self.given) else None,
+            parents,
+            *fields[5:],
+            list(map(bytes.decode, self.payloads)),
+            self.metadata,
+            *(self._outbox_columns(keys, headers) if self.settings.route else (None, None, None, None)),
             again,
         ]
 
-    def _event_columns(self) -> list[Any]:
-        events, drafts = self.events, self.drafts
-        given = [draft.given_key for draft in drafts]
-        return [
-            [event.event_id for event in events],
-            [event.event_type for event in events],
-            [event.schema_version for event in events],
-            [event.correlation_id for event in events],
-            [event.causation_id for event in events],
-            given if any(key is not None for key in given) else None,
-            [draft.traceparent for draft in drafts],
-            [event.trace.tracestate for event in events],
-            [event.baggage for event in events],
-            [event.timestamp for event in events],
-            [event.occurred_at for event in events],
-            [draft.payload_json.decode() for draft in drafts],
-            [draft.metadata_json.decode() for draft in drafts],
-        ]
+    def _places(self) -> tuple[list[int], list[int]]:
+        """The number of each event's stream, and the event's own number within it; both from 1."""
+        if len(self.streams) == 1:
+            return [1] * len(self.events), list(range(1, len(self.events) + 1))
+        index = {stream: number for number, stream in enumerate(self.streams, 1)}
+        numbers = [index[stream] for stream in self.stream_of]
+        if len(self.streams) == len(self.events):
+            return numbers, [1] * len(numbers)
+        counts = [0] * (len(index) + 1)
+        offsets = []
+        for number in numbers:
+            counts[number] += 1
+            offsets.append(counts[number])
+        return numbers, offsets
 
-    def _outbox_columns(self, keys: list[bytes]) -> list[Any]:
-        if self.settings.route is None:
-            return [None, None, None, None]
-        encode, content_type = self.settings.codec.encode, self.settings.codec.content_type
-        values = [encode(event, draft.payload_json) for event, draft in zip(self.events, self.drafts, strict=True)]
-        headers = [_headers(draft, content_type) for draft in self.drafts]
-        return [[draft.topic for draft in self.drafts], keys, values, headers]
+    def _outbox_columns(self, keys: list[bytes], headers: list[str]) -> list[Any]:
+        encode = self.settings.codec.encode
+        values = list(map(encode, self.events, self.payloads))
+        return [self.topics, keys, values, headers]
 
-    def recorded(self, rows: Sequence[Sequence[Any]]) -> dict[int, RecordedEvent]:
+    def recorded(self, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
         """The events with what the database gave them."""
         for event, row in zip(self.events, rows, strict=True):
-            _set(event, "position", row[2])
-            _set(event, "version", row[3])
-            _set(event, "recorded_at", row[5])
-        return dict(zip(self.places, self.events, strict=True))
+            seal(event, row[2], row[3], row[5])
+        return self.events
 
 
-def _headers(draft: _Draft, content_type: str) -> str:
-    headers = {"content-type": content_type, "traceparent": draft.traceparent}
-    if draft.event.trace.tracestate:
-        headers["tracestate"] = draft.event.trace.tracestate
-    if draft.event.baggage:
-        headers["baggage"] = draft.event.baggage
+def _trace_columns(events: Sequence[RecordedEvent], content_type: str) -> tuple[list[str], list[str]]:
+    """The traceparent and the record's headers of each event. One after another they are mostly of one trace."""
+    parents, headers = [], []
+    trace = baggage = None
+    for event in events:
+        if event.trace is not trace or event.baggage is not baggage:
+            trace, baggage = event.trace, event.baggage
+            parent = trace.traceparent
+            header = _headers(content_type, parent, trace.tracestate, baggage)
+        parents.append(parent)
+        headers.append(header)
+    return parents, headers
+
+
+def _headers(content_type: str, traceparent: str, tracestate: str | None, baggage: str | None) -> str:
+    headers = {"content-type": content_type, "traceparent": traceparent}
+    if tracestate:
+        headers["tracestate"] = tracestate
+    if baggage:
+        headers["baggage"] = baggage
     return orjson.dumps(headers).decode()
 
 
-def _expected(expected: Expected, stream: StreamKey) -> int:
-    return expected if isinstance(expected, int) else expected.get(stream, ANY)
+def _expected_column(expected: Expected, streams: Sequence[StreamKey]) -> list[int]:
+    return [expected] * len(streams) if isinstance(expected, int) else [expected.get(key, ANY) for key in streams]
 
 
 def _check_expected(expected: Expected, drafts: Sequence[_Draft]) -> None:
-    versions = [expected] if isinstance(expected, int) else list(expected.values())
+    versions = [expected] if isinstance(expected, int) else expected.values()
     for version in versions:
         if not ANY <= version < 2**63:
             raise ValidationError(
                 f"{version} is not an expected version.", cure="use ANY, EXISTS, NO_STREAM, or 1, 2, …"
             )
-    if not isinstance(expected, int) and (unknown := set(expected) - {draft.stream for draft in drafts}):
+    if not isinstance(expected, int) and (unknown := set(expected) - {event.stream for _, event, *_ in drafts}):
         raise ValidationError(
             f"A version is expected of {', '.join(map(str, unknown))}, which no event is for.", cure="check the keys."
         )
@@ -327,16 +337,14 @@ def _originals(
     return found
 
 
-def _refuse_or_restamp(
-    batch: _Batch, rows: Sequence[Sequence[Any]], settings: AppendSettings, stamps: Stamps, expected: Expected
-) -> None:
-    for outcome, ordinal, _, version, stamp, *_ in rows:
+def _refuse_or_restamp(batch: _Batch, rows: Sequence[Sequence[Any]], stamps: Stamps, expected: Expected) -> None:
+    for outcome, ordinal, _, version, last, *_ in rows:
         if outcome == "clock_ahead":
             stamps.forget(batch.streams)
-            ahead = (batch.now - stamp).total_seconds()
+            ahead = (batch.now - last).total_seconds()
             raise ClockAhead(f"This machine's clock is {ahead:.0f} s ahead of the database's.", cure="set the clock.")
         stream = batch.streams[ordinal - 1]
         if outcome == "wrong_version":
-            wanted = batch.expected[ordinal - 1]
+            wanted = expected if isinstance(expected, int) else expected.get(stream, ANY)
             raise WrongExpectedVersion(str(stream), _EXPECTED_NAMES.get(wanted, f"version {wanted}"), version)
-        stamps.seen(stream, stamp)
+        stamps.seen(stream, last)

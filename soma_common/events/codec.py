@@ -39,6 +39,7 @@ class JsonCodec:
 
     def encode(self, event: RecordedEvent, payload_json: bytes) -> bytes:
         """UTF-8 JSON; the payload's own JSON is placed into it as it is."""
+        trace, metadata = event.trace, event.metadata
         envelope = {
             "event_id": event.event_id,
             "event_type": event.event_type,
@@ -50,12 +51,12 @@ class JsonCodec:
             "correlation_id": event.correlation_id,
             "causation_id": event.causation_id,
             "idempotency_key": event.idempotency_key,
-            "traceparent": event.trace.traceparent,
-            "tracestate": event.trace.tracestate,
+            "traceparent": trace.traceparent,
+            "tracestate": trace.tracestate,
             "baggage": event.baggage,
             "timestamp": event.timestamp,
             "occurred_at": event.occurred_at,
-            "metadata": orjson.Fragment(pydantic_core.to_json(event.metadata) if event.metadata else b"{}"),
+            "metadata": orjson.Fragment(pydantic_core.to_json(metadata)) if metadata else {},
             "payload": orjson.Fragment(payload_json),
         }
         try:

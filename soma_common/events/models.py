@@ -10,8 +10,8 @@ from uuid import UUID
 
 from soma_common.clock import utc_now
 from soma_common.errors import ValidationError
-from soma_common.events.ids import uuid7
-from soma_common.events.keys import StreamKey, check_header, check_name
+from soma_common.events.ids import uuid7, uuid_text
+from soma_common.events.keys import StreamKey, check_header, check_name, stream_key
 from soma_common.events.types import check_event_type
 from soma_common.tracing.context import TraceContext
 
@@ -52,6 +52,8 @@ class Event:
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
+        if type(self.event_id) is not UUID:
+            fill(self, "event_id", _plain_uuid(self.event_id))
         declared = getattr(type(self.payload), "event_type", None)
         if declared is not None:
             if self.event_type and self.event_type != declared:
@@ -68,13 +70,11 @@ class Event:
             check_name("idempotency_key", self.idempotency_key)
         if self.causation_id is not None:
             check_name("causation_id", self.causation_id)
-        fill(self, "correlation_id", check_name("correlation_id", self.correlation_id or str(self.event_id)))
+        fill(self, "correlation_id", check_name("correlation_id", self.correlation_id or uuid_text(self.event_id)))
         if not 0 <= self.schema_version < 2**31:
             raise ValidationError(f"schema_version must be 1 or more, not {self.schema_version}.")
         if self.occurred_at.tzinfo is not UTC:
             fill(self, "occurred_at", _in_utc(self.occurred_at))
-        if not isinstance(self.event_id, UUID):
-            raise ValidationError(f"event_id {self.event_id!r:.80} is not a UUID.", cure="leave it out.")
         if self.trace is not None:
             check_trace(self.trace)
         if self.baggage is not None:
@@ -83,7 +83,14 @@ class Event:
     @property
     def stream(self) -> StreamKey:
         """The stream this event belongs to."""
-        return StreamKey(self.tenant_id, self.aggregate_type, self.aggregate_id)
+        return stream_key(self.tenant_id, self.aggregate_type, self.aggregate_id)
+
+
+def _plain_uuid(value: Any) -> UUID:
+    """A driver's own kind of UUID as Python's, which every codec can write."""
+    if not isinstance(value, UUID):
+        raise ValidationError(f"event_id {value!r:.80} is not a UUID.", cure="leave it out.")
+    return UUID(int=value.int)
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -139,7 +146,7 @@ class RecordedEvent:
     @property
     def stream(self) -> StreamKey:
         """The stream this event belongs to."""
-        return StreamKey(self.tenant_id, self.aggregate_type, self.aggregate_id)
+        return stream_key(self.tenant_id, self.aggregate_type, self.aggregate_id)
 
     @property
     def trace_id(self) -> str:
@@ -149,3 +156,51 @@ class RecordedEvent:
     def with_payload(self, payload: Any, schema_version: int) -> RecordedEvent:
         """The same event with its payload in another form (typed, or upcast)."""
         return replace(self, payload=payload, schema_version=schema_version)
+
+
+class _Unsealed(RecordedEvent):
+    """A recorded event in the making: the append writes its fields one by one, then seals it. Nobody else has one.
+
+    A frozen dataclass sets its fields through a slow door: by the constructor an event cost more than its JSON.
+    """
+
+    __slots__ = ()
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__
+
+
+def unsealed(
+    event: Event, payload: Any, schema_version: int, service_id: str, idempotency_key: str, trace: TraceContext
+) -> RecordedEvent:
+    """The event as it will be recorded, with these fields filled in."""
+    draft: Any = object.__new__(_Unsealed)
+    draft.event_id = event.event_id
+    draft.event_type = event.event_type
+    draft.schema_version = schema_version
+    draft.payload = payload
+    draft.tenant_id = event.tenant_id
+    draft.aggregate_type = event.aggregate_type
+    draft.aggregate_id = event.aggregate_id
+    draft.service_id = service_id
+    draft.correlation_id = event.correlation_id
+    draft.causation_id = event.causation_id
+    draft.idempotency_key = idempotency_key
+    draft.trace = trace
+    draft.baggage = event.baggage
+    draft.metadata = event.metadata
+    draft.timestamp = draft.occurred_at = event.occurred_at
+    draft.version = draft.position = 0
+    draft.recorded_at = _NOT_RECORDED
+    recorded: RecordedEvent = draft
+    return recorded
+
+
+def stamp(draft: Any, timestamp: datetime) -> None:
+    """Set the stamp of an unsealed event."""
+    draft.timestamp = timestamp
+
+
+def seal(draft: Any, position: int, version: int, recorded_at: datetime) -> None:
+    """Fill in what the database gave; from now on the event is a value."""
+    draft.position, draft.version, draft.recorded_at = position, version, recorded_at
+    draft.__class__ = RecordedEvent

@@ -11,7 +11,16 @@ from typing import Any, Final
 from uuid import UUID
 
 from soma_common.errors import ClockAhead, CommitUnknown, DatabaseUnavailable, TenantRequired, ValidationError
-from soma_common.events.append import AppendSettings, Expected, Published, Stamps, Steps, append_steps
+from soma_common.events.append import (
+    AppendSettings,
+    Expected,
+    Published,
+    Stamps,
+    Statement,
+    Steps,
+    answer,
+    append_steps,
+)
 from soma_common.events.keys import StreamKey
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.rows import SELECT, recorded_event
@@ -124,7 +133,8 @@ class EventStore:
         if not batch:
             return Published()
         if tx is not None:
-            return await _run(append_steps(batch, self.settings, self._stamps, expected=expected_version), tx)
+            steps = append_steps(batch, self.settings, self._stamps, expected=expected_version)
+            return await _run(steps, next(steps), tx)
         try:
             return await self._publish_alone(batch, expected_version, again=False)
         except DatabaseUnavailable:
@@ -160,16 +170,13 @@ class EventStore:
     async def _publish_alone(self, events: Sequence[Event], expected: Expected, *, again: bool) -> Published:
         """One statement in autocommit; only when it is refused for its stamp does it go on inside a transaction."""
         steps = append_steps(events, self.settings, self._stamps, expected=expected, again=again)
-        statement, args = next(steps)
+        first = next(steps)  # checked before a connection is taken
         async with self.pool.connection() as connection:
-            rows = await fetch(connection, statement, args)
-            try:
-                statement, args = steps.send(rows)
-            except StopIteration as done:
-                result: Published = done.value
-                return result
+            following = answer(steps, await fetch(connection, *first))
+            if isinstance(following, Published):
+                return following
             async with connection.transaction(isolation="read_committed"):
-                return await _run(_resumed(steps, statement, args), connection)
+                return await _run(steps, following, connection)
 
     async def outcome(self, published: Published) -> bool:
         """Whether the transaction that published these events committed, once it has ended.
@@ -279,28 +286,11 @@ def _compose(conditions: dict[str, Any], order: str, limit: int) -> tuple[str, l
     return SELECT + where + sql[order].replace("$n", f"${len(parts) + 1}"), [*conditions.values(), limit]
 
 
-def _resumed(steps: Steps, statement: str, args: Sequence[Any]) -> Steps:
-    """The rest of a series whose next statement was taken out already."""
-    rows = yield statement, args
-    while True:
-        try:
-            statement, args = steps.send(rows)
-        except StopIteration as done:
-            result: Published = done.value
-            return result
-        rows = yield statement, args
-
-
-async def _run(steps: Steps, connection: Any) -> Published:
-    """Carry out the statements on a connection."""
-    statement, args = next(steps)
-    while True:
-        rows = await fetch(connection, statement, args)
-        try:
-            statement, args = steps.send(rows)
-        except StopIteration as done:
-            result: Published = done.value
-            return result
+async def _run(steps: Steps, following: Statement | Published, connection: Any) -> Published:
+    """Carry out what follows on a connection, to the end."""
+    while not isinstance(following, Published):
+        following = answer(steps, await fetch(connection, *following))
+    return following
 
 
 def _check_value(name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from soma_common.errors import ConfigurationError
+from soma_common.postgres.arrays import literals
 from soma_common.postgres.errors import translated, translated_around_callers
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
@@ -53,9 +54,11 @@ async def fetch(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
             return rows
         import psycopg
 
-        async with psycopg.AsyncRawCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
-            await cursor.execute(sql, tuple(args))
-            return list(await cursor.fetchall()) if cursor.description else []
+        # Not closed: a cursor of the client's side holds nothing.
+        cursor = psycopg.AsyncRawCursor(connection, row_factory=psycopg.rows.tuple_row)
+        await cursor.execute(sql, literals(args))
+        found: list[Any] = await cursor.fetchall() if cursor.description else []
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from soma_common.postgres.arrays import literals
 from soma_common.postgres.errors import translated
 from soma_common.postgres.pool import Row
 
@@ -18,10 +19,11 @@ def fetch_sync(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
     import psycopg
 
     with translated(), _django_errors(connection):
-        driver = _driver_connection(connection)
-        with psycopg.RawCursor(driver, row_factory=psycopg.rows.tuple_row) as cursor:
-            cursor.execute(sql, tuple(args))
-            return list(cursor.fetchall()) if cursor.description else []
+        # Not closed: a cursor of the client's side holds nothing.
+        cursor = psycopg.RawCursor(_driver_connection(connection), row_factory=psycopg.rows.tuple_row)
+        cursor.execute(sql, literals(args))
+        found: list[Any] = cursor.fetchall() if cursor.description else []
+        return found
 
 
 def transaction_if_none(connection: Any) -> AbstractContextManager[Any]:

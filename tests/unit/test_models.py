@@ -6,12 +6,13 @@ from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from soma_common.errors import ValidationError
 from soma_common.events.ids import uuid7
 from soma_common.events.keys import StreamKey
-from soma_common.events.models import Event
+from soma_common.events.models import Event, RecordedEvent, seal, stamp, unsealed
 from soma_common.events.payloads import Payload
 from soma_common.events.types import EventType, check_event_type
 from soma_common.tracing.context import TraceContext
@@ -76,3 +77,31 @@ def test_ids_begin_with_the_time() -> None:
     assert [id_.int >> 80 for id_ in ids] == [0, 1, 2**40, 2**48 - 1]
     assert len({uuid7() for _ in range(10_000)}) == 10_000
     assert all(isinstance(id_, UUID) and id_.version == 7 and id_.variant == ids[0].variant for id_ in ids)
+
+
+def test_an_id_that_came_from_a_driver_becomes_pythons_own() -> None:
+    # orjson, for one, writes no other kind.
+    given = uuid7()
+    event = Event(
+        payload={}, tenant_id="t", aggregate_id="a", event_type="a.b", event_id=asyncpg.pgproto.pgproto.UUID(str(given))
+    )
+    assert type(event.event_id) is UUID
+    assert event.event_id == given
+    assert event.correlation_id == str(given)
+
+
+def test_an_event_that_the_append_has_sealed_is_a_value() -> None:
+    event = Event(payload={"n": 1}, tenant_id="t", aggregate_id="a", event_type="a.b")
+    now, trace = datetime.now(UTC), TraceContext.new()
+    draft = unsealed(event, event.payload, 1, "svc", "key", trace)
+    stamp(draft, now)
+    seal(draft, 7, 2, now)
+    assert type(draft) is RecordedEvent
+    assert draft == RecordedEvent(
+        event_id=event.event_id, event_type="a.b", schema_version=1, payload={"n": 1}, tenant_id="t",
+        aggregate_type="default", aggregate_id="a", service_id="svc", correlation_id=event.correlation_id,
+        idempotency_key="key", trace=trace, timestamp=now, occurred_at=event.occurred_at,
+        version=2, position=7, recorded_at=now,
+    )  # fmt: skip
+    with pytest.raises(FrozenInstanceError):
+        draft.version = 3  # type: ignore[misc]
