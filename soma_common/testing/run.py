@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from soma_common.errors import ServerUnavailable
 from soma_common.locks import exclusive
@@ -30,18 +30,12 @@ from soma_common.testing.lane.apicurio import ApicurioServer
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.postgres import PostgresServer
-from soma_common.testing.lane.process import ServerProcess
+from soma_common.testing.lane.server import LaneServer
 
 _PATIENCE = 1800.0  # seconds: another worker may be downloading jars over a slow line
 
 
-class _LaneServer(Protocol):
-    process: ServerProcess
-
-    def close(self) -> None: ...
-
-
-_S = TypeVar("_S", bound=_LaneServer)
+_S = TypeVar("_S", bound=LaneServer[Any])
 _H = TypeVar("_H")
 _MAJORS = {Service.POSTGRES: 18, Service.POSTGRES16: 16}
 
