@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +14,7 @@ from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.pool import Pool, PoolSettings
+from tests.waiting import until
 
 
 def event(aggregate_id: str = "a", **fields: Any) -> Event:
@@ -79,17 +78,6 @@ class Reader:
     def ids(self) -> list[str]:
         """The aggregate ids seen, in order."""
         return [seen.aggregate_id for seen in self.seen]
-
-
-async def until(condition: Callable[[], Awaitable[Any]], *, within: float = 20.0) -> Any:
-    """Wait until a condition holds and return its value; fails after ``within`` seconds."""
-    deadline = time.monotonic() + within
-    while True:
-        value = await condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"still not so after {within:g} s: {condition}"
-        await asyncio.sleep(0.005)
 
 
 async def waiting_for_lock(watcher: Any, pid: int) -> None:

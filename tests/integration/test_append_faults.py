@@ -13,7 +13,8 @@ import pytest
 from soma_common.errors import ClockAhead, CommitUnknown, DatabaseUnavailable
 from soma_common.events.append import Published
 from soma_common.testing.proxy import CommitCut, Proxy, proxy_to
-from tests.core_support import FakeClock, Reader, connected, event, opened, until
+from tests.core_support import FakeClock, Reader, connected, event, opened
+from tests.waiting import until
 
 _LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError)
 

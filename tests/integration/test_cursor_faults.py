@@ -13,7 +13,8 @@ from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.shards import Shards
 from soma_common.testing.lane.postgres import PostgresServer
-from tests.core_support import Reader, connected, event, opened, until
+from tests.core_support import Reader, connected, event, opened
+from tests.waiting import until
 
 
 @pytest.fixture

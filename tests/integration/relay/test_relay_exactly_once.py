@@ -12,7 +12,8 @@ from soma_common.kafka.publisher import forget_cursors
 from soma_common.outbox.publishing import Sending
 from soma_common.outbox.relay import identities
 from soma_common.postgres.cursor import Cursor
-from tests.integration.relay.lab import World, check, until
+from tests.integration.relay.lab import World, check
+from tests.waiting import until
 
 
 async def _stored(lab: World, group: int) -> str | None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.relay.lab import LEASE, RelayProcess, World, check, owners, until
+from tests.integration.relay.lab import LEASE, RelayProcess, World, check, owners
+from tests.waiting import until
 
 Spawn = Callable[..., RelayProcess]
 MODES = pytest.mark.parametrize("mode", ["--at-least-once", "--exactly-once"])
