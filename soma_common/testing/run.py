@@ -41,11 +41,14 @@ _MAJORS = {Service.POSTGRES: 18, Service.POSTGRES16: 16}
 
 
 class ServerRun:
-    """Hands out each service once and ends what it started. ``shared`` names a run of several processes."""
+    """Hands out each service once and ends what it started.
 
-    def __init__(self, env: Mapping[str, str], *, shared: str | None = None) -> None:
+    ``shared`` names a run of several processes. ``lasting``: a Kafka of the lane starts slowly and is quick.
+    """
+
+    def __init__(self, env: Mapping[str, str], *, shared: str | None = None, lasting: bool = False) -> None:
         self._env = env
-        self._shared = shared
+        self._shared, self._lasting = shared, lasting
         self._folder = _run_folder(shared)
         self._given: dict[Service, PostgresHandle | KafkaHandle | RegistryHandle] = {}
         self._prepared: set[str] = set()
@@ -119,7 +122,7 @@ class ServerRun:
             return self._ended_later(docker.start_kafka())
         return self._share(
             Service.KAFKA,
-            lambda: KafkaServer.start(parent=self._folder),
+            lambda: KafkaServer.start(parent=self._folder, lasting=self._lasting),
             KafkaServer.attach,
         )
 

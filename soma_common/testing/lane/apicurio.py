@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from soma_common.testing.deployments import deployments_folder
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.jars import Jars
-from soma_common.testing.lane.java import find_java
+from soma_common.testing.lane.java import QUICK_START, find_java
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
 from soma_common.testing.lane.server import LaneServer, Settings, remembered
@@ -72,7 +72,7 @@ class ApicurioServer(LaneServer[_Settings]):
     def _launch(self, within: float) -> Launch:
         app, known = self._jars / "app", self._settings
         return Launch(
-            command=[self._java, *_HEAP, "-jar", str(app / "quarkus-run.jar")],
+            command=[self._java, *QUICK_START, *_HEAP, "-jar", str(app / "quarkus-run.jar")],
             ready=self._ready,
             env=environment(known.dsn, http=known.http, management=known.management, config=_config()),
             stop=signal.SIGKILL,

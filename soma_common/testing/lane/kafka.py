@@ -15,7 +15,7 @@ from soma_common.errors import ServerUnavailable
 from soma_common.testing.deployments import deployments_folder
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.jars import Jars
-from soma_common.testing.lane.java import find_java
+from soma_common.testing.lane.java import QUICK_START, find_java
 from soma_common.testing.lane.kafka_wire import Topic, broker_count, create_topic
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
@@ -26,39 +26,48 @@ _HEAP = ("-Xms256m", "-Xmx1g")
 
 
 @dataclass(frozen=True, slots=True)
-class _Ports(Settings):
+class _Settings(Settings):
     broker: int
     controller: int
+    lasting: bool
 
     def redrawn(self) -> Self:
         return replace(self, broker=free_port(), controller=free_port())
 
 
-class KafkaServer(LaneServer[_Ports]):
+class KafkaServer(LaneServer[_Settings]):
     """A broker of our own: make with ``start`` or ``attach``; a context manager."""
 
     version = "4.3.1"
 
-    def __init__(self, folder: Path, ports: _Ports, *, settings: Mapping[str, str] | None = None) -> None:
-        super().__init__("Kafka", folder, ports)
-        self._given = settings or {}
+    def __init__(self, folder: Path, settings: _Settings, *, properties: Mapping[str, str] | None = None) -> None:
+        super().__init__("Kafka", folder, settings)
+        self._given = properties or {}
         self._jars = Jars("kafka").ensure()
         self._java = find_java(_JAVA)
 
     @classmethod
-    def start(cls, *, settings: Mapping[str, str] | None = None, parent: Path | None = None) -> KafkaServer:
+    def start(
+        cls,
+        *,
+        settings: Mapping[str, str] | None = None,
+        parent: Path | None = None,
+        lasting: bool = False,
+    ) -> KafkaServer:
         """Format a folder (under ``parent``) and start a broker; ``settings`` go on top of the file's.
+
+        A broker starts in half the processor time and is not quick; ``lasting`` makes it quick, for benchmarks.
 
         Raises ServerUnavailable: Java or Maven missing, jars changed, or the end of the broker's log.
         """
         Jars("kafka").ensure()  # before anything is made
         folder = scratch_folder("kafka", parent)
-        return cls(folder, _Ports(free_port(), free_port()), settings=settings)._start_first()
+        return cls(folder, _Settings(free_port(), free_port(), lasting), properties=settings)._start_first()
 
     @classmethod
     def attach(cls, folder: Path) -> KafkaServer:
         """The broker that another process started in ``folder``, for as long as one of its users lives."""
-        return cls(folder, _Ports(**remembered(folder)))
+        return cls(folder, _Settings(**remembered(folder)))
 
     @property
     def bootstrap(self) -> str:
@@ -99,15 +108,16 @@ class KafkaServer(LaneServer[_Ports]):
         if (self.folder / "data" / "meta.properties").exists():
             return
         cluster = cluster_id(uuid.uuid4().bytes)
-        command = self._run_class("kafka.tools.StorageTool", "-Xmx128m", "-XX:TieredStopAtLevel=1")
+        command = self._run_class("kafka.tools.StorageTool", "-Xmx128m", *QUICK_START)
         command += ["format", "-t", cluster, "-c", str(self._properties)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ServerUnavailable(f"Kafka could not format its folder: {done.stdout}{done.stderr}")
 
     def _launch(self, within: float) -> Launch:
+        options = _HEAP if self._settings.lasting else (*_HEAP, *QUICK_START)
         return Launch(
-            command=[*self._run_class("kafka.Kafka", *_HEAP), str(self._properties)],
+            command=[*self._run_class("kafka.Kafka", *options), str(self._properties)],
             ready=self._ready,
             stop=signal.SIGKILL,  # the guard's way when nobody uses the broker any more: its data are deleted
             grace=5.0,

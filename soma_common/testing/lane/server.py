@@ -53,7 +53,7 @@ class LaneServer(ABC, Generic[S]):
     def address(self) -> str:
         """Host and port."""
 
-    def start_again(self, *, within: float = 60.0) -> None:
+    def start_again(self, *, within: float = 120.0) -> None:
         """Start the stopped or killed server on the same data and ports; wait until it is ready."""
         self.process.start(self._launch(within))
 

@@ -72,11 +72,11 @@ class Journal:
 class World:
     """A database, a topic, a broker."""
 
-    def __init__(self, dsn: str, bootstrap: str, topic: str, *, name: str = "lab") -> None:
+    def __init__(self, dsn: str, bootstrap: str, topic: str, *, name: str = "lab", delivery: float = 30.0) -> None:
         self.dsn, self.bootstrap, self.topic, self.name = dsn, bootstrap, topic, name
         self.pool = Pool(dsn)
         self.store = EventStore(self.pool, AppendSettings("lab", route=self.route), patience=60.0)
-        self.publishers = KafkaPublishers(PublisherSettings(bootstrap=bootstrap, delivery_timeout=5.0))
+        self.publishers = KafkaPublishers(PublisherSettings(bootstrap=bootstrap, delivery_timeout=delivery))
         self.journal = Journal()
 
     def route(self, event: Event) -> str:
@@ -241,7 +241,7 @@ class RelayProcess:
         self.process.kill()
         self.process.wait(10)
 
-    async def terminated(self, within: float = 20.0) -> int:
+    async def terminated(self, within: float = 60.0) -> int:
         """SIGTERM; the exit code."""
         self.process.terminate()
         return await asyncio.to_thread(self.process.wait, within)

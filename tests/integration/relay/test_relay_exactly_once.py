@@ -67,7 +67,7 @@ async def test_rows_of_a_fenced_holder_never_become_visible(lab: World) -> None:
 
 async def _fenced(old: object) -> bool:
     try:
-        await asyncio.wait_for(old.commit("x"), 5)  # type: ignore[attr-defined]
+        await asyncio.wait_for(old.commit("x"), 30)  # type: ignore[attr-defined]
     except LeaseLost:
         return True
     return False

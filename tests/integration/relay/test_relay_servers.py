@@ -29,7 +29,7 @@ def broker() -> object:
 async def own_broker(broker: KafkaServer, soma_database: str) -> AsyncIterator[World]:
     topic = f"soma.test.{soma_database.rpartition('_')[2]}"
     broker.create_topic(Topic(topic, partitions=3, config={}))
-    async with world(soma_database, broker.bootstrap, topic, name=topic.rpartition(".")[2]) as one:
+    async with world(soma_database, broker.bootstrap, topic, name=topic.rpartition(".")[2], delivery=5.0) as one:
         yield one
 
 
