@@ -15,6 +15,8 @@ from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.postgres import PostgresServer
 
+pytestmark = pytest.mark.xdist_group("lane-postgres")  # one worker, so that what they share is made once
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:

@@ -33,6 +33,7 @@ async def own_broker(broker: KafkaServer, soma_database: str) -> AsyncIterator[W
         yield one
 
 
+@pytest.mark.xdist_group("relay-broker")  # one worker, so that the broker is started once
 @MODES
 async def test_the_broker_is_killed_and_comes_back(
     own_broker: World, broker: KafkaServer, exactly_once: bool, caplog: pytest.LogCaptureFixture
