@@ -16,10 +16,8 @@ from tests.waiting import until
 
 
 async def test_a_statement_after_the_cut_is_unavailable(soma_database: str) -> None:
-    before, after = soma_database.rsplit("@", 1)
     with proxy_to(soma_database) as proxy:
-        dsn = f"{before}@{proxy.address}/{after.split('/', 1)[1]}?sslmode=disable"
-        async with Pool(PoolSettings(dsn)) as pool:
+        async with Pool(PoolSettings(proxy.through(soma_database))) as pool:
             with pytest.raises(DatabaseUnavailable):
                 await _cut_between_two_statements(pool, proxy.cut)
 

@@ -100,9 +100,8 @@ async def test_the_connection_is_cut_at_commit(world: Any, when: CommitCut) -> N
     """The worker cannot know whether it committed; the stored position and the inbox do."""
     events = await world.publish(300, keys=10)
     with proxy_to(world.dsn) as proxy:
-        dsn = world.dsn.replace(world.dsn.rsplit("@", 1)[-1].split("/", 1)[0], proxy.address)
         pool = world.pool
-        async with Pool(f"{dsn}?sslmode=disable") as world.pool:
+        async with Pool(proxy.through(world.dsn)) as world.pool:
             worker = world.log_worker(settings=ConsumerSettings(batch=20, backoff=QUICK))
             proxy.cut_at_commit(when, times=4)
             async with worker:
