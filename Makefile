@@ -30,7 +30,7 @@ demo: setup ## A week of flights through the library, with kills (MODE=standalon
 
 test: setup ## All tests, on real servers; unit and property tests on every other installed Python too
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov --cov-report= tests
 	$(BIN)/python -m coverage report --fail-under=85
 	@echo "The core: store, cursor, relay, inbox"
 	$(BIN)/python -m coverage report --fail-under=95 --include='$(CORE)'

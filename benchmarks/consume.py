@@ -90,7 +90,7 @@ def _broker(stack: ExitStack) -> str:
     if os.environ.get("SOMA_BENCH_KAFKA") == "off":
         return ""
     given = os.environ.get("SOMA_TEST_KAFKA_BOOTSTRAP")
-    return given or stack.enter_context(KafkaServer.start()).bootstrap
+    return given or stack.enter_context(KafkaServer.start(lasting=True)).bootstrap
 
 
 async def _publish(store: EventStore, count: int) -> list[RecordedEvent]:

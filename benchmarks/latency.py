@@ -139,7 +139,7 @@ async def until_counted(results: Path, number: int) -> None:
 @contextmanager
 def environments(folder: Path) -> Iterator[list[dict[str, str]]]:
     """The two modes; servers of the second one run meanwhile."""
-    run = ServerRun(os.environ)
+    run = ServerRun(os.environ, lasting=True)
     try:
         dsn = run.postgres().sql.create_database("latency")
         asyncio.run(upgrade(dsn))

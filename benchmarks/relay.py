@@ -251,7 +251,7 @@ def main(events: int, rounds: int, workers: int, child: tuple[str, str, str, str
     if child:
         asyncio.run(run_child(*child))
         return
-    run = ServerRun(os.environ)
+    run = ServerRun(os.environ, lasting=True)
     try:
         postgres, kafka = run.postgres(), run.kafka()
         dsn = postgres.sql.create_database("bench")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 
@@ -16,12 +15,34 @@ from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.tracing.context import TraceContext
+from tests.waiting import until
 
 
 def event(aggregate_id: str = "a", **fields: Any) -> Event:
     """A small event; every field may be given."""
     given = {"payload": {"n": 1}, "tenant_id": "t", "event_type": "thing.done"} | fields
     return Event(aggregate_id=aggregate_id, **given)
+
+
+def recorded(payload: Any, **fields: Any) -> RecordedEvent:
+    """An event as it would be read back, the same in every run; every field may be given."""
+    moment = datetime(2024, 1, 1, tzinfo=UTC)
+    given = {
+        "event_id": UUID(int=7),
+        "event_type": "order.placed",
+        "schema_version": 1,
+        "tenant_id": "t",
+        "aggregate_type": "order",
+        "aggregate_id": "1",
+        "service_id": "shop",
+        "correlation_id": "c",
+        "idempotency_key": "k",
+        "trace": TraceContext("1" * 32, "2" * 16),
+        "timestamp": moment,
+        "occurred_at": moment,
+    }
+    return RecordedEvent(payload=payload, **(given | fields))
 
 
 def settings(**given: Any) -> AppendSettings:
@@ -79,17 +100,6 @@ class Reader:
     def ids(self) -> list[str]:
         """The aggregate ids seen, in order."""
         return [seen.aggregate_id for seen in self.seen]
-
-
-async def until(condition: Callable[[], Awaitable[Any]], *, within: float = 20.0) -> Any:
-    """Wait until a condition holds and return its value; fails after ``within`` seconds."""
-    deadline = time.monotonic() + within
-    while True:
-        value = await condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"still not so after {within:g} s: {condition}"
-        await asyncio.sleep(0.005)
 
 
 async def waiting_for_lock(watcher: Any, pid: int) -> None:

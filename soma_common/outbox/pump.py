@@ -211,7 +211,9 @@ class Pump:
             await self._p.ticks.next_diff(done, await self._p.ticks.latest())
         except CursorLost:
             return saved  # the database went back to an earlier moment
-        return later(saved, done)
+        furthest = later(saved, done)
+        self._done[shard] = epoch, furthest  # ours under this epoch too: the save may fail again before the next one
+        return furthest
 
     def _stop_groups(self, error: LogError) -> None:
         for shard in self.groups:

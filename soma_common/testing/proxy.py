@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from soma_common.errors import ServerUnavailable
 from soma_common.testing.lane.ports import LOOPBACK
@@ -69,6 +70,13 @@ class Proxy:
     @property
     def address(self) -> str:
         return f"{LOOPBACK}:{self.port}"
+
+    def through(self, dsn: str) -> str:
+        """The DSN of the same database by way of this proxy; not encrypted, so that a COMMIT can be told."""
+        parts = urlsplit(dsn)
+        user, at, _ = parts.netloc.rpartition("@")
+        query = "&".join(filter(None, (parts.query, "sslmode=disable")))
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{self.address}", query=query))
 
     @property
     def connections(self) -> int:

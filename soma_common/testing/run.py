@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from soma_common.errors import ServerUnavailable
 from soma_common.locks import exclusive
@@ -30,28 +30,25 @@ from soma_common.testing.lane.apicurio import ApicurioServer
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.postgres import PostgresServer
-from soma_common.testing.lane.process import ServerProcess
+from soma_common.testing.lane.server import LaneServer
 
 _PATIENCE = 1800.0  # seconds: another worker may be downloading jars over a slow line
 
 
-class _LaneServer(Protocol):
-    process: ServerProcess
-
-    def close(self) -> None: ...
-
-
-_S = TypeVar("_S", bound=_LaneServer)
+_S = TypeVar("_S", bound=LaneServer[Any])
 _H = TypeVar("_H")
 _MAJORS = {Service.POSTGRES: 18, Service.POSTGRES16: 16}
 
 
 class ServerRun:
-    """Hands out each service once and ends what it started. ``shared`` names a run of several processes."""
+    """Hands out each service once and ends what it started.
 
-    def __init__(self, env: Mapping[str, str], *, shared: str | None = None) -> None:
+    ``shared`` names a run of several processes. ``lasting``: a Kafka of the lane starts slowly and is quick.
+    """
+
+    def __init__(self, env: Mapping[str, str], *, shared: str | None = None, lasting: bool = False) -> None:
         self._env = env
-        self._shared = shared
+        self._shared, self._lasting = shared, lasting
         self._folder = _run_folder(shared)
         self._given: dict[Service, PostgresHandle | KafkaHandle | RegistryHandle] = {}
         self._prepared: set[str] = set()
@@ -125,7 +122,7 @@ class ServerRun:
             return self._ended_later(docker.start_kafka())
         return self._share(
             Service.KAFKA,
-            lambda: KafkaServer.start(parent=self._folder),
+            lambda: KafkaServer.start(parent=self._folder, lasting=self._lasting),
             KafkaServer.attach,
         )
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker, so that what they share is made once
+
 ROOT = Path(__file__).parents[2]
 
 

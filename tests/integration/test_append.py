@@ -237,7 +237,7 @@ async def test_a_key_waits_for_the_transaction_that_holds_it(database: str) -> N
 
 
 async def _blocked(watcher: Any) -> None:
-    from tests.core_support import until
+    from tests.waiting import until
 
     async def blocked() -> Any:
         return await watcher.fetchval(

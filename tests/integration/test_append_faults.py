@@ -13,7 +13,8 @@ import pytest
 from soma_common.errors import ClockAhead, CommitUnknown, DatabaseUnavailable
 from soma_common.events.append import Published
 from soma_common.testing.proxy import CommitCut, Proxy, proxy_to
-from tests.core_support import FakeClock, Reader, connected, event, opened, until
+from tests.core_support import FakeClock, Reader, connected, event, opened
+from tests.waiting import until
 
 _LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError)
 
@@ -24,15 +25,10 @@ def proxy(soma_database: str) -> Iterator[Proxy]:
         yield between
 
 
-def _through(proxy: Proxy, dsn: str) -> str:
-    before, after = dsn.rsplit("@", 1)
-    return f"{before}@{proxy.address}/{after.split('/', 1)[1]}?sslmode=disable"
-
-
 @pytest.mark.parametrize("cut", [CommitCut.BEFORE, CommitCut.AFTER])
 async def test_the_outcome_of_a_callers_lost_commit(soma_database: str, proxy: Proxy, cut: CommitCut) -> None:
     async with opened(soma_database) as store:
-        mine = await asyncpg.connect(_through(proxy, soma_database))
+        mine = await asyncpg.connect(proxy.through(soma_database))
         proxy.cut_at_commit(cut)
         with pytest.raises(_LOST):
             async with mine.transaction():
@@ -62,7 +58,7 @@ async def test_an_autocommit_publish_whose_commit_is_cut_is_recorded_once(
     """A publish that was refused for its stamp goes on in a transaction, whose COMMIT is cut here."""
     async with opened(soma_database, clock=FakeClock(timedelta(seconds=20))) as ahead:
         await ahead.publish(event("a"))
-    async with opened(_through(proxy, soma_database)) as store:
+    async with opened(proxy.through(soma_database)) as store:
         proxy.cut_at_commit(cut)
         published = await store.publish(event("a"))
         assert proxy.commit_cuts == 1
@@ -73,7 +69,7 @@ async def test_an_autocommit_publish_whose_commit_is_cut_is_recorded_once(
 async def test_a_publish_whose_answer_is_cut_is_recorded_once(soma_database: str, proxy: Proxy) -> None:
     """The statement waits for a lock while its connection is cut; it may or may not have run: it ran exactly once."""
     async with (
-        opened(_through(proxy, soma_database)) as store,
+        opened(proxy.through(soma_database)) as store,
         opened(soma_database) as direct,
         connected(soma_database) as slow,
         connected(soma_database) as watcher,
@@ -160,7 +156,7 @@ async def test_a_clock_that_is_wrong_by_now_leaves_the_outcome_unknown(soma_data
 
 
 async def test_a_database_that_stays_away_leaves_the_outcome_unknown(soma_database: str, proxy: Proxy) -> None:
-    async with opened(_through(proxy, soma_database), patience=0.3) as store:
+    async with opened(proxy.through(soma_database), patience=0.3) as store:
         proxy.refuse()
         given = event("a")
         with pytest.raises(CommitUnknown, match="1 events") as caught:
@@ -178,7 +174,7 @@ async def test_a_database_that_stays_away_leaves_the_outcome_unknown(soma_databa
 
 
 async def test_a_pool_waits_until_the_database_is_up(soma_database: str, proxy: Proxy) -> None:
-    async with opened(_through(proxy, soma_database)) as store:
+    async with opened(proxy.through(soma_database)) as store:
         proxy.refuse()
         with pytest.raises(DatabaseUnavailable):
             await store.pool.wait_until_up(0.2)

@@ -9,7 +9,7 @@ from soma_common.events.models import Event
 from soma_common.events.store import EventStore
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.shards import Shards
-from tests.core_support import until
+from tests.waiting import until
 
 EDGE = 1 << 17
 

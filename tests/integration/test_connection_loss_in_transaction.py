@@ -12,13 +12,12 @@ from soma_common.errors import DatabaseUnavailable
 from soma_common.postgres.errors import is_connection_loss
 from soma_common.postgres.pool import Pool, PoolSettings, fetch
 from soma_common.testing.proxy import proxy_to
+from tests.waiting import until
 
 
 async def test_a_statement_after_the_cut_is_unavailable(soma_database: str) -> None:
-    before, after = soma_database.rsplit("@", 1)
     with proxy_to(soma_database) as proxy:
-        dsn = f"{before}@{proxy.address}/{after.split('/', 1)[1]}?sslmode=disable"
-        async with Pool(PoolSettings(dsn)) as pool:
+        async with Pool(PoolSettings(proxy.through(soma_database))) as pool:
             with pytest.raises(DatabaseUnavailable):
                 await _cut_between_two_statements(pool, proxy.cut)
 
@@ -27,8 +26,7 @@ async def _cut_between_two_statements(pool: Pool, cut: Callable[[], int]) -> Non
     async with pool.transaction() as connection:
         await fetch(connection, "SELECT 1", ())
         await asyncio.to_thread(cut)
-        while not connection.is_closed():
-            await asyncio.sleep(0.01)
+        await until(connection.is_closed, what="the connection notices")
         await fetch(connection, "SELECT 1", ())
 
 

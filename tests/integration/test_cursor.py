@@ -12,7 +12,8 @@ from soma_common.events.store import EventStore
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.errors import translated
 from soma_common.postgres.shards import Shards
-from tests.core_support import Reader, connected, event, opened, until
+from tests.core_support import Reader, connected, event, opened
+from tests.waiting import until
 
 
 @pytest.fixture(params=["18", "16"])

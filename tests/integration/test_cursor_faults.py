@@ -13,7 +13,8 @@ from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.shards import Shards
 from soma_common.testing.lane.postgres import PostgresServer
-from tests.core_support import Reader, connected, event, opened, until
+from tests.core_support import Reader, connected, event, opened
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -76,6 +77,7 @@ async def test_what_asynchronous_commits_lose_in_a_crash_no_reader_has_seen(forg
         assert rest.ids == survived.ids[10:]
 
 
+@pytest.mark.timeout(400)  # four hundred sessions take their time on a busy machine
 async def test_four_hundred_transactions_in_progress() -> None:
     most = {"max_connections": "430", "shared_buffers": "32MB"}
     with PostgresServer.start(18, settings=most) as server:
@@ -94,7 +96,7 @@ async def test_four_hundred_transactions_in_progress() -> None:
                     await (transaction.commit() if number % 4 else transaction.rollback())
 
             writers = [asyncio.create_task(write(n)) for n in range(400)]
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(300):
                 for _ in range(400):
                     await ready.acquire()
             await reader.drain()

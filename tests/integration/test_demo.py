@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 WEEK = ROOT / "examples" / "data" / "flights-2013-02-04.csv"
@@ -28,7 +29,7 @@ def scratch() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="demo-"))
     folder.chmod(0o711)
     yield folder
-    until(lambda: using(folder) == [])  # an embedded server ends a moment after its last user
+    wait_until(lambda: using(folder) == [])  # an embedded server ends a moment after its last user
     shutil.rmtree(folder)
 
 
@@ -56,14 +57,6 @@ def using(scratch: Path) -> list[psutil.Process]:
         for process in psutil.process_iter(["cmdline"])
         if any(str(scratch) in part for part in process.info["cmdline"] or ())
     ]
-
-
-def until(condition: Callable[[], Any], within: float = 60.0) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.02)
 
 
 def excerpt(scratch: Path, *others: str, rows: int = 300) -> str:
@@ -125,7 +118,7 @@ def test_a_killed_demo_takes_its_processes_along(scratch: Path) -> None:
             if "SIGKILL" in line:
                 break
         demo.kill()
-    until(lambda: using(scratch) == [])
+    wait_until(lambda: using(scratch) == [])
 
 
 @pytest.mark.timeout(300)
@@ -204,7 +197,7 @@ def test_the_parts_work_one_by_one(scratch: Path) -> None:
     assert ran(scratch, "publish", "--csv", csv, **settings)[0] == 0
     assert ran(scratch, "report", "--csv", csv, **settings)[0] == 1  # nothing has been applied yet
     with started(scratch, "work", **settings) as work:
-        until(lambda: ran(scratch, "report", "--csv", csv, **settings)[0] == 0)
+        wait_until(lambda: ran(scratch, "report", "--csv", csv, **settings)[0] == 0)
         work.send_signal(signal.SIGTERM)
         assert work.wait(60) == 0
 

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ import pytest
 from soma_common.errors import EmbeddedPostgresError, MissingDependency
 from soma_common.postgres import binaries
 from soma_common.postgres.embedded import EmbeddedPostgres
+from tests.waiting import wait_until
 
 _CHILD = """
 import sys, time
@@ -35,14 +35,7 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="soma-e-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
         yield Path(name) / "db"
-        _until(lambda: not _servers(Path(name)))
-
-
-def _until(true: Callable[[], bool], within: float = 20.0) -> None:
-    deadline = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
+        wait_until(lambda: not _servers(Path(name)))
 
 
 def _servers(folder: Path) -> list[int]:
@@ -84,7 +77,7 @@ def test_starts_answers_and_ends(folder: Path) -> None:
     assert _do(dsn, "SELECT current_setting('server_version_num')::int / 10000") == [(18,)]
     embedded.stop()
     embedded.stop()
-    _until(lambda: not _servers(folder))
+    wait_until(lambda: not _servers(folder))
 
 
 def test_what_was_committed_is_there_after_the_next_start(folder: Path) -> None:
@@ -128,7 +121,7 @@ def test_no_server_is_left_when_every_user_was_killed(folder: Path) -> None:
         for child in (first, second):
             child.send_signal(signal.SIGKILL)
             child.wait()
-        _until(lambda: not _servers(folder))
+        wait_until(lambda: not _servers(folder))
 
 
 def test_the_guard_killed_takes_the_server_with_it_and_the_next_start_recovers(folder: Path) -> None:
@@ -136,7 +129,7 @@ def test_the_guard_killed_takes_the_server_with_it_and_the_next_start_recovers(f
         _do(embedded.dsn, "CREATE TABLE kept AS SELECT 7 AS n")
         guard = next(pid for pid in _servers(folder) if "--pids" in psutil.Process(pid).cmdline())
         os.kill(guard, signal.SIGKILL)
-        _until(lambda: not _servers(folder))
+        wait_until(lambda: not _servers(folder))
         with EmbeddedPostgres(folder) as again:
             assert _do(again.dsn, "SELECT n FROM kept") == [(7,)]
 
@@ -146,7 +139,7 @@ def test_a_crashed_server_and_a_recycled_pid_do_not_stop_the_next_start(folder: 
         _do(embedded.dsn, "CREATE TABLE kept AS SELECT 7 AS n")
         server = int((folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
         os.kill(server, signal.SIGKILL)
-        _until(lambda: not _servers(folder))
+        wait_until(lambda: not _servers(folder))
     stale = folder / "data" / "postmaster.pid"
     stale.write_text(stale.read_text().replace(str(server), str(os.getppid()), 1))
     with EmbeddedPostgres(folder) as again:
@@ -213,7 +206,7 @@ def test_path_too_long_for_a_socket_says_how_long_it_may_be(folder: Path) -> Non
 def test_damaged_files_are_reported_and_kept(folder: Path) -> None:
     with EmbeddedPostgres(folder):
         pass
-    _until(lambda: not _servers(folder))
+    wait_until(lambda: not _servers(folder))
     control = folder / "data" / "global" / "pg_control"
     control.write_bytes(b"\0" * control.stat().st_size)
     with pytest.raises(EmbeddedPostgresError, match="PostgreSQL said"):

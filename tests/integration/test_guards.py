@@ -15,7 +15,8 @@ from soma_common.postgres.migrate import repair
 from soma_common.postgres.shards import Shards
 from soma_common.testing.backends import PostgresHandle
 from soma_common.testing.lane.sql_tools import SqlTools
-from tests.core_support import Reader, connected, event, opened, until
+from tests.core_support import Reader, connected, event, opened
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.kafka_wire import Topic, broker_count
 from soma_common.testing.lane.postgres import PostgresServer
 
+SHARED = pytest.mark.xdist_group("lane-kafka")  # one worker, so that the broker is started once
+
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[KafkaServer]:
@@ -44,6 +46,7 @@ async def _last(server: KafkaServer) -> bytes | None:
         return value
 
 
+@SHARED
 async def test_restart_keeps_records_and_the_address(kafka: KafkaServer) -> None:
     before = kafka.bootstrap
     await _send(kafka, b"restarted")
@@ -52,6 +55,7 @@ async def test_restart_keeps_records_and_the_address(kafka: KafkaServer) -> None
     assert await _last(kafka) == b"restarted"
 
 
+@SHARED
 async def test_kill_keeps_acknowledged_records(kafka: KafkaServer) -> None:
     await _send(kafka, b"killed")
     kafka.kill()
@@ -61,11 +65,13 @@ async def test_kill_keeps_acknowledged_records(kafka: KafkaServer) -> None:
     assert await _last(kafka) == b"killed"
 
 
+@SHARED
 def test_a_refused_topic_names_the_code(kafka: KafkaServer) -> None:
     with pytest.raises(ServerUnavailable, match="error code 38"):  # INVALID_REPLICATION_FACTOR
         kafka.create_topic(Topic("three", replication=3))
 
 
+@SHARED
 def test_misspelt_topics_are_not_created(kafka: KafkaServer) -> None:
     rendered = (kafka.folder / "server.properties").read_text()
     assert "auto.create.topics.enable=false" in rendered

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import pytest
 from soma_common.guard import Identity, Record
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.postgres import PostgresServer
+from tests.waiting import wait_until
 
 _RUN = """
 import pathlib, time
@@ -33,13 +33,6 @@ def scratch() -> Iterator[Path]:
     folder = scratch_folder("killed")
     yield folder
     subprocess.run(["rm", "-rf", str(folder)], check=True)
-
-
-def _until(true: Callable[[], bool], within: float = 60.0) -> None:
-    deadline = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 def _working_on(folder: Path) -> list[int]:
@@ -72,12 +65,12 @@ def _plugin() -> list[str]:
 @pytest.mark.parametrize("options", [(), ("-n", "2")])
 def test_a_killed_pytest_run_leaves_no_server(scratch: Path, options: tuple[str, ...]) -> None:
     run, out = _start_run(scratch, "victim", 600, *options)
-    _until(lambda: out.exists() and out.read_text().count("\n") == 2)
+    wait_until(lambda: out.exists() and out.read_text().count("\n") == 2)
     folders = [Path(line) for line in out.read_text().splitlines()]
     assert all(_working_on(folder) for folder in folders)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    _until(lambda: not any(_working_on(folder) or folder.exists() for folder in folders))
+    wait_until(lambda: not any(_working_on(folder) or folder.exists() for folder in folders))
 
 
 def test_two_runs_at_once_do_not_meet(scratch: Path) -> None:
@@ -100,7 +93,7 @@ def test_a_killed_program_without_pytest_leaves_no_server(scratch: Path) -> None
         folder = Path(child.stdout.readline().strip())
         assert _working_on(folder)
         child.kill()
-    _until(lambda: not _working_on(folder) and not folder.exists())
+    wait_until(lambda: not _working_on(folder) and not folder.exists())
 
 
 def test_a_killed_guard_takes_its_server_with_it() -> None:
@@ -108,7 +101,7 @@ def test_a_killed_guard_takes_its_server_with_it() -> None:
         guard = psutil.Process(server.process.pid).parent()
         assert guard is not None
         guard.kill()
-        _until(lambda: not server.process.alive)
+        wait_until(lambda: not server.process.alive)
         record = Record.read(server.folder / "pids.json")
         assert record is not None
         assert record.code is None  # nobody was left to write it down

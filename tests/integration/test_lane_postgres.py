@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 
 from soma_common.errors import MissingDependency, ServerUnavailable
 from soma_common.testing.lane.folders import scratch_folder
+from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.postgres import PostgresServer
+
+pytestmark = pytest.mark.xdist_group("lane-postgres")  # one worker, so that what they share is made once
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,17 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log() -> None:
     assert "no_such_setting" in kept.read_text()
     assert not (kept.parent / "data").exists()
     shutil.rmtree(parent)
+
+
+def test_a_lost_race_for_a_port_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((LOOPBACK, 0)) as winner:
+        ports = iter([winner.getsockname()[1], free_port()])
+        monkeypatch.setattr("soma_common.testing.lane.postgres.free_port", lambda: next(ports))
+        with PostgresServer.start() as server:
+            assert server.sql.answers()
+            other = PostgresServer.attach(server.folder)
+            assert other.port == server.port != winner.getsockname()[1]
+            other.process.release()
 
 
 def test_a_major_that_is_not_installed_names_the_cure() -> None:

@@ -21,22 +21,17 @@ def proxy(soma_database: str) -> Iterator[Proxy]:
         yield between
 
 
-def _through(proxy: Proxy, dsn: str) -> str:
-    before, after = dsn.rsplit("@", 1)
-    return f"{before}@{proxy.address}/{after.split('/', 1)[1]}?sslmode=disable"
-
-
 def _count(dsn: str) -> str:
     return SqlTools.at(dsn).query("SELECT count(*) FROM told")
 
 
 async def test_cut_resets_open_connections_and_serves_new_ones(proxy: Proxy, soma_database: str) -> None:
-    connection = await asyncpg.connect(_through(proxy, soma_database))
+    connection = await asyncpg.connect(proxy.through(soma_database))
     assert proxy.connections == 1
     assert proxy.cut() == 1
     with pytest.raises(_LOST):
         await connection.fetchval("SELECT 1")
-    again = await asyncpg.connect(_through(proxy, soma_database))
+    again = await asyncpg.connect(proxy.through(soma_database))
     assert await again.fetchval("SELECT 1") == 1
     await again.close()
 
@@ -44,16 +39,16 @@ async def test_cut_resets_open_connections_and_serves_new_ones(proxy: Proxy, som
 async def test_refuse_and_forward(proxy: Proxy, soma_database: str) -> None:
     proxy.refuse()
     with pytest.raises((*_LOST, OSError)):
-        await asyncpg.connect(_through(proxy, soma_database))
+        await asyncpg.connect(proxy.through(soma_database))
     proxy.forward()
-    connection = await asyncpg.connect(_through(proxy, soma_database))
+    connection = await asyncpg.connect(proxy.through(soma_database))
     await connection.close()
 
 
 @pytest.mark.parametrize(("when", "rows"), [(CommitCut.AFTER, "1"), (CommitCut.BEFORE, "0")])
 async def test_cut_at_commit_of_asyncpg(proxy: Proxy, soma_database: str, when: CommitCut, rows: str) -> None:
     proxy.cut_at_commit(when)
-    connection = await asyncpg.connect(_through(proxy, soma_database))
+    connection = await asyncpg.connect(proxy.through(soma_database))
     with pytest.raises(_LOST):
         async with connection.transaction():
             await connection.execute("INSERT INTO told VALUES ($1)", "COMMIT")
@@ -64,7 +59,7 @@ async def test_cut_at_commit_of_asyncpg(proxy: Proxy, soma_database: str, when: 
 @pytest.mark.parametrize(("when", "rows"), [(CommitCut.AFTER, "1"), (CommitCut.BEFORE, "0")])
 def test_cut_at_commit_of_psycopg(proxy: Proxy, soma_database: str, when: CommitCut, rows: str) -> None:
     proxy.cut_at_commit(when)
-    with psycopg.connect(_through(proxy, soma_database)) as connection:
+    with psycopg.connect(proxy.through(soma_database)) as connection:
         connection.execute("INSERT INTO told VALUES ('once')")
         with pytest.raises(psycopg.OperationalError):
             connection.commit()

@@ -15,7 +15,8 @@ from soma_common.postgres import migrate
 from soma_common.sql.loader import Migration, migrations
 from soma_common.testing.backends import PostgresHandle
 from soma_common.testing.lane.sql_tools import SqlTools
-from tests.core_support import Reader, connected, event, opened, until
+from tests.core_support import Reader, connected, event, opened
+from tests.waiting import until
 
 EXTRA = Migration(9001, "extra", "ALTER TABLE soma.events ADD COLUMN extra text; CREATE TABLE soma.extra (i int)")
 

@@ -20,6 +20,8 @@ from soma_common.sql.loader import blocks
 from soma_common.tracing.context import TraceContext
 from tests.core_support import FakeClock, Reader, connected, event, opened, settings
 
+pytestmark = pytest.mark.xdist_group("plans")  # one worker, so that what they share is made once
+
 ROWS, BATCH = 20_000, 1000
 GENERIC, CUSTOM = "force_generic_plan", "force_custom_plan"
 

@@ -10,7 +10,7 @@ from soma_common.errors import SomaError
 from soma_common.postgres.cursor import BEGINNING
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.shards import Shards
-from tests.core_support import until
+from tests.waiting import until
 
 
 async def test_shards_locked_by_a_silent_owner_are_taken_over(soma_database: str) -> None:

@@ -14,7 +14,7 @@ from soma_common import DeployMode, Event, PayloadModels, Soma, SomaConfig, Soma
 from soma_common.errors import ConfigurationError
 from soma_common.testing.backends import KafkaHandle
 from soma_common.wiring import open_ground
-from tests.core_support import until
+from tests.waiting import until
 
 
 async def test_a_relay_of_the_application_leaves_no_connection_open(

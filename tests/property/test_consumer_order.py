@@ -16,6 +16,7 @@ from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
+from tests.waiting import until
 
 _KEY = st.tuples(st.sampled_from(["acme", "acme:x", "globex"]), st.sampled_from(["a", "b", "x:a", "ß"]))
 # A writer: transactions, each a list of keys to append to, ended by COMMIT or ROLLBACK after some pauses.
@@ -80,6 +81,9 @@ class _Run:
     async def rows(self) -> list[Any]:
         return await self.pool.fetch("SELECT tenant, key, version FROM applied WHERE run = $1 ORDER BY seq", self.name)
 
+    async def all_there(self, count: int) -> bool:
+        return len(await self.rows()) >= count
+
 
 async def _example(dsn: str, name: str, writers: list[Any], faults: set[int]) -> None:
     async with Pool(dsn) as pool:
@@ -91,10 +95,7 @@ async def _example(dsn: str, name: str, writers: list[Any], faults: set[int]) ->
         async with run.workers[0], run.workers[1]:
             written = await asyncio.gather(*(_write(pool, store, name, writer) for writer in writers))
             events = [event for batch in written for event in batch]
-            for _ in range(1500):
-                if len(await run.rows()) >= len(events):
-                    break
-                await asyncio.sleep(0.02)
+            await until(lambda: run.all_there(len(events)), what="every event is applied")
         found: dict[tuple[str, str], list[int]] = defaultdict(list)
         for tenant, key, version in await run.rows():
             found[tenant, key].append(version)

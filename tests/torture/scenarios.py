@@ -170,12 +170,7 @@ async def broker_dies(world: World, hand: Hand) -> None:
 
 async def zombie_relay(world: World, hand: Hand) -> None:
     """A relay stops just before its COMMIT, loses its lease, and wakes."""
-    zombie = world.add("relays", "relay0")
-    await hand.write("k0", events=5)
-    await _in_kafka(world, 5)
-    (world.folder / STOP_BEFORE_COMMIT).touch()
-    await hand.write("k0", events=5)
-    await _stopped(zombie)
+    zombie = await _relay_before_commit(world, hand)
     heir = world.add("relays", "relay1")
     await _in_kafka(world, 15, committed=False)  # the heir has sent what the zombie has in its hands
     await _wake(world, zombie)
@@ -185,12 +180,7 @@ async def zombie_relay(world: World, hand: Hand) -> None:
 
 async def slow_takeover(world: World, hand: Hand) -> None:
     """An heir is slow between its two first steps; meanwhile the former owner's COMMIT arrives."""
-    zombie = world.add("relays", "relay0")
-    await hand.write("k0", events=5)
-    await _in_kafka(world, 5)
-    (world.folder / STOP_BEFORE_COMMIT).touch()
-    await hand.write("k0", events=5)
-    await _stopped(zombie)
+    zombie = await _relay_before_commit(world, hand)
     _, key_hash = kafka_key(hand.events[0].stream)
     (world.folder / STOP_WHILE_OPENING).write_text(identities()[key_hash % GROUPS])
     heir = world.add("relays", "relay1")
@@ -201,6 +191,17 @@ async def slow_takeover(world: World, hand: Hand) -> None:
     heir.resume()
     await hand.write("k0", events=5)
     await _settle(world, None, 15)
+
+
+async def _relay_before_commit(world: World, hand: Hand) -> Child:
+    """A relay that has stopped itself with five events in a transaction, five others behind it."""
+    zombie = world.add("relays", "relay0")
+    await hand.write("k0", events=5)
+    await _in_kafka(world, 5)
+    (world.folder / STOP_BEFORE_COMMIT).touch()
+    await hand.write("k0", events=5)
+    await _stopped(zombie)
+    return zombie
 
 
 async def death_in_handler(world: World, hand: Hand) -> None:

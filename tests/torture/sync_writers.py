@@ -21,7 +21,6 @@ from soma_common.testing.proxy import CommitCut, proxy_to
 from tests.torture.children import die_with_parent
 from tests.torture.settings import append_settings, dsn
 from tests.torture.units import FACT, Unit, Work
-from tests.torture.writers import through
 
 KINDS = ("short", "short", "many", "rollback", "savepoint", "keyed", "cut", "alone")
 
@@ -100,7 +99,7 @@ class Writer:
         """An open connection in autocommit, directly or through the proxy."""
         known = self._connections.get(which)
         if known is None or known.closed:
-            address = through(self.proxy, self.address) if which == "far" else self.address
+            address = self.proxy.through(self.address) if which == "far" else self.address
             known = psycopg.connect(address, autocommit=True, connect_timeout=10)
             self._connections[which] = known
         return known

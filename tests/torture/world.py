@@ -89,8 +89,7 @@ class World:
         self.database.kill()
         between()
         self.standby.stop()
-        self.standby.configure({"port": str(port)})
-        self.standby.port = port
+        self.standby.move(port)
         self.standby.start_again()
         self.standby.promote()
         self.database = self.standby

@@ -143,19 +143,13 @@ def _own(unit: Unit, done: Published) -> Sequence[Event]:
     return [event for event in unit.events if event.event_id in recorded]
 
 
-def through(proxy: Proxy, address: str) -> str:
-    """The DSN that leads through a proxy."""
-    before, after = address.rsplit("@", 1)
-    return f"{before}@{proxy.address}/{after.split('/', 1)[1]}?sslmode=disable"
-
-
 async def main(folder: Path, name: str, life: int) -> None:
     """The process."""
     address = dsn(folder)
     with proxy_to(address) as proxy:
         async with (
             Pool(PoolSettings(address, size=TASKS + 1)) as direct,
-            Pool(PoolSettings(through(proxy, address), size=TASKS)) as proxied,
+            Pool(PoolSettings(proxy.through(address), size=TASKS)) as proxied,
         ):
             writer = Writer(Work(folder, name, life), direct, proxied, proxy)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, writer.stopping.set)

@@ -14,13 +14,12 @@ import fastavro
 import pytest
 
 from soma_common.errors import CodecError, SchemaNotFound, UnknownSchemaId
-from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload, to_json
 from soma_common.schemas.avro import event_schema, event_schemas, schema_text
 from soma_common.schemas.avro_codec import AvroCodec
 from soma_common.schemas.framing import frame_prefix
 from soma_common.schemas.table import SchemaRef, SchemaTable
-from soma_common.tracing.context import TraceContext
+from tests.core_support import recorded
 
 MOMENT = datetime(2024, 1, 1, 12, 30, tzinfo=UTC)
 
@@ -33,24 +32,6 @@ class Order(Payload, event_type="order.placed"):
 PAYLOAD = Order(number=1, at=MOMENT)
 
 
-def _event(payload: Any = PAYLOAD) -> RecordedEvent:
-    return RecordedEvent(
-        event_id=UUID(int=7),
-        event_type="order.placed",
-        schema_version=1,
-        payload=payload,
-        tenant_id="t",
-        aggregate_type="order",
-        aggregate_id="1",
-        service_id="shop",
-        correlation_id="c",
-        idempotency_key="k",
-        trace=TraceContext("1" * 32, "2" * 16),
-        timestamp=MOMENT,
-        occurred_at=MOMENT,
-    )
-
-
 def _table(first: int = 1) -> SchemaTable:
     table = SchemaTable()
     for number, (key, schema) in enumerate(event_schemas([Order]).items(), first):
@@ -60,7 +41,7 @@ def _table(first: int = 1) -> SchemaTable:
 
 
 def _encode(table: SchemaTable, payload: Any = PAYLOAD) -> bytes:
-    return AvroCodec(table).encode(_event(payload), to_json("payload", payload, 1000))
+    return AvroCodec(table).encode(recorded(payload), to_json("payload", payload, 1000))
 
 
 def _with_schema(kind: Any, number: int, schema: Any) -> AvroCodec:
@@ -121,7 +102,7 @@ def test_a_payload_the_schema_cannot_hold_goes_generic_and_is_logged_once(caplog
     codec = AvroCodec(_table())
     payload = {"number": 1.5, "at": "2024-01-01T12:30:00Z"}
     with caplog.at_level(logging.WARNING):
-        values = [codec.encode(_event(payload), to_json("payload", payload, 1000)) for _ in range(3)]
+        values = [codec.encode(recorded(payload), to_json("payload", payload, 1000)) for _ in range(3)]
     assert {value[:5] for value in values} == {b"\0\0\0\0\1"}
     assert codec.decode(values[0]).payload == payload
     assert len(caplog.records) == 1
@@ -129,7 +110,7 @@ def test_a_payload_the_schema_cannot_hold_goes_generic_and_is_logged_once(caplog
 
 def test_an_envelope_that_cannot_be_written_is_a_codec_error() -> None:
     broken: Any = None
-    event = _event()
+    event = recorded(PAYLOAD)
     object.__setattr__(event, "tenant_id", broken)
     with pytest.raises(CodecError, match="cannot be written as Avro"):
         AvroCodec(_table()).encode(event, to_json("payload", PAYLOAD, 1000))

@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from examples.flights.stages import Board, Stage
+from tests.waiting import wait_until
 
 WORKER = """
 import sys, time
@@ -22,14 +22,6 @@ while True:
     board.enter(Stage.HANDLING, steps=1)
     board.enter(Stage.COMMITTED)
 """
-
-
-def until(condition: object, *, within: float = 20.0) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + within
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -46,7 +38,7 @@ def started(tmp_path: Path) -> subprocess.Popen[bytes]:
 def test_the_stage_outlives_the_process(tmp_path: Path, board: Board) -> None:
     board.reset()
     with started(tmp_path) as worker:
-        until(lambda: board.steps > 100)
+        wait_until(lambda: board.steps > 100)
         os.kill(worker.pid, signal.SIGKILL)
     assert board.stage in (Stage.HANDLING, Stage.COMMITTED)
     assert board.steps > 100
@@ -55,7 +47,7 @@ def test_the_stage_outlives_the_process(tmp_path: Path, board: Board) -> None:
 def test_a_wished_stage_is_where_the_process_waits(tmp_path: Path, board: Board) -> None:
     board.reset(hold=Stage.COMMITTED)
     with started(tmp_path) as worker:
-        until(lambda: board.held)
+        wait_until(lambda: board.held)
         os.kill(worker.pid, signal.SIGKILL)
     assert (board.stage, board.steps) == (Stage.COMMITTED, 1)
 
@@ -63,9 +55,9 @@ def test_a_wished_stage_is_where_the_process_waits(tmp_path: Path, board: Board)
 def test_a_released_process_goes_on(tmp_path: Path, board: Board) -> None:
     board.reset(hold=Stage.COMMITTED)
     with started(tmp_path) as worker:
-        until(lambda: board.held)
+        wait_until(lambda: board.held)
         board.release()
-        until(lambda: board.steps > 10)
+        wait_until(lambda: board.steps > 10)
         os.kill(worker.pid, signal.SIGKILL)
 
 

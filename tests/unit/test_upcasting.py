@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import pytest
 
 from soma_common.errors import ConfigurationError, PayloadInvalid
-from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.upcasting import Upcasters, typed
-from soma_common.tracing.context import TraceContext
+from tests.core_support import recorded
 
 
 class OrderV1(Payload, event_type="order.placed", version=1):
@@ -38,47 +35,32 @@ STEPS = {
 OLD = {"name": "Ada Lovelace"}
 
 
-def _event(payload: Any, version: int = 1, event_type: str = "order.placed") -> RecordedEvent:
-    moment = datetime(2024, 1, 1, tzinfo=UTC)
-    return RecordedEvent(
-        event_id=UUID(int=7),
-        event_type=event_type,
-        schema_version=version,
-        payload=payload,
-        tenant_id="t",
-        aggregate_type="order",
-        aggregate_id="1",
-        service_id="shop",
-        correlation_id="c",
-        idempotency_key="k",
-        trace=TraceContext("1" * 32, "2" * 16),
-        timestamp=moment,
-        occurred_at=moment,
-    )
-
-
 def test_the_chain_leads_to_the_newest_version_and_leaves_the_old_payload_alone() -> None:
-    event = _event(dict(OLD))
+    event = recorded(dict(OLD))
     newest = Upcasters(STEPS).upcast(event)
     assert newest.payload == {"currency": "EUR", "first": "Ada", "last": "Lovelace"}
     assert (newest.schema_version, event.payload, event.schema_version) == (3, OLD, 1)
 
 
 def test_newest_and_unknown_events_pass_unchanged() -> None:
-    for event in (_event({}, 3), _event({}, 9), _event({}, 1, "other.type")):
+    for event in (
+        recorded({}, schema_version=3),
+        recorded({}, schema_version=9),
+        recorded({}, event_type="other.type"),
+    ):
         assert Upcasters(STEPS).upcast(event) is event
 
 
 @pytest.mark.parametrize("payload", [OLD, OrderV1(name="Ada Lovelace")])
 def test_typed_gives_the_newest_model(payload: Any) -> None:
     models = PayloadModels(OrderV1, OrderV3)
-    event = typed(_event(payload), models, Upcasters(STEPS, models=models))
+    event = typed(recorded(payload), models, Upcasters(STEPS, models=models))
     assert event.payload == OrderV3(first="Ada", last="Lovelace", currency="EUR")
     assert event.schema_version == 3
 
 
 def test_typed_without_a_model_gives_the_dict() -> None:
-    event = _event({"x": 1}, 1, "free.type")
+    event = recorded({"x": 1}, event_type="free.type")
     assert typed(event, PayloadModels(), Upcasters()) is event
 
 
@@ -99,18 +81,18 @@ def test_wrong_chains_are_found_when_they_are_made(steps: Mapping[Any, Any], say
 
 def test_a_failing_upcaster_is_one_named_error_with_the_event_in_it() -> None:
     with pytest.raises(PayloadInvalid, match=r"order\.placed v2 failed on event 00000000.*KeyError"):
-        Upcasters(STEPS).upcast(_event({}))
+        Upcasters(STEPS).upcast(recorded({}))
 
 
 def test_an_upcaster_must_return_an_object() -> None:
     steps: Any = {("order.placed", 1): lambda payload: list(payload)}
     with pytest.raises(PayloadInvalid, match="returned a list"):
-        Upcasters(steps).upcast(_event(OLD))
+        Upcasters(steps).upcast(recorded(OLD))
 
 
 def test_a_payload_that_does_not_match_after_all_names_the_field() -> None:
     with pytest.raises(PayloadInvalid, match="last"):
-        typed(_event({"first": "x", "currency": "EUR"}, 3), PayloadModels(OrderV3), Upcasters())
+        typed(recorded({"first": "x", "currency": "EUR"}, schema_version=3), PayloadModels(OrderV3), Upcasters())
 
 
 def test_it_is_a_mapping() -> None:

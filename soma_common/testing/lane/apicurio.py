@@ -5,39 +5,41 @@ from __future__ import annotations
 import json
 import signal
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from soma_common.errors import ServerUnavailable
 from soma_common.testing.deployments import deployments_folder
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.jars import Jars
-from soma_common.testing.lane.java import find_java
+from soma_common.testing.lane.java import QUICK_START, find_java
 from soma_common.testing.lane.ports import LOOPBACK, free_port
-from soma_common.testing.lane.process import Launch, PortTaken, ServerProcess
+from soma_common.testing.lane.process import Launch
+from soma_common.testing.lane.server import LaneServer, Settings, remembered
 
 _JAVA = 21
 _HEAP = ("-Xms64m", "-Xmx256m")
-_DRAWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Settings:
+class _Settings(Settings):
     dsn: str
     http: int
     management: int
 
+    def redrawn(self) -> Self:
+        return replace(self, http=free_port(), management=free_port())
 
-class ApicurioServer:
-    """A schema registry of our own: make with ``start`` or ``attach``; a context manager."""
+
+class ApicurioServer(LaneServer[_Settings]):
+    """A schema registry of our own: make with ``start`` or ``attach``; its database is the caller's."""
 
     version = "3.3.3"
+    _grace = 10.0
 
     def __init__(self, folder: Path, settings: _Settings) -> None:
-        self.process = ServerProcess("Apicurio Registry", folder)
-        self._settings = settings
+        super().__init__("Apicurio Registry", folder, settings)
         self._jars = Jars("apicurio").ensure()
         self._java = find_java(_JAVA)
 
@@ -48,33 +50,12 @@ class ApicurioServer:
         Raises ServerUnavailable: Java or Maven missing, jars changed, or the end of the registry's log.
         """
         Jars("apicurio").ensure()  # before anything is made
-        server = cls(scratch_folder("apicurio", parent), _Settings(dsn, free_port(), free_port()))
-        for _ in range(_DRAWS):
-            server._remember()
-            try:
-                server.process.start(server._launch())
-            except PortTaken:
-                server._settings = _Settings(dsn, free_port(), free_port())
-            except BaseException:
-                server.process.abandon()
-                raise
-            else:
-                return server
-        server.close()
-        raise ServerUnavailable(f"Lost the race for a port {_DRAWS} times.", cure="try again.")
+        return cls(scratch_folder("apicurio", parent), _Settings(dsn, free_port(), free_port()))._start_first()
 
     @classmethod
     def attach(cls, folder: Path) -> ApicurioServer:
         """The registry that another process started in ``folder``, for as long as one of its users lives."""
-        return cls(folder, _Settings(**json.loads((folder / "settings.json").read_text())))
-
-    @property
-    def folder(self) -> Path:
-        return self.process.folder
-
-    @property
-    def log_path(self) -> Path:
-        return self.process.log_path
+        return cls(folder, _Settings(**remembered(folder)))
 
     @property
     def url(self) -> str:
@@ -85,55 +66,18 @@ class ApicurioServer:
     def address(self) -> str:
         return f"{LOOPBACK}:{self._settings.http}"
 
-    def start_again(self) -> None:
-        """Start the stopped or killed registry on the same database and ports."""
-        self.process.start(self._launch())
+    def _prepare(self) -> None:
+        """Everything is told through the environment."""
 
-    def stop(self) -> None:
-        """An orderly end (SIGTERM), then SIGKILL after a bound."""
-        self.process.end(signal.SIGTERM, within=10.0)
-
-    def restart(self) -> None:
-        """Stop in an orderly way and start again."""
-        self.stop()
-        self.start_again()
-
-    def kill(self) -> None:
-        """SIGKILL the registry."""
-        self.process.kill()
-
-    def pause(self) -> None:
-        """SIGSTOP the registry."""
-        self.process.pause()
-
-    def resume(self) -> None:
-        """SIGCONT the registry."""
-        self.process.resume()
-
-    def close(self) -> None:
-        """End the registry and delete its folder; the database is the caller's."""
-        self.process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _remember(self) -> None:
-        file = self.folder / "settings.json"
-        file.touch(mode=0o600)
-        known = self._settings
-        file.write_text(json.dumps({"dsn": known.dsn, "http": known.http, "management": known.management}))
-
-    def _launch(self) -> Launch:
+    def _launch(self, within: float) -> Launch:
         app, known = self._jars / "app", self._settings
         return Launch(
-            command=[self._java, *_HEAP, "-jar", str(app / "quarkus-run.jar")],
+            command=[self._java, *QUICK_START, *_HEAP, "-jar", str(app / "quarkus-run.jar")],
             ready=self._ready,
             env=environment(known.dsn, http=known.http, management=known.management, config=_config()),
             stop=signal.SIGKILL,
             grace=5.0,
+            within=within,
         )
 
     def _ready(self) -> bool:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from soma_common.errors import ServerUnavailable
 
+# Compiles quickly, not well: a server that lives for minutes spends most of its processor time on starting.
+QUICK_START = ("-XX:TieredStopAtLevel=1",)
+
 
 def find_java(least: int) -> str:
     """The path of a ``java`` of major version ``least`` or newer. Raises ServerUnavailable naming the cure."""

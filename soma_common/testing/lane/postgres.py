@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import signal
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,7 +15,8 @@ from soma_common.postgres.binaries import PostgresBinaries, account_for, find_bi
 from soma_common.testing.deployments import deployments_folder
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.ports import LOOPBACK, free_port
-from soma_common.testing.lane.process import Launch, PortTaken, ServerProcess
+from soma_common.testing.lane.process import Launch
+from soma_common.testing.lane.server import LaneServer, Settings, remembered
 from soma_common.testing.lane.sql_tools import SqlTools
 
 Mode = Literal["smart", "fast", "immediate"]
@@ -25,25 +25,23 @@ _STOP: dict[Mode, signal.Signals] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-_DRAWS = 8  # how often a lost race for a port is run again
 
 
 @dataclass(frozen=True, slots=True)
-class _Settings:
-    """What another process needs to attach to the server."""
-
+class _Settings(Settings):
     major: int
     port: int
     password: str
 
+    def redrawn(self) -> Self:
+        return replace(self, port=free_port())
 
-class PostgresServer:
+
+class PostgresServer(LaneServer[_Settings]):
     """A PostgreSQL cluster of our own: make with ``start``, ``attach`` or as a standby; a context manager."""
 
     def __init__(self, folder: Path, settings: _Settings) -> None:
-        self.process = ServerProcess(f"PostgreSQL {settings.major}", folder)
-        self.major, self.port = settings.major, settings.port
-        self._password = settings.password
+        super().__init__(f"PostgreSQL {settings.major}", folder, settings)
         self._binaries = find_binaries(settings.major)
         self._account = account_for(self._binaries, self.data)
 
@@ -61,35 +59,30 @@ class PostgresServer:
         """
         find_binaries(major)  # before anything is made
         server = cls(scratch_folder("postgres", parent), _Settings(major, free_port(), secrets.token_urlsafe(18)))
-        try:
-            server._initialise()
-            server.configure(settings or {})
-        except BaseException:
-            server.process.abandon()
-            raise
-        return server._launch_first()
+        server._fill(server._initialise, settings)
+        return server._start_first()
 
     @classmethod
     def attach(cls, folder: Path) -> PostgresServer:
         """The server that another process started in ``folder``, for as long as one of its users lives."""
-        return cls(folder, _Settings(**json.loads((folder / "settings.json").read_text())))
+        return cls(folder, _Settings(**remembered(folder)))
 
     @property
-    def folder(self) -> Path:
-        return self.process.folder
+    def major(self) -> int:
+        return self._settings.major
+
+    @property
+    def port(self) -> int:
+        return self._settings.port
 
     @property
     def data(self) -> Path:
-        return self.process.folder / "data"
-
-    @property
-    def log_path(self) -> Path:
-        return self.process.log_path
+        return self.folder / "data"
 
     @property
     def dsn(self) -> str:
         """Address of the database ``postgres``, as superuser."""
-        return f"postgresql://postgres:{self._password}@{LOOPBACK}:{self.port}/postgres"
+        return f"postgresql://postgres:{self._settings.password}@{LOOPBACK}:{self.port}/postgres"
 
     @property
     def address(self) -> str:
@@ -115,9 +108,11 @@ class PostgresServer:
         with (self.data / "postgresql.conf").open("a") as file:
             file.write(lines)
 
-    def start_again(self, *, within: float = 60.0) -> None:
-        """Start the stopped or killed server on the same folder and port; wait for its crash recovery."""
-        self.process.start(self._launch(within))
+    def move(self, port: int) -> None:
+        """Listen on ``port`` from the next start: a promoted standby takes its primary's place."""
+        self._settings = replace(self._settings, port=port)
+        self.configure({"port": str(port)})
+        self._remember()
 
     def stop(self, mode: Mode = "fast") -> None:
         """Stop the server as ``pg_ctl stop -m mode``; the data stay."""
@@ -128,40 +123,12 @@ class PostgresServer:
         self.stop(mode)
         self.start_again()
 
-    def kill(self) -> None:
-        """SIGKILL the server and all its backends."""
-        self.process.kill()
-
-    def pause(self) -> None:
-        """SIGSTOP every process of the server."""
-        self.process.pause()
-
-    def resume(self) -> None:
-        """SIGCONT every process of the server."""
-        self.process.resume()
-
-    def close(self) -> None:
-        """End the server and delete its folder."""
-        self.process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def standby(self, *, name: str = "standby", settings: Mapping[str, str] | None = None) -> Standby:
         """A streaming standby of this server, started and connected."""
         folder = scratch_folder(name, self.folder.parent)
-        copy = Standby(folder, _Settings(self.major, free_port(), self._password), primary=self.dsn)
-        try:
-            copy.fetch(self.dsn, name)
-            copy.configure(settings or {})
-        except BaseException:
-            copy.process.abandon()
-            raise
-        copy._launch_first()
-        return copy
+        copy = Standby(folder, _Settings(self.major, free_port(), self._settings.password), primary=self.dsn)
+        copy._fill(lambda: copy.fetch(self.dsn, name), settings)
+        return copy._start_first()
 
     def run_tool(self, program: str, *arguments: str, env: dict[str, str] | None = None) -> str:
         """Run one of PostgreSQL's programs as the account of the cluster. Raises ServerUnavailable on failure."""
@@ -176,7 +143,7 @@ class PostgresServer:
         secret = self.data.parent / "password"
         secret.touch(mode=0o600)
         self._account.own(secret)
-        secret.write_text(self._password)
+        secret.write_text(self._settings.password)
         access = ["-U", "postgres", "-A", "scram-sha-256", "--pwfile", str(secret)]
         self.run_tool(
             "initdb",
@@ -191,35 +158,19 @@ class PostgresServer:
         shared = deployments_folder() / "config" / "postgres" / "postgresql.conf"
         (self.data / "postgresql.conf").write_text(shared.read_text() + "\n# Overrides of this server\n")
 
-    def _launch_first(self) -> PostgresServer:
-        for _ in range(_DRAWS):
-            self.configure(self._overrides())
-            self._remember()
-            try:
-                self.process.start(self._launch(60.0))
-            except PortTaken:
-                self.port = free_port()
-            except BaseException:
-                self.process.abandon()
-                raise
-            else:
-                return self
-        self.close()
-        raise ServerUnavailable(f"Lost the race for a port {_DRAWS} times.", cure="try again.")
+    def _fill(self, make: Callable[[], None], settings: Mapping[str, str] | None) -> None:
+        """Make the data and put ``settings`` on top; a failure leaves only the log."""
+        try:
+            make()
+            self.configure(settings or {})
+        except BaseException:
+            self.process.abandon()
+            raise
 
-    def _overrides(self) -> dict[str, str]:
+    def _prepare(self) -> None:
         sockets = ""  # TCP only: no path-length limit, no file to clean up
-        return {
-            "listen_addresses": LOOPBACK,
-            "port": str(self.port),
-            "unix_socket_directories": sockets,
-        }
-
-    def _remember(self) -> None:
-        known = {"major": self.major, "port": self.port, "password": self._password}
-        file = self.folder / "settings.json"
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(known))
+        ours = {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": sockets}
+        self.configure(ours)
 
     def _launch(self, within: float) -> Launch:
         command = [self._binaries.path("postgres"), "-D", str(self.data)]

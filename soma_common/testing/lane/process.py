@@ -40,7 +40,7 @@ class Launch:
     user: str | None = None
     stop: signal.Signals = signal.SIGTERM
     grace: float = 20.0
-    within: float = 60.0
+    within: float = 120.0
 
 
 class PortTaken(ServerUnavailable):

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.testing.backends import KafkaHandle
+from tests.waiting import until
 
 TABLES = """
 CREATE TABLE effect (seq bigserial PRIMARY KEY, event_id uuid, tenant text, key text, number bigint, worker int);
@@ -41,19 +42,6 @@ async def apply(event: RecordedEvent, ctx: HandlerContext) -> None:
     """The plain handler: a row per application, so that a second one shows."""
     number = event.payload.get("n", 0) if isinstance(event.payload, dict) else 0
     await ctx.tx.execute(EFFECT, event.event_id, event.tenant_id, str(event.stream), number, os.getpid())
-
-
-async def eventually(condition: Callable[[], Any], within: float = 30.0) -> None:
-    """Wait until a condition (plain or async) holds; AssertionError when it does not in time."""
-    end = asyncio.get_running_loop().time() + within
-    while True:
-        result = condition()
-        if isinstance(result, Awaitable):
-            result = await result
-        if result:
-            return
-        assert asyncio.get_running_loop().time() < end, "it did not happen in time"
-        await asyncio.sleep(0.02)
 
 
 class World:
@@ -121,13 +109,13 @@ class World:
     async def count(self) -> int:
         return int((await self.pool.fetch("SELECT count(*) FROM effect"))[0][0])
 
-    async def applied(self, count: int, within: float = 40.0) -> None:
+    async def applied(self, count: int, within: float = 60.0) -> None:
         """Wait until so many effects are there."""
 
         async def enough() -> bool:
             return await self.count() >= count
 
-        await eventually(enough, within)
+        await until(enough, within=within, what=f"{count} effects")
 
     async def check(self, events: Sequence[RecordedEvent]) -> None:
         """Each event has exactly one effect, and the effects of a key are in the order of the log."""
@@ -212,11 +200,6 @@ class Topic:
 @pytest.fixture
 def topic(soma_kafka: KafkaHandle, soma_topic: Callable[..., str]) -> Topic:
     return Topic(soma_kafka.bootstrap, soma_topic("soma.consume", partitions=4))
-
-
-@pytest.fixture(name="eventually")
-def eventually_fixture() -> Callable[..., Awaitable[None]]:
-    return eventually
 
 
 @pytest.fixture(name="apply")

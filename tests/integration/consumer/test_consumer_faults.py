@@ -16,6 +16,7 @@ from soma_common.postgres.pool import Pool
 from soma_common.retry import Backoff
 from soma_common.testing.lane.postgres import PostgresServer
 from soma_common.testing.proxy import CommitCut, proxy_to
+from tests.waiting import until
 
 QUICK = Backoff(base=0.02, maximum=0.2)
 
@@ -66,13 +67,18 @@ async def test_a_paused_process_that_wakes_after_its_lease_does_no_harm(world: A
     world.process(batch=50, lease=0.6, idle=1.0)
     await world.applied(400)
     zombie.send_signal(signal.SIGCONT)
+    await until(lambda: _owns(world, zombie), what="the zombie takes part again")
     events += await world.publish(100, keys=20, start=400)
     await world.applied(500)
-    await asyncio.sleep(0.5)
     await world.check(events)
     assert zombie.poll() is None
     zombie.terminate()
     assert await _ended(zombie) == 0
+
+
+async def _owns(world: Any, process: Any) -> bool:
+    sql = "SELECT FROM soma.shards WHERE owner LIKE $1 AND leased_until > soma.now()"
+    return bool(await world.pool.fetch(sql, f"%-{process.pid}-%"))
 
 
 async def test_sigterm_drains(world: Any) -> None:
@@ -83,8 +89,9 @@ async def test_sigterm_drains(world: Any) -> None:
     assert await _ended(first) == 0
     count = await world.count()
     assert count % 20 == 0
-    world.process()  # at once: the shards were released
-    await world.applied(200, within=8.0)
+    assert not await world.pool.fetch("SELECT FROM soma.shards WHERE owner IS NOT NULL"), "a shard was not released"
+    world.process()
+    await world.applied(200)
     await world.check(events)
 
 
@@ -93,25 +100,23 @@ async def test_the_connection_is_cut_at_commit(world: Any, when: CommitCut) -> N
     """The worker cannot know whether it committed; the stored position and the inbox do."""
     events = await world.publish(300, keys=10)
     with proxy_to(world.dsn) as proxy:
-        dsn = world.dsn.replace(world.dsn.rsplit("@", 1)[-1].split("/", 1)[0], proxy.address)
         pool = world.pool
-        async with Pool(f"{dsn}?sslmode=disable") as world.pool:
+        async with Pool(proxy.through(world.dsn)) as world.pool:
             worker = world.log_worker(settings=ConsumerSettings(batch=20, backoff=QUICK))
             proxy.cut_at_commit(when, times=4)
             async with worker:
-                for _ in range(400):
-                    if (await pool.fetch("SELECT count(*) FROM effect"))[0][0] == 300:
-                        break
-                    await asyncio.sleep(0.05)
+                await until(lambda: _effects(pool, 300), what="300 effects")
                 assert not worker.stats().failures
             assert proxy.commit_cuts == 4
         world.pool = pool
     await world.check(events)
 
 
-async def test_a_database_that_goes_away_is_waited_for(
-    world_at: Any, eventually: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def _effects(pool: Pool, count: int) -> bool:
+    return bool((await pool.fetch("SELECT count(*) FROM effect"))[0][0] == count)
+
+
+async def test_a_database_that_goes_away_is_waited_for(world_at: Any, caplog: pytest.LogCaptureFixture) -> None:
     server = PostgresServer.start()
     try:
         await upgrade(server.dsn)
@@ -122,11 +127,11 @@ async def test_a_database_that_goes_away_is_waited_for(
                 async with worker:
                     await world.applied(100)
                     server.kill()
-                    await eventually(lambda: worker.stats().away)
+                    await until(lambda: worker.stats().away)
                     assert not worker.stats().healthy
-                    await asyncio.sleep(1.0)
+                    await until(lambda: worker._tries > 3, what="it tries again and again")
                     server.start_again()
-                    await eventually(lambda: worker.stats().away is None)
+                    await until(lambda: worker.stats().away is None)
                     await world.pool.wait_until_up(20)
                     events += await world.publish(100, keys=10, start=100)
                     await world.applied(200)

@@ -18,6 +18,7 @@ from soma_common.events.keys import kafka_key, partition_of
 from soma_common.retry import Backoff
 from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.kafka_wire import Topic as TopicSettings
+from tests.waiting import until
 
 
 async def _ended(process: Any, within: float = 30.0) -> int:
@@ -48,7 +49,7 @@ async def test_every_record_has_one_effect_in_the_order_of_its_key(world: Any, t
     assert {(e.event_id, e.version, e.position) for e in seen} == {(e.event_id, e.version, e.position) for e in events}
 
 
-async def test_kafka_is_told_the_offsets(world: Any, topic: Any, eventually: Any) -> None:
+async def test_kafka_is_told_the_offsets(world: Any, topic: Any) -> None:
     await topic.produce(await world.publish(100, keys=30))
     source = topic.source(world.pool)
     partitions = [TopicPartition(topic.name, number) for number in range(4)]
@@ -63,12 +64,12 @@ async def test_kafka_is_told_the_offsets(world: Any, topic: Any, eventually: Any
         await lag.stop()
 
 
-async def test_a_record_that_comes_twice_has_one_effect(world: Any, topic: Any, eventually: Any) -> None:
+async def test_a_record_that_comes_twice_has_one_effect(world: Any, topic: Any) -> None:
     events = await world.publish(50, keys=5)
     await topic.produce(events)
     await topic.produce(events)
     async with world.worker(topic.source(world.pool)) as worker:
-        await eventually(lambda: worker.stats().tally.repeated == 50)
+        await until(lambda: worker.stats().tally.repeated == 50)
     await world.check(events)
 
 
@@ -131,28 +132,40 @@ async def test_a_paused_member_that_wakes_after_its_session_does_no_harm(world: 
     _process(world, topic, batch=50, idle=2.0)
     await world.applied(300)  # the session (6 s) ran out
     zombie.send_signal(signal.SIGCONT)
+    await until(lambda: _members(topic, 2), what="the zombie is a member again")
     more = await world.publish(100, keys=20, start=300)
     await topic.produce(more)
     await world.applied(400)
-    await asyncio.sleep(0.5)
     await world.check(events + more)
     assert zombie.poll() is None
     zombie.terminate()
     assert await _ended(zombie) == 0
 
 
-async def test_partitions_are_drained_before_they_are_given_away(world: Any, topic: Any, eventually: Any) -> None:
+async def _members(topic: Any, count: int) -> bool:
+    """True when the group has settled with so many members."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=topic.bootstrap)
+    await admin.start()
+    try:
+        (answer,) = await admin.describe_consumer_groups([f"soma.tests.billing.{topic.name}"])
+        _, _, state, _, _, members, *_ = answer.groups[0]
+        return bool(state == "Stable" and len(members) == count)
+    finally:
+        await admin.close()
+
+
+async def test_partitions_are_drained_before_they_are_given_away(world: Any, topic: Any) -> None:
     """A clean rebalance repeats nothing: what was in flight is finished first."""
     first, second = world.worker(topic.source(world.pool)), world.worker(topic.source(world.pool))
     events: list[Any] = []
     async with first:
-        await eventually(lambda: len(first.stats().partitions) == 4)
+        await until(lambda: len(first.stats().partitions) == 4)
         async with second:
             for n in range(10):
                 more = await world.publish(40, keys=20, start=40 * n)
                 await topic.produce(more)
                 events += more
-            await eventually(lambda: len(first.stats().partitions) == len(second.stats().partitions) == 2)
+            await until(lambda: len(first.stats().partitions) == len(second.stats().partitions) == 2)
             await world.applied(400)
         more = await world.publish(40, keys=20, start=400)
         await topic.produce(more)
@@ -162,7 +175,7 @@ async def test_partitions_are_drained_before_they_are_given_away(world: Any, top
     await world.check(events)
 
 
-async def test_a_batch_that_does_not_finish_is_abandoned(world: Any, topic: Any, apply: Any, eventually: Any) -> None:
+async def test_a_batch_that_does_not_finish_is_abandoned(world: Any, topic: Any, apply: Any) -> None:
     hanging = True
 
     async def handle(event: Any, ctx: Any) -> None:
@@ -174,9 +187,9 @@ async def test_a_batch_that_does_not_finish_is_abandoned(world: Any, topic: Any,
     await topic.produce(events)
     first = world.worker(topic.source(world.pool), handle, settings=ConsumerSettings(drain=0.5))
     async with first:
-        await eventually(lambda: first._busy is not None)
+        await until(lambda: first._busy is not None)
         async with world.worker(topic.source(world.pool)):
-            await eventually(lambda: len(first.stats().partitions) == 2)
+            await until(lambda: len(first.stats().partitions) == 2)
             hanging = False
             await world.applied(1)
             await first.stop(0.5)
@@ -198,16 +211,14 @@ async def test_a_batch_that_does_not_finish_is_abandoned(world: Any, topic: Any,
     ],
     ids=["garbage", "not-utf8", "fields", "deep", "tombstone", "no-key", "header", "empty"],
 )
-async def test_a_hostile_record_stops_its_partition_only(
-    world: Any, topic: Any, eventually: Any, record: dict[str, Any]
-) -> None:
+async def test_a_hostile_record_stops_its_partition_only(world: Any, topic: Any, record: dict[str, Any]) -> None:
     events = await world.publish(40, keys=20)
     await topic.produce(events)
     await topic.send(partition=0, **record)
     more = await world.publish(40, keys=20, start=40)
     await topic.produce(more)
     async with world.worker(topic.source(world.pool)) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         (failure,) = worker.stats().failures
         assert failure.partition == (topic.name, 0)
         assert isinstance(failure.error.__cause__, CodecError)
@@ -228,7 +239,7 @@ async def _behind(topic: Any, offset: int) -> int:
         await consumer.stop()
 
 
-async def test_bad_fields_of_a_foreign_event_are_found(world: Any, topic: Any, eventually: Any) -> None:
+async def test_bad_fields_of_a_foreign_event_are_found(world: Any, topic: Any) -> None:
     """A name that PostgreSQL cannot keep breaks the whole inbox statement; halving finds whose it is."""
     events = await world.publish(60, keys=1)
     await topic.produce(events[:30])
@@ -237,15 +248,13 @@ async def test_bad_fields_of_a_foreign_event_are_found(world: Any, topic: Any, e
     await topic.send(value=value, key=key)
     await topic.produce(events[31:])
     async with world.worker(topic.source(world.pool)) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         assert await world.count() == 30
         assert "PayloadInvalid" in str(worker.stats().failures[0].error)
 
 
 @pytest.mark.parametrize("stored", [10_000, 0])
-async def test_an_offset_that_is_gone_is_an_error_never_a_jump(
-    world: Any, topic: Any, eventually: Any, stored: int
-) -> None:
+async def test_an_offset_that_is_gone_is_an_error_never_a_jump(world: Any, topic: Any, stored: int) -> None:
     """Beyond the end: the topic was made anew. Before the beginning: retention took what was not read yet."""
     events = await world.publish(60, keys=20)
     number = partition_of(kafka_key(events[0].stream)[1], 4)
@@ -258,11 +267,11 @@ async def test_an_offset_that_is_gone_is_an_error_never_a_jump(
     more = await world.publish(40, keys=20, start=60)
     await topic.produce(more)
     async with world.worker(topic.source(world.pool)) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         (failure,) = worker.stats().failures
         assert isinstance(failure.error.__cause__, OffsetLost)
         assert failure.partition == (topic.name, number)
-        await eventually(lambda: worker.stats().tally.applied > 0)
+        await until(lambda: worker.stats().tally.applied > 0)
     rows = await world.pool.fetch("SELECT next_offset FROM soma.consumer_offsets WHERE partition = $1", number)
     assert [row[0] for row in rows] == [stored]
 
@@ -276,9 +285,7 @@ async def _delete_records(topic: Any, tp: TopicPartition, before: int) -> None:
         await admin.close()
 
 
-async def test_a_failing_event_is_tried_again_after_a_restart(
-    world: Any, topic: Any, apply: Any, eventually: Any
-) -> None:
+async def test_a_failing_event_is_tried_again_after_a_restart(world: Any, topic: Any, apply: Any) -> None:
     broken = True
 
     async def handle(event: Any, ctx: Any) -> None:
@@ -289,7 +296,7 @@ async def test_a_failing_event_is_tried_again_after_a_restart(
     events = await world.publish(120, keys=20)
     await topic.produce(events)
     async with world.worker(topic.source(world.pool), handle) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         assert str(events[60].event_id) in str(worker.stats().failures[0].error)
         assert not worker.stats().healthy
     assert await world.count() < 120
@@ -299,7 +306,7 @@ async def test_a_failing_event_is_tried_again_after_a_restart(
     await world.check(events)
 
 
-async def test_a_broker_that_goes_away_is_waited_for(world: Any, topic_at: Any, eventually: Any) -> None:
+async def test_a_broker_that_goes_away_is_waited_for(world: Any, topic_at: Any) -> None:
     with KafkaServer.start() as broker:
         broker.create_topic(TopicSettings("soma.away", partitions=2))
         topic = topic_at(broker.bootstrap, "soma.away")
@@ -310,10 +317,10 @@ async def test_a_broker_that_goes_away_is_waited_for(world: Any, topic_at: Any, 
         async with world.worker(source, settings=settings) as worker:
             await world.applied(50)
             broker.kill()
-            await eventually(lambda: worker.stats().away)
+            await until(lambda: worker.stats().away)
             broker.start_again()
             more = await world.publish(50, keys=10, start=50)
             await topic.produce(more)
             await world.applied(100, within=60)
-            await eventually(lambda: worker.stats().healthy)
+            await until(lambda: worker.stats().healthy)
         await world.check(events + more)

@@ -15,19 +15,20 @@ from soma_common.errors import ConfigurationError, HandlerFailed, PayloadInvalid
 from soma_common.events.models import Event
 from soma_common.events.payloads import Payload
 from soma_common.log.source import LogSettings, LogSource
+from tests.waiting import until
 
 
 class OrderPaid(Payload, event_type="order.paid"):
     n: int
 
 
-async def test_every_event_has_one_effect_in_the_order_of_its_key(world: Any, eventually: Any) -> None:
+async def test_every_event_has_one_effect_in_the_order_of_its_key(world: Any) -> None:
     events = await world.publish(1500, keys=30)
     async with world.log_worker() as worker:
         await world.applied(1500)
         events += await world.publish(300, keys=30, start=1500)
         await world.applied(1800)
-        await eventually(lambda: worker.stats().tally.applied == 1800)  # counted when the commit has been answered
+        await until(lambda: worker.stats().tally.applied == 1800)  # counted when the commit has been answered
         stats = worker.stats()
     await world.check(events)
     assert stats.healthy
@@ -35,18 +36,18 @@ async def test_every_event_has_one_effect_in_the_order_of_its_key(world: Any, ev
     assert len(stats.partitions) == 8
 
 
-async def test_two_consumers_know_nothing_of_each_other(world: Any, eventually: Any) -> None:
+async def test_two_consumers_know_nothing_of_each_other(world: Any) -> None:
     await world.publish(100)
     async with world.log_worker(consumer="a") as first, world.log_worker(consumer="b") as second:
-        await eventually(lambda: first.stats().tally.applied == second.stats().tally.applied == 100)
+        await until(lambda: first.stats().tally.applied == second.stats().tally.applied == 100)
 
 
-async def test_events_without_a_handler_are_counted_and_passed(world: Any, apply: Any, eventually: Any) -> None:
+async def test_events_without_a_handler_are_counted_and_passed(world: Any, apply: Any) -> None:
     await world.publish(50, event_type="order.shipped")
     await world.publish(10, start=50)
     worker = world.log_worker(apply, "order.paid")
     async with worker:
-        await eventually(lambda: worker.stats().tally.applied == 10 and worker.stats().tally.skipped == 50)
+        await until(lambda: worker.stats().tally.applied == 10 and worker.stats().tally.skipped == 50)
     assert await world.count() == 10
     # Their positions were stored: nothing is read again.
     async with world.log_worker(apply, "order.paid") as again:
@@ -55,7 +56,7 @@ async def test_events_without_a_handler_are_counted_and_passed(world: Any, apply
         assert again.stats().tally.skipped < 50
 
 
-async def test_a_typed_handler_gets_its_model(world: Any, eventually: Any) -> None:
+async def test_a_typed_handler_gets_its_model(world: Any) -> None:
     seen: list[Any] = []
 
     async def handle(event: Any, ctx: Any) -> None:
@@ -63,21 +64,21 @@ async def test_a_typed_handler_gets_its_model(world: Any, eventually: Any) -> No
 
     await world.publish(1, start=7)
     async with world.log_worker(handle, OrderPaid):
-        await eventually(lambda: seen)
+        await until(lambda: seen)
     assert seen == [(OrderPaid(n=7), {"n": 7})]
 
 
-async def test_a_payload_that_is_not_the_model_stops_its_shard(world: Any, eventually: Any) -> None:
+async def test_a_payload_that_is_not_the_model_stops_its_shard(world: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         raise AssertionError("it must not be called")
 
     await world.store.publish(Event(payload={"x": 1}, event_type="order.paid", tenant_id="acme", aggregate_id="a"))
     async with world.log_worker(handle, OrderPaid) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         assert isinstance(worker.stats().failures[0].error.__cause__, PayloadInvalid)
 
 
-async def test_given_keys_are_known_again(world: Any, eventually: Any) -> None:
+async def test_given_keys_are_known_again(world: Any) -> None:
     """The same idempotency key of another service or tenant is another event."""
     key = {"idempotency_key": "once", "payload": {"n": 1}, "event_type": "order.paid", "aggregate_id": "a"}
     await world.store.publish([Event(tenant_id="t1", **key), Event(tenant_id="t2", **key)])
@@ -90,10 +91,10 @@ async def test_given_keys_are_known_again(world: Any, eventually: Any) -> None:
     async with world.log_worker() as again:
         await world.publish(1, start=2)
         await world.applied(3)
-        await eventually(lambda: again.stats().tally.repeated == 2)
+        await until(lambda: again.stats().tally.repeated == 2)
 
 
-async def test_publish_inherits_and_commits_with_the_effects(world: Any, eventually: Any) -> None:
+async def test_publish_inherits_and_commits_with_the_effects(world: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         await ctx.tx.execute("INSERT INTO total VALUES ($1, 1)", str(event.event_id))
         given = {"payload": {}, "event_type": "order.seen", "tenant_id": "acme"}
@@ -104,7 +105,7 @@ async def test_publish_inherits_and_commits_with_the_effects(world: Any, eventua
 
     first, _ = await world.publish(2, keys=1)
     async with world.log_worker(handle, "order.paid") as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
     found = await world.store.query(tenant_id="acme", event_type="order.seen")
     assert len(await world.pool.fetch("SELECT * FROM total")) == 1  # the failing event left neither effect nor events
     assert [event.causation_id for event in found] == [str(first.event_id), "mine"]
@@ -113,7 +114,7 @@ async def test_publish_inherits_and_commits_with_the_effects(world: Any, eventua
 
 
 async def test_a_failing_event_stops_only_its_shard_and_is_tried_again(
-    world: Any, apply: Any, eventually: Any, caplog: pytest.LogCaptureFixture
+    world: Any, apply: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = True
 
@@ -127,15 +128,15 @@ async def test_a_failing_event_stops_only_its_shard_and_is_tried_again(
     worker = world.log_worker(handle)
     with caplog.at_level(logging.ERROR):
         async with worker:
-            await eventually(lambda: worker.stats().failures)
+            await until(lambda: worker.stats().failures)
+            events += await world.publish(100, keys=40, start=400)  # to be seen going past the shard that stopped
             shard = worker.stats().failures[0].partition.number
             hashes = await world.pool.fetch("SELECT event_id, key_hash & 7 FROM soma.events")
             behind = {row[0] for row in hashes if row[1] == shard}
             stopped = {event.event_id for event in events[100:] if event.event_id in behind}
-            await world.applied(400 - len(stopped))
-            await asyncio.sleep(0.2)
+            await world.applied(500 - len(stopped))
             stats = worker.stats()
-    assert await world.count() == 400 - len(stopped)
+    assert await world.count() == 500 - len(stopped)
     assert {row[0] for row in await world.effects()}.isdisjoint(stopped)
     assert not stats.healthy
     assert [failure.offset for failure in stats.failures] == [bad.position]
@@ -148,11 +149,11 @@ async def test_a_failing_event_stops_only_its_shard_and_is_tried_again(
 
     broken = False
     async with world.log_worker(handle):
-        await world.applied(400)
+        await world.applied(500)
     await world.check(events)
 
 
-async def test_the_failing_event_is_found_in_a_handful_of_transactions(world: Any, apply: Any, eventually: Any) -> None:
+async def test_the_failing_event_is_found_in_a_handful_of_transactions(world: Any, apply: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         await apply(event, ctx)
         if event.payload["n"] == 150:
@@ -160,15 +161,13 @@ async def test_the_failing_event_is_found_in_a_handful_of_transactions(world: An
 
     await world.publish(200, keys=1)
     async with world.log_worker(handle, settings=ConsumerSettings(batch=200)) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         assert worker.stats().tally.transactions == 3  # all, those before it, itself
     assert await world.count() == 150
 
 
 @pytest.mark.parametrize("bad", [0, 77, 199])
-async def test_an_event_that_fails_only_at_commit_is_found_by_halving(
-    world: Any, apply: Any, eventually: Any, bad: int
-) -> None:
+async def test_an_event_that_fails_only_at_commit_is_found_by_halving(world: Any, apply: Any, bad: int) -> None:
     async with world.pool.connection() as connection:
         await connection.execute(
             "CREATE TABLE good (n bigint PRIMARY KEY);"
@@ -177,13 +176,13 @@ async def test_an_event_that_fails_only_at_commit_is_found_by_halving(
         )
     await world.publish(200, keys=1)
     async with world.log_worker(settings=ConsumerSettings(batch=200)) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         stats = worker.stats()
     assert stats.tally.transactions <= 2 * 8 + 1  # log2(200) levels
     assert await world.count() == bad
 
 
-async def test_a_handler_that_swallows_a_database_error_is_found(world: Any, apply: Any, eventually: Any) -> None:
+async def test_a_handler_that_swallows_a_database_error_is_found(world: Any, apply: Any) -> None:
     """The transaction is broken from then on, and the next handler fails in its stead."""
 
     async def handle(event: Any, ctx: Any) -> None:
@@ -195,13 +194,13 @@ async def test_a_handler_that_swallows_a_database_error_is_found(world: Any, app
 
     await world.publish(200, keys=1)
     async with world.log_worker(handle, settings=ConsumerSettings(batch=200)) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         (failure,) = worker.stats().failures
     assert await world.count() == 60
     assert "InFailedSQLTransaction" in str(failure.error)
 
 
-async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: Any, eventually: Any) -> None:
+async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         await apply(event, ctx)
         with suppress(ZeroDivisionError):
@@ -213,19 +212,19 @@ async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: An
 
     await world.publish(6, keys=1)
     async with world.log_worker(handle) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         assert "ended the transaction" in str(worker.stats().failures[0].error)
     assert await world.count() == 5
     assert not await world.pool.fetch("SELECT * FROM total")
 
 
-async def test_a_handlers_own_network_error_is_the_events_fault(world: Any, eventually: Any) -> None:
+async def test_a_handlers_own_network_error_is_the_events_fault(world: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         raise ConnectionRefusedError("the shop's API is down")
 
     await world.publish(1)
     async with world.log_worker(handle) as worker:
-        await eventually(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().failures)
         assert worker.stats().away is None
 
 
@@ -249,20 +248,20 @@ async def test_a_conflict_between_transactions_is_tried_again(world: Any, apply:
     assert tries > 20
 
 
-async def test_shards_are_shared_and_change_hands_without_loss(world: Any, eventually: Any) -> None:
+async def test_shards_are_shared_and_change_hands_without_loss(world: Any) -> None:
     first = world.log_worker(lease=1.0)
     second = world.log_worker(lease=1.0)
     events = await world.publish(200, keys=50)
     async with first:
-        await eventually(lambda: len(first.stats().partitions) == 8)
+        await until(lambda: len(first.stats().partitions) == 8)
         async with second:
-            await eventually(lambda: len(first.stats().partitions) == len(second.stats().partitions) == 4)
+            await until(lambda: len(first.stats().partitions) == len(second.stats().partitions) == 4)
             events += await world.publish(400, keys=50, start=200)
             await world.applied(600)
             assert second.stats().tally.applied > 0
         events += await world.publish(100, keys=50, start=600)
         await world.applied(700)
-        await eventually(lambda: len(first.stats().partitions) == 8)
+        await until(lambda: len(first.stats().partitions) == 8)
     await world.check(events)
 
 
@@ -271,7 +270,7 @@ async def test_a_position_that_was_set_back_is_noticed(world: Any) -> None:
     events = await world.publish(100, keys=4)
     async with world.log_worker():
         await world.applied(100)
-        await asyncio.sleep(1.2)  # until the cursors of idle shards are stored too
+        await until(lambda: _all_stored(world), what="the cursors of idle shards are stored too")
         async with world.pool.transaction() as tx:
             await tx.execute("DELETE FROM effect WHERE number >= 50")
             await tx.execute("DELETE FROM soma.inbox WHERE event_id = ANY ($1)", [e.event_id for e in events[50:]])
@@ -285,9 +284,14 @@ async def test_a_position_that_was_set_back_is_noticed(world: Any) -> None:
     assert sorted(row[3] for row in rows) == list(range(101))
 
 
-async def test_the_number_of_shards_is_fixed(world: Any, eventually: Any) -> None:
+async def _all_stored(world: Any) -> bool:
+    """True when every shard's cursor stands behind a whole page."""
+    return not await world.pool.fetch("SELECT FROM soma.shards WHERE from_tick = 0 OR to_tick IS NOT NULL")
+
+
+async def test_the_number_of_shards_is_fixed(world: Any) -> None:
     async with world.log_worker() as first:
-        await eventually(lambda: first.stats().partitions)
+        await until(lambda: first.stats().partitions)
     worker = world.log_worker(shards=16)
     await worker.start()
     with pytest.raises(ConfigurationError, match="8 shards"):
@@ -299,7 +303,7 @@ async def test_the_number_of_shards_is_fixed(world: Any, eventually: Any) -> Non
         LogSettings(shards=6)
 
 
-async def test_a_worker_that_is_stopped_finishes_its_batch(world: Any, apply: Any, eventually: Any) -> None:
+async def test_a_worker_that_is_stopped_finishes_its_batch(world: Any, apply: Any) -> None:
     entered = asyncio.Event()
 
     async def handle(event: Any, ctx: Any) -> None:
@@ -317,7 +321,7 @@ async def test_a_worker_that_is_stopped_finishes_its_batch(world: Any, apply: An
     assert [row[0] for row in owners] == [None]
 
 
-async def test_a_worker_that_is_cancelled_loses_nothing(world: Any, apply: Any, eventually: Any) -> None:
+async def test_a_worker_that_is_cancelled_loses_nothing(world: Any, apply: Any) -> None:
     entered, hang = asyncio.Event(), True
 
     async def handle(event: Any, ctx: Any) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from soma_common.outbox.relay import Relay
 from soma_common.outbox.settings import RelaySettings
 from soma_common.postgres.pool import Pool
 from soma_common.retry import Backoff
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 LEASE = 2.0
@@ -71,11 +72,11 @@ class Journal:
 class World:
     """A database, a topic, a broker."""
 
-    def __init__(self, dsn: str, bootstrap: str, topic: str, *, name: str = "lab") -> None:
+    def __init__(self, dsn: str, bootstrap: str, topic: str, *, name: str = "lab", delivery: float = 30.0) -> None:
         self.dsn, self.bootstrap, self.topic, self.name = dsn, bootstrap, topic, name
         self.pool = Pool(dsn)
         self.store = EventStore(self.pool, AppendSettings("lab", route=self.route), patience=60.0)
-        self.publishers = KafkaPublishers(PublisherSettings(bootstrap=bootstrap, delivery_timeout=5.0))
+        self.publishers = KafkaPublishers(PublisherSettings(bootstrap=bootstrap, delivery_timeout=delivery))
         self.journal = Journal()
 
     def route(self, event: Event) -> str:
@@ -112,18 +113,35 @@ class World:
             finally:
                 over.set()
 
-    async def write_slowly(self, key: str, seconds: float, *, commit: bool) -> None:
-        """A transaction that draws its positions now and ends later."""
+    @asynccontextmanager
+    async def running(self, key: str, *, commit: bool) -> AsyncIterator[None]:
+        """A transaction that has drawn its positions and ends with the block."""
         events = [make(key, number) for number in range(3)]
         async with self.pool.connection() as connection:
             transaction = connection.transaction(isolation="read_committed")
             await transaction.start()
             recorded = await self.store.publish(events, tx=connection)
-            await asyncio.sleep(seconds)
+            yield
             await (transaction.commit() if commit else transaction.rollback())
         (self.journal.committed if commit else self.journal.rolled_back).extend(recorded)
 
-    async def arrived(self, *, within: float = 30.0, ids: Iterable[str] | None = None) -> list[Record]:
+    async def write_slowly(self, key: str, seconds: float, *, commit: bool) -> None:
+        """A transaction that draws its positions now and ends later."""
+        async with self.running(key, commit=commit):
+            await asyncio.sleep(seconds)
+
+    async def passed(self) -> None:
+        """Write on until every stored cursor of the relay is past what was committed when this was called."""
+        newest = (await self.pool.fetch("SELECT tick_id FROM soma.tick('0')"))[0][0]
+
+        async def all_past() -> bool:
+            await self.write(1)  # ticks move only while something happens
+            sql = "SELECT min(from_tick) FROM soma.shards WHERE reader = $1"
+            return bool((await self.pool.fetch(sql, f"relay:{self.name}"))[0][0] >= newest)
+
+        await until(all_past, what="every cursor passes the newest tick")
+
+    async def arrived(self, *, within: float = 60.0, ids: Iterable[str] | None = None) -> list[Record]:
         """Everything in the topic, once all that was committed is there."""
         wanted = set(self.journal.ids() if ids is None else ids)
         found: list[Record] = []
@@ -223,7 +241,7 @@ class RelayProcess:
         self.process.kill()
         self.process.wait(10)
 
-    async def terminated(self, within: float = 20.0) -> int:
+    async def terminated(self, within: float = 60.0) -> int:
         """SIGTERM; the exit code."""
         self.process.terminate()
         return await asyncio.to_thread(self.process.wait, within)
@@ -237,17 +255,6 @@ class RelayProcess:
             self.process.send_signal(signal.SIGCONT)
             self.kill()
         self.log.close()
-
-
-async def until(condition: Callable[[], Awaitable[Any]], *, within: float = 20.0, what: str = "it") -> Any:
-    """Wait for a condition; its value."""
-    end = time.monotonic() + within
-    while True:
-        value = await condition()
-        if value:
-            return value
-        assert time.monotonic() < end, f"{what} did not happen within {within} s"
-        await asyncio.sleep(0.02)
 
 
 async def owners(one: World) -> dict[int, str]:

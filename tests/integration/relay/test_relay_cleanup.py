@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from tests.integration.relay.lab import QUICK, World, check, make, until
+from tests.integration.relay.lab import QUICK, World, check, make
+from tests.waiting import until
 
 RING = 1 << 17
 
@@ -28,17 +27,15 @@ async def test_partitions_are_emptied_behind_the_relay(lab: World) -> None:
 async def test_a_late_committer_at_a_low_position_is_not_erased(lab: World) -> None:
     async with lab.relay(settings=QUICK):
         await lab.write(20)
-        slow = asyncio.create_task(lab.write_slowly("slow", 5.0, commit=True))
-        await asyncio.sleep(0.2)
-        for ring in (1, 2, 3):
-            await _jump(lab, ring * RING)
-            await lab.write(20)
-        async with lab.writing():
-            await asyncio.sleep(4 * QUICK.maintenance)
+        async with lab.running("slow", commit=True):
+            for ring in (1, 2, 3):
+                await _jump(lab, ring * RING)
+                await lab.write(20)
+            await lab.passed()
+            await lab.pool.fetch("SELECT soma.clean_outbox()")
             # Its snapshot's xmin holds every partition back: nothing that was left after it began may go.
             assert await _filled(lab, {0, 1, 2, 3})
-            assert not slow.done()
-            await slow
+        async with lab.writing():
             await until(lambda: _filled(lab, {3}), what="the rest is emptied once it was relayed")
         assert check(lab.journal, await lab.arrived()) == 0
 
@@ -66,8 +63,8 @@ async def test_two_relays_are_both_waited_for(lab: World) -> None:
         for ring in range(1, 4):
             await _jump(lab, ring * RING)
             await lab.write(20)
-        await lab.arrived()
-        await asyncio.sleep(3 * QUICK.maintenance)
+        await lab.passed()
+        await lab.pool.fetch("SELECT soma.clean_outbox()")
         assert await _filled(lab, {1, 2, 3}) or await _filled(lab, {0, 1, 2, 3})
 
 

@@ -12,7 +12,8 @@ from soma_common.kafka.publisher import forget_cursors
 from soma_common.outbox.publishing import Sending
 from soma_common.outbox.relay import identities
 from soma_common.postgres.cursor import Cursor
-from tests.integration.relay.lab import World, check, until
+from tests.integration.relay.lab import World, check
+from tests.waiting import until
 
 
 async def _stored(lab: World, group: int) -> str | None:
@@ -66,7 +67,7 @@ async def test_rows_of_a_fenced_holder_never_become_visible(lab: World) -> None:
 
 async def _fenced(old: object) -> bool:
     try:
-        await asyncio.wait_for(old.commit("x"), 5)  # type: ignore[attr-defined]
+        await asyncio.wait_for(old.commit("x"), 30)  # type: ignore[attr-defined]
     except LeaseLost:
         return True
     return False

@@ -14,7 +14,8 @@ from soma_common.outbox.parking import accept_partitions, list_parked, unpark
 from soma_common.outbox.topics import Topics
 from soma_common.testing.backends import KafkaHandle
 from soma_common.testing.lane.kafka_wire import Topic
-from tests.integration.relay.lab import QUICK, World, check, make, until
+from tests.integration.relay.lab import QUICK, World, check, make
+from tests.waiting import until
 
 MODES = pytest.mark.parametrize("exactly_once", [False, True], ids=["at_least_once", "exactly_once"])
 

@@ -13,7 +13,8 @@ from soma_common.testing.backends import KafkaHandle
 from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.kafka_wire import Topic
 from soma_common.testing.lane.postgres import PostgresServer
-from tests.integration.relay.lab import World, check, until, world
+from tests.integration.relay.lab import World, check, world
+from tests.waiting import until
 
 MODES = pytest.mark.parametrize("exactly_once", [False, True], ids=["at_least_once", "exactly_once"])
 
@@ -28,10 +29,11 @@ def broker() -> object:
 async def own_broker(broker: KafkaServer, soma_database: str) -> AsyncIterator[World]:
     topic = f"soma.test.{soma_database.rpartition('_')[2]}"
     broker.create_topic(Topic(topic, partitions=3, config={}))
-    async with world(soma_database, broker.bootstrap, topic, name=topic.rpartition(".")[2]) as one:
+    async with world(soma_database, broker.bootstrap, topic, name=topic.rpartition(".")[2], delivery=5.0) as one:
         yield one
 
 
+@pytest.mark.xdist_group("relay-broker")  # one worker, so that the broker is started once
 @MODES
 async def test_the_broker_is_killed_and_comes_back(
     own_broker: World, broker: KafkaServer, exactly_once: bool, caplog: pytest.LogCaptureFixture
@@ -42,13 +44,12 @@ async def test_the_broker_is_killed_and_comes_back(
         await lab.write(300)
         await lab.arrived()
         writing = asyncio.create_task(lab.write(1500, batch=3))
-        await asyncio.sleep(0.3)
+        await until(lambda: len(lab.journal.committed) > 330, what="writing is under way")
         await asyncio.to_thread(broker.kill)
         await until(lambda: _away(relay, "The broker"), what="the relay notices")
         assert not relay.stats().healthy
-        await asyncio.sleep(2.0)
-        await asyncio.to_thread(broker.start_again)
         await writing
+        await asyncio.to_thread(broker.start_again)
         await lab.arrived(within=60)
         await until(lambda: _all_back(relay), what="the relay says so")
     duplicates = check(lab.journal, await lab.arrived())
@@ -66,11 +67,12 @@ async def test_the_database_restarts_at_once(
     with PostgresServer.start(18) as server:
         await upgrade(server.dsn)
         async with world(server.dsn, soma_kafka.bootstrap, topic, name=topic.rpartition(".")[2]) as lab:
-            async with lab.relay(exactly_once=exactly_once) as relay:
+            # A lease that ends while the database is away would begin anew, with repeats: it is longer than any restart.
+            async with lab.relay(exactly_once=exactly_once, lease=60.0) as relay:
                 await lab.write(300)
                 await lab.arrived()
                 writing = asyncio.create_task(lab.write(1500, batch=3))
-                await asyncio.sleep(0.3)
+                await until(lambda: len(lab.journal.committed) > 330, what="writing is under way")
                 for _ in range(2):
                     await asyncio.to_thread(server.stop, "immediate")
                     await until(lambda: _away(relay, "The database"), what="the relay notices")
