@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 
@@ -20,9 +21,9 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def elsewhere(soma_postgres: PostgresHandle, request: pytest.FixtureRequest) -> Iterator[str]:
+def elsewhere(soma_postgres: PostgresHandle) -> Iterator[str]:
     """An empty database in another cluster than ``soma_database16``'s."""
-    name = "soma_restored_" + request.node.name.partition("[")[0][-30:]
+    name = f"soma_restored_{uuid4().hex[:16]}"  # two tests may run at once
     yield soma_postgres.sql.create_database(name)
     soma_postgres.sql.drop_database(name)
 
