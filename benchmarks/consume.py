@@ -205,7 +205,7 @@ async def log_bare(bench: Bench, batch: int, count: int) -> float:
         for place in range(0, len(page), batch):
             part = page[place : place + batch]
             moves = {row[20] & 7: diff.after(row[0]) for row in part}
-            save = (SQL["save_shards"], _cursors(name, moves, stored))
+            save = (blocks("readers")["save"], _cursors(name, moves, stored))
             await _transaction(bench.bare, number, [(row[2], row[6], row[9], row[8]) for row in part], save)
             stored |= moves
             done += len(part)
@@ -228,6 +228,7 @@ def _cursors(name: str, moves: dict[int, Cursor], was: dict[int, Cursor]) -> lis
         [c.from_tick for c in old],
         [c.from_token for c in old],
         [c.to_tick for c in old],
+        [c.to_token for c in old],
         [c.position for c in old],
     ]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from soma_common.consumer.dedup import Inbox
-from soma_common.consumer.handlers import HandlerContext, Handlers
+from soma_common.consumer.handlers import Handler, HandlerContext, Handlers
 from soma_common.consumer.source import Partition, Record, Source
 from soma_common.errors import (
     ClockAhead,
@@ -135,15 +135,15 @@ class Pipeline:
 
     async def _effects(self, tx: Any, inbox: Inbox, records: Sequence[Record]) -> Tally:
         handled = [
-            (place, record.event)
+            (place, record.event, handlers)
             for place, record in enumerate(records)
-            if record.event is not None and self._handlers.of(record.event.event_type)
+            if record.event is not None and (handlers := self._handlers.of(record.event.event_type))
         ]
-        fresh = await inbox.claim(tx, [event for _, event in handled]) if handled else []
+        fresh = await inbox.claim(tx, [event for _, event, _ in handled]) if handled else []
         collected: list[Event] = []
-        for (place, event), is_new in zip(handled, fresh, strict=True):
+        for (place, event, handlers), is_new in zip(handled, fresh, strict=True):
             if is_new:
-                await self._handle(tx, place, HandlerContext(self._consumer, event, tx, collected))
+                await self._handle(handlers, place, HandlerContext(self._consumer, event, tx, collected))
         if collected:
             await self._record(tx, collected)
         applied = sum(fresh)
@@ -158,10 +158,10 @@ class Pipeline:
         except Exception as error:
             raise _Blamed(None, error) from error
 
-    async def _handle(self, tx: Any, place: int, context: HandlerContext) -> None:
-        event = context.event
+    async def _handle(self, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
+        event, tx = context.event, cast("Any", context.tx)
         try:
-            for handler in self._handlers.of(event.event_type):
+            for handler in handlers:
                 await handler.handle(handler.prepared(event, self._handlers.typed), context)
         except Exception as error:
             passing = _passing(tx, error)

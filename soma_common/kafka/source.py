@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from soma_common.ahead import Ahead, in_strides
 from soma_common.config import KafkaSecurity
 from soma_common.consumer.source import Drain, Partition, Record
 from soma_common.errors import ConfigurationError, LeaseLost, OffsetLost
@@ -89,6 +90,7 @@ class KafkaSource:
         self._generation, self._claimed, self._moving = 0, -1, False
         self._commits: dict[Partition, int] = {}
         self._committing: asyncio.Task[None] | None = None
+        self._ahead: Ahead[list[Record]] = Ahead()
         self._heard = 0.0
 
     async def start(self, consumer_id: int, drain: Drain) -> None:
@@ -141,24 +143,42 @@ class KafkaSource:
             raise unreachable(self.settings.bootstrap, error) from error
 
     async def _records(self, consumer: AIOKafkaConsumer, most: int) -> list[Record]:
-        generation = self._generation
         wanted = [TopicPartition(*partition) for partition in self._owned if partition not in self._halted]
         if not wanted:  # getmany() without partitions would mean all of them
             await asyncio.sleep(self.settings.wait)
             await self._probe(consumer)
             return []
-        fetched = await self._poll(consumer, wanted, most)
+        if not self._ahead:
+            self._ahead.begin(self._read(consumer, wanted, most))
+        generation, read = self._generation, await self._read_ahead()
         if generation != self._generation:
             return []  # the group moved meanwhile: these partitions are claimed anew, and read again
-        if not fetched:
+        records = [record for record in read if record.partition not in self._halted]
+        if not records:
             await self._probe(consumer)
             return []
         self._heard = time.monotonic()
-        return [
-            await self._decoder.record(Partition(*tp), self._owned[Partition(*tp)].epoch, raw)
-            for tp, raws in fetched.items()
-            for raw in raws
-        ]
+        if len(read) >= most:  # there is more already: read it while these are applied
+            self._ahead.begin(self._read(consumer, wanted, most))
+        return records
+
+    async def _read_ahead(self) -> list[Record]:
+        try:
+            return await self._ahead.take()
+        except KafkaError:
+            await self._leave()  # the group refused us, or aiokafka gave up: join anew
+            raise
+
+    async def _read(self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int) -> list[Record]:
+        """The next records of these partitions, decoded; none once the group has moved."""
+        generation, fetched = self._generation, await self._poll(consumer, wanted, most)
+        raws = [(Partition(*tp), raw) for tp, raws in fetched.items() for raw in raws]
+        records = []
+        async for partition, raw in in_strides(raws):
+            if generation != self._generation:
+                return []
+            records.append(await self._decoder.record(partition, self._owned[partition].epoch, raw))
+        return records
 
     async def _poll(self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int) -> dict[Any, list[Any]]:
         wait = self.settings.wait
@@ -174,9 +194,6 @@ class KafkaSource:
         except OffsetOutOfRangeError as error:
             self._note_lost(error.args[0])
             return {}
-        except KafkaError:
-            await self._leave()  # the group refused us, or aiokafka gave up: join anew
-            raise
 
     def _note_lost(self, offsets: dict[Any, int]) -> None:
         for tp, offset in offsets.items():
@@ -186,6 +203,7 @@ class KafkaSource:
 
     async def _claim(self, consumer: AIOKafkaConsumer) -> None:
         """Begin a new epoch of every assigned partition and read on where PostgreSQL says."""
+        await self._ahead.forget()
         generation, assigned = self._generation, sorted(consumer.assignment())
         if not assigned:
             await self._probe(consumer)
@@ -313,6 +331,7 @@ class KafkaSource:
                 await committing
         self._generation, self._moving = self._generation + 1, False
         self._forget()
+        await self._ahead.forget()
         if consumer is not None:
             await _close(consumer)
 

@@ -9,17 +9,18 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from soma_common.ahead import Ahead, in_strides
 from soma_common.consumer.source import Drain, Partition, Record
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, TransactionConflict
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
-from soma_common.postgres.shards import Lease, Shards
+from soma_common.postgres.shards import Shards
 from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class LogSource:
         self._ticks = TickReader(pool)
         self._mine: dict[int, _Shard] = {}
         self._buffer: deque[Record] = deque()
+        self._ahead: Ahead[None] = Ahead()
+        self._more = False
         self._sharing = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
@@ -156,14 +159,23 @@ class LogSource:
         if self._ended is not None:
             raise self._ended
         if not self._buffer:
-            if time.monotonic() - self._flushed > _FLUSH_EVERY:
-                await self._flush()
-            await self._fill()
+            await self._refill()
         if not self._buffer:
             await self._rest()
             return ()
         self._idle = _LEAST_IDLE
-        return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
+        records = [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
+        if self._more and not self._ahead and len(self._buffer) <= self.settings.page // 2:
+            self._ahead.begin(self._fill())
+        return records
+
+    async def _refill(self) -> None:
+        if self._ahead:
+            await self._ahead.take()
+        if not self._buffer:
+            if time.monotonic() - self._flushed > _FLUSH_EVERY:
+                await self._flush()  # all that was read is settled, and nothing is being read
+            await self._fill()
 
     async def _rest(self) -> None:
         with suppress(TimeoutError):
@@ -174,15 +186,18 @@ class LogSource:
 
     async def _fill(self) -> None:
         """Read the next page of those shards that waited longest; shards that stand alike are read together."""
+        self._more = False
         latest = await self._ticks.latest()
         for cursor, shards in self._groups():
             diff = await self._ticks.next_diff(cursor, latest)
             if diff is None:
                 continue
             rows = await self._page(diff, list(shards))
-            after = diff.after(rows[-1][0]) if len(rows) == self.settings.page else diff.done()
-            self._take(diff, rows, shards, after)
-            if self._buffer:
+            records = await self._decode(diff, rows, shards)
+            full = len(rows) == self.settings.page
+            self._take(records, shards, diff.after(rows[-1][0]) if full else diff.done())
+            if records:
+                self._more = full
                 return
 
     def _groups(self) -> list[tuple[Cursor, dict[int, _Shard]]]:
@@ -203,37 +218,41 @@ class LogSource:
             late = (diff.stragglers, diff.position, target.position_after, limit, mask, shards)
             return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
 
-    def _take(self, diff: Diff, rows: Sequence[Row], shards: dict[int, _Shard], after: Cursor) -> None:
+    async def _decode(self, diff: Diff, rows: Sequence[Row], shards: dict[int, _Shard]) -> list[Record]:
+        mask, records = self.settings.shards - 1, []
+        partitions = {number: Partition(self.reader, number) for number in shards}
+        async for row in in_strides(rows):
+            number = row[_KEY_HASH] & mask
+            after, event = diff.after(row[0]), recorded_event(row)
+            records.append(Record(partitions[number], row[0], shards[number].epoch, after, event))
+        return records
+
+    def _take(self, records: Sequence[Record], shards: dict[int, _Shard], after: Cursor) -> None:
         """Buffer a page for the shards that are still ours under the epoch in which it was read."""
         self._turns += 1
-        ours = {number: shard for number, shard in shards.items() if self._mine.get(number) is shard}
-        ours = {number: shard for number, shard in ours.items() if not shard.halted and not shard.leaving}
-        for shard in ours.values():
-            shard.at, shard.turn = after, self._turns
-        mask = self.settings.shards - 1
-        for row in rows:
-            number = row[_KEY_HASH] & mask
-            if number in ours:
-                partition = Partition(self.reader, number)
-                event = recorded_event(row)
-                self._buffer.append(Record(partition, row[0], ours[number].epoch, diff.after(row[0]), event))
+        for number, shard in shards.items():
+            if self._mine.get(number) is shard and self._delivers(number, shard.epoch):
+                shard.at, shard.turn = after, self._turns
+        self._buffer.extend(r for r in records if self._delivers(r.partition.number, r.epoch))
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
         """Move the cursors; LeaseLost when a shard has another owner or epoch, or its cursor was set back."""
-        moves = {record.partition.number: (record.epoch, record.after) for record in records}
-        await self._save(tx, moves)
+        await self._save(tx, {record.partition.number: (record.epoch, record.after) for record in records})
 
     async def _save(self, tx: Any, moves: dict[int, tuple[int, Cursor]]) -> None:
-        was = {number: self._mine.get(number) for number in moves}
-        lost = [number for number, shard in was.items() if shard is None or shard.epoch != moves[number][0]]
+        lost = sorted(number for number, (epoch, _) in moves.items() if not self._owns(number, epoch))
         if not lost:
-            args = _save_arguments(moves, {number: shard.stored for number, shard in was.items() if shard is not None})
-            rows = await fetch(tx, blocks("consumer")["save_shards"], (self.reader, self.settings.worker, *args))
-            lost = sorted(set(moves) - {row[0] for row in rows})
+            cursors = {number: cursor for number, (_, cursor) in moves.items()}
+            stored = {number: self._mine[number].stored for number in moves}
+            lost = sorted(await self._shards.save(cursors, tx, was=stored))
         if lost:
             raise LeaseLost(
                 f"Shards {lost} of {self.reader} were given to another worker, or the database was set back."
             )
+
+    def _owns(self, number: int, epoch: int) -> bool:
+        shard, lease = self._mine.get(number), self._shards.owned.get(number)
+        return shard is not None and lease is not None and shard.epoch == lease.epoch == epoch
 
     async def committed(self, records: Sequence[Record]) -> None:
         """Remember what is stored."""
@@ -261,11 +280,10 @@ class LogSource:
     async def rewind(self) -> None:
         """Begin again at the stored cursors, under a new epoch: what is still in flight will be refused."""
         async with self._sharing:
+            await self._ahead.forget()
             self._buffer.clear()
             halted = {number for number, shard in self._mine.items() if shard.halted}
-            args = (self.reader, self.settings.worker, self._shards.lease)
-            rows = await self._pool.fetch(blocks("consumer")["reclaim_shards"], *args)
-            self._shards.owned = {row[0]: Lease(row[0], row[1], Cursor(*row[2:7])) for row in rows}
+            await self._shards.reclaim()
             self._ticks = TickReader(self._pool)
             self._adopt()
             for number in halted & set(self._mine):
@@ -296,25 +314,7 @@ class LogSource:
         heart.cancel()
         with suppress(asyncio.CancelledError):
             await heart
+        await self._ahead.forget()
         self._buffer.clear()
         await self._shards.release()
         self._mine.clear()
-
-
-def _save_arguments(moves: dict[int, tuple[int, Cursor]], was: dict[int, Cursor]) -> list[list[Any]]:
-    """The arrays of ``save_shards``."""
-    column: Callable[[Callable[[Cursor], Any]], list[Any]] = lambda get: [get(cursor) for _, cursor in moves.values()]  # noqa: E731
-    before: Callable[[Callable[[Cursor], Any]], list[Any]] = lambda get: [get(was[number]) for number in moves]  # noqa: E731
-    return [
-        list(moves),
-        [epoch for epoch, _ in moves.values()],
-        column(lambda c: c.from_tick),
-        column(lambda c: c.from_token),
-        column(lambda c: c.to_tick),
-        column(lambda c: c.to_token),
-        column(lambda c: c.position),
-        before(lambda c: c.from_tick),
-        before(lambda c: c.from_token),
-        before(lambda c: c.to_tick),
-        before(lambda c: c.position),
-    ]

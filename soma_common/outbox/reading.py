@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 
+from soma_common.ahead import Ahead
 from soma_common.outbox.groups import Batch, Group, divide
 from soma_common.outbox.publishing import TOPIC
 from soma_common.outbox.settings import Parts
@@ -16,24 +15,19 @@ class ReadAhead:
 
     def __init__(self, parts: Parts, groups: dict[int, Group], refused_rows: Mapping[int, str]) -> None:
         self._p, self._groups, self._refused_rows = parts, groups, refused_rows
-        self._ahead: asyncio.Task[Batch] | None = None
+        self._ahead: Ahead[Batch] = Ahead()
 
     async def next(self, rows: int, per_group: bool) -> Batch:
         """The next batch: the one that is being read already, or a new one."""
-        ahead, self._ahead = self._ahead, None
-        return await (ahead or self._read(rows, per_group))
+        return await (self._ahead.take() if self._ahead else self._read(rows, per_group))
 
     def begin(self, rows: int, per_group: bool) -> None:
         """Read the batch after the last one now."""
-        self._ahead = asyncio.create_task(self._read(rows, per_group))
+        self._ahead.begin(self._read(rows, per_group))
 
     async def forget(self) -> None:
         """Drop what was read ahead. The caller sets ``Group.next`` back."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await ahead
+        await self._ahead.forget()
 
     async def _read(self, rows: int, per_group: bool) -> Batch:
         parts, groups = self._p, dict(self._groups)

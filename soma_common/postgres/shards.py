@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -65,24 +65,29 @@ class Shards:
                 self.owned[row[0]] = Lease(row[0], row[1], Cursor(*row[2:7]))
         return frozenset(sorted(self.owned)[fair:])
 
-    async def save(self, cursors: Mapping[int, Cursor], tx: Any | None = None) -> frozenset[int]:
+    async def reclaim(self) -> None:
+        """Begin a new epoch of what this worker owns: what it has in flight will be refused.
+
+        Waits for a transaction that is moving these shards, so ``owned`` says where they stand for certain.
+        """
+        rows = await self._pool.fetch(_sql("reclaim"), self.reader, self.worker, self.lease)
+        self.owned = {row[0]: Lease(row[0], row[1], Cursor(*row[2:7])) for row in rows}
+
+    async def save(
+        self, cursors: Mapping[int, Cursor], tx: Any | None = None, *, was: Mapping[int, Cursor] | None = None
+    ) -> frozenset[int]:
         """Write cursors of owned shards, in the caller's transaction if there is one.
+
+        ``was`` names the cursors that must be there; without it any may be, for a reader whose truth is elsewhere: what
+        the relay finds in Kafka may be ahead of its mirror here.
 
         Returns the shards that were lost to another worker: their cursors were not written, their work is not ours.
         Without a transaction of the caller the write is durable when this returns.
         """
-        mine = {n: (self.owned[n], cursor) for n, cursor in cursors.items() if n in self.owned}
-        args = (
-            self.reader,
-            self.worker,
-            list(mine),
-            [lease.epoch for lease, _ in mine.values()],
-            [cursor.from_tick for _, cursor in mine.values()],
-            [cursor.from_token for _, cursor in mine.values()],
-            [cursor.to_tick for _, cursor in mine.values()],
-            [cursor.to_token for _, cursor in mine.values()],
-            [cursor.position for _, cursor in mine.values()],
-        )
+        mine = {n: cursor for n, cursor in cursors.items() if n in self.owned}
+        epochs = [self.owned[n].epoch for n in mine]
+        before = [None if was is None else was[n] for n in mine]
+        args = (self.reader, self.worker, list(mine), epochs, *_columns(list(mine.values())), *_columns(before))
         if tx is not None:
             rows = await fetch(tx, _sql("save"), args)
         else:
@@ -106,6 +111,12 @@ class Shards:
         """Every shard of this reader."""
         rows = await self._pool.fetch(_sql("cursors"), self.reader)
         return [ShardState(row[0], row[1], row[2], row[3], Cursor(*row[4:9]), row[9]) for row in rows]
+
+
+def _columns(cursors: Sequence[Cursor | None]) -> list[list[int | None]]:
+    """Cursors as the arrays of ``save``; None is null in each."""
+    fields = ("from_tick", "from_token", "to_tick", "to_token", "position")
+    return [[getattr(cursor, field, None) for cursor in cursors] for field in fields]
 
 
 def _sql(name: str) -> str:

@@ -20,7 +20,8 @@ FROM wanted g CROSS JOIN LATERAL (
     ORDER BY r.position LIMIT $6::bigint
 ) AS o
 
--- :name stragglers : rows of transactions that were still running at the first tick and have ended by the second
+-- :name stragglers : rows of transactions that were still running at the first tick and have ended by the second;
+-- by transaction id alone: "+ 0" keeps the planner from walking a group's whole backlog instead
 WITH wanted AS MATERIALIZED (
     SELECT g.shard, g.after, g.high, g.late::xid8[] AS late
     FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::text[]) AS g (shard, after, high, late)
@@ -31,8 +32,8 @@ FROM wanted g CROSS JOIN LATERAL (
     SELECT r.position, r.key_hash, r.topic, r.key, r.event_id, r.event_type, r.version,
            trunc(extract(epoch FROM r."timestamp") * 1000)::bigint AS timestamp_ms, r.value, r.headers
     FROM soma.outbox r
-    WHERE r.xid = ANY (g.late) AND r.shard = g.shard AND r.position > g.after AND r.position <= g.high
-    ORDER BY r.position LIMIT $5::bigint
+    WHERE r.xid = ANY (g.late) AND r.shard + 0 = g.shard AND r.position + 0 > g.after AND r.position + 0 <= g.high
+    ORDER BY r.position + 0 LIMIT $5::bigint
 ) AS o
 
 -- :name park : put rows aside, the outbox keeps its own; a row that is parked already stays as it is

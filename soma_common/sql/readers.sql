@@ -68,7 +68,8 @@ WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = locked.shard
 -- :name leave : this worker is gone
 DELETE FROM soma.workers WHERE reader = $1::text AND worker = $2::text
 
--- :name save : move cursors, fenced by owner and epoch, to ticks of this history; a shard that is not returned was lost
+-- :name save : move cursors to ticks of this history, fenced by owner and epoch, and where the caller names the cursor
+-- that was there (was_from is not null) by that too; a shard that is not returned was lost
 WITH locked AS MATERIALIZED (
     SELECT l.shard FROM soma.shards l
     WHERE l.reader = $1::text AND l.owner = $2::text AND l.shard = ANY ($3::smallint[])
@@ -76,12 +77,28 @@ WITH locked AS MATERIALIZED (
 )
 UPDATE soma.shards s SET from_tick = c.from_tick, from_token = c.from_token, to_tick = c.to_tick,
        to_token = c.to_token, after_position = c.after_position, moved_at = soma.now()
-FROM locked JOIN unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
-     AS c (shard, epoch, from_tick, from_token, to_tick, to_token, after_position) USING (shard)
+FROM locked JOIN unnest($3::smallint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
+                        $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[])
+     AS c (shard, epoch, from_tick, from_token, to_tick, to_token, after_position,
+           was_from, was_token, was_to, was_to_token, was_after) USING (shard)
 WHERE s.reader = $1::text AND s.owner = $2::text AND s.shard = locked.shard AND s.epoch = c.epoch
+  AND (c.was_from IS NULL
+       OR ((s.from_tick, s.from_token, s.after_position) = (c.was_from, c.was_token, c.was_after)
+           AND (s.to_tick, s.to_token) IS NOT DISTINCT FROM (c.was_to, c.was_to_token)))
   AND EXISTS (SELECT FROM soma.ticks t WHERE t.tick_id = c.from_tick AND t.token = c.from_token)
   AND (c.to_tick IS NULL OR EXISTS (SELECT FROM soma.ticks t WHERE t.tick_id = c.to_tick AND t.token = c.to_token))
 RETURNING s.shard
+
+-- :name reclaim : begin a new epoch of the shards a worker owns; waits for a transaction that is moving them
+WITH locked AS MATERIALIZED (
+    SELECT l.shard FROM soma.shards l
+    WHERE l.reader = $1::text AND l.owner = $2::text
+    ORDER BY l.shard FOR NO KEY UPDATE
+)
+UPDATE soma.shards s SET epoch = s.epoch + 1, leased_until = soma.now() + $3::interval
+FROM locked
+WHERE s.shard = locked.shard AND s.reader = $1::text AND s.owner = $2::text AND s.leased_until > soma.now()
+RETURNING s.shard, s.epoch, s.from_tick, s.from_token, s.to_tick, s.to_token, s.after_position
 
 -- :name cursors : where a reader's shards stand
 SELECT shard, owner, epoch, leased_until > soma.now(), from_tick, from_token, to_tick, to_token, after_position, moved_at

@@ -32,11 +32,14 @@ class TraceContext:
     def parse(cls, traceparent: str | None, tracestate: str | None = None) -> TraceContext | None:
         """The context in a ``traceparent`` header, or None where it is missing or malformed (the standard's rule)."""
         found = _TRACEPARENT.match((traceparent or "").strip())
-        if found is None or found[1] == "ff" or (found[1] == "00" and len(found[0]) != 55):
+        if found is None:
             return None
-        if found[2] == _ZERO_TRACE or found[3] == _ZERO_SPAN:
+        version, trace_id, span_id, flags = found.groups()
+        if version == "ff" or (version == "00" and found.end() != 55):
             return None
-        return cls(trace_id=found[2], span_id=found[3], flags=int(found[4], 16), tracestate=tracestate or None)
+        if trace_id == _ZERO_TRACE or span_id == _ZERO_SPAN:
+            return None
+        return cls(trace_id, span_id, int(flags, 16), tracestate or None)
 
     def child(self) -> TraceContext:
         """The same trace with a new span id."""

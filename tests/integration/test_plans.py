@@ -152,6 +152,19 @@ def test_stragglers_are_found_by_transaction_id(filled: str) -> None:
             assert indexes(text) == {"events_xid_idx"}, text
 
 
+def test_a_consumer_reads_its_shards_along_the_same_indexes(filled: str) -> None:
+    sql = blocks("consumer")
+    page = [0, ROWS, "1", "1:900000000:", 1000, 7, [1, 3, 5]]
+    late = [["800", "801", "802"], 0, ROWS, 1000, 7, [1, 3, 5]]
+    with psycopg.connect(filled, autocommit=True) as connection:
+        for mode in (CUSTOM, GENERIC):
+            text = plan(connection, SELECT + sql["log_page"], page, mode)
+            assert indexes(text) == {"events_pkey"}, text
+            assert "Sort" not in text, text
+            text = plan(connection, SELECT + sql["log_stragglers"], late, mode)
+            assert indexes(text) == {"events_xid_idx"}, text
+
+
 def test_the_appends_own_statements_use_keys(filled: str) -> None:
     """What soma.append looks up besides inserting: the stream, keys given by callers, events by id."""
     statements = {

@@ -31,6 +31,19 @@ async def test_a_page_reads_no_more_than_its_rows(lab: World, mode: str) -> None
     assert "(actual rows=20.00 loops=2)" in plan
 
 
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+async def test_stragglers_are_found_by_transaction_id(lab: World, mode: str) -> None:
+    await lab.write(4000, keys=200, batch=500)
+    tick = await lab.store.ticks.latest()
+    arguments = ([0, 1], [0, 0], [tick.position_after] * 2, ["{800,801}"] * 2, 20)
+    async with lab.pool.transaction() as connection:
+        await fetch(connection, "SELECT set_config('plan_cache_mode', $1, true)", (mode,))
+        rows = await fetch(connection, "EXPLAIN (COSTS OFF) " + blocks("outbox")["stragglers"], arguments)
+    plan = "\n".join(row[0] for row in rows)
+    assert "outbox_0_xid_idx" in plan, plan
+    assert "shard_position_idx" not in plan, plan
+
+
 async def test_pages_are_the_rows_of_their_groups_in_order(lab: World) -> None:
     await lab.write(300, keys=40, batch=50)
     diff = await lab.store.ticks.next_diff(BEGINNING, await lab.store.ticks.latest())

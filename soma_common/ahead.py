@@ -1,0 +1,47 @@
+"""Work that is begun before it is needed, while something else waits for the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, Generic, TypeVar
+
+_T = TypeVar("_T")
+_STRIDE = 2  # items between two turns of the loop: some 30 µs of decoding, about what a small statement takes
+
+
+class Ahead(Generic[_T]):
+    """At most one call that runs ahead."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[_T] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether a call was begun and neither taken nor forgotten."""
+        return self._task is not None
+
+    def begin(self, call: Coroutine[Any, Any, _T]) -> None:
+        """Run it in the background."""
+        assert self._task is None, "one at a time"
+        self._task = asyncio.create_task(call)
+
+    async def take(self) -> _T:
+        """The result, or the error, of the call that was begun."""
+        task, self._task = self._task, None
+        assert task is not None, "begin() comes first"
+        return await task
+
+    async def forget(self) -> None:
+        """End the call, whatever became of it."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def in_strides(items: Iterable[_T]) -> AsyncIterator[_T]:
+    """The items, letting others run between them: decoding a page at once would keep a batch waiting for its turn."""
+    for place, item in enumerate(items):
+        if place % _STRIDE == _STRIDE - 1:
+            await asyncio.sleep(0)
+        yield item

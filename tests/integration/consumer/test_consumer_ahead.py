@@ -1,0 +1,63 @@
+"""What was read ahead is dropped when a batch is tried again, and when its partition stops."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from soma_common.consumer.worker import ConsumerSettings
+from soma_common.errors import TransactionConflict
+
+
+@pytest.mark.parametrize("source", ["log", "kafka"])
+async def test_conflicts_and_a_failing_event_amid_a_backlog(
+    world: Any, topic: Any, apply: Any, eventually: Any, source: str
+) -> None:
+    tries = 0
+
+    async def handle(event: Any, ctx: Any) -> None:
+        nonlocal tries
+        tries += 1
+        await apply(event, ctx)
+        if tries % 41 == 0:
+            raise TransactionConflict
+        if event.payload["n"] == 150:
+            raise ValueError("no")
+
+    events = await world.publish(400, keys=40)
+    failing = str(events[150].stream)
+    await topic.produce(events)
+    settings = ConsumerSettings(batch=7)
+    if source == "kafka":
+        worker = world.worker(topic.source(world.pool), handle, settings=settings)
+    else:
+        worker = world.log_worker(handle, settings=settings, page=20)
+    async with worker:
+        await eventually(lambda: worker.stats().failures)
+        stopped = worker.stats().failures[0].partition
+        await eventually(lambda: _settled(world), within=20)
+        assert worker.source.halted == {stopped}
+    rows = await world.effects()
+    assert len(rows) == len({row[0] for row in rows})
+    wanted: dict[str, list[int]] = {}
+    for event in events:
+        wanted.setdefault(str(event.stream), []).append(event.payload["n"])
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(row[2], []).append(row[3])
+    short = {key for key in wanted if found.get(key, []) != wanted[key]}
+    assert failing in short
+    assert found.get(failing, []) == [n for n in wanted[failing] if n < 150]
+    assert all(found.get(key, []) == wanted[key][: len(found.get(key, []))] for key in wanted)
+    async with world.log_worker() if source == "log" else world.worker(topic.source(world.pool)):
+        await world.applied(400)
+    await world.check(events)
+
+
+async def _settled(world: Any) -> bool:
+    """Whether nothing more is applied."""
+    before = await world.count()
+    await asyncio.sleep(1.0)
+    return before > 0 and await world.count() == before
