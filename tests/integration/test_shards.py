@@ -178,3 +178,19 @@ async def test_readers_do_not_meet(pool: Pool) -> None:
         assert len(one.owned) == len(two.owned) == 2
         await one.release()
         assert await two.save({0: Cursor()}) == frozenset()
+
+
+async def test_a_cursor_that_is_not_where_its_owner_left_it_is_not_moved(pool: Pool) -> None:
+    """Named with the save; also one that differs only in the tick it was on its way to."""
+    async with pool:
+        worker = Shards(pool, "relay:x", "a")
+        await worker.register(2)
+        await worker.share()
+        lease = worker.owned[1]
+        first, second = Cursor(0, 0, 0, 0, 3), Cursor(0, 0, 0, 0, 5)
+        assert await worker.save({0: first, 1: first}, was={0: Cursor(), 1: Cursor()}) == frozenset()
+        assert await worker.save({0: second, 1: second}, was={0: first, 1: Cursor(position=3)}) == {1}
+        assert [state.cursor for state in await worker.states()] == [second, first]
+        await worker.reclaim()
+        assert worker.owned[1].epoch == lease.epoch + 1
+        assert worker.owned[1].cursor == first
