@@ -19,7 +19,7 @@ from soma_common.errors import AppendError, ClockAhead, IdempotencyKeyReused, Va
 from soma_common.events.codec import Codec, JsonCodec
 from soma_common.events.ids import uuid_text
 from soma_common.events.keys import StreamKey, kafka_key
-from soma_common.events.models import ANY, EXISTS, NO_STREAM, Event, RecordedEvent, seal, stamp, unsealed
+from soma_common.events.models import ANY, EXISTS, NO_STREAM, NOT_RECORDED, Event, RecordedEvent, sealed, unsealed
 from soma_common.events.payloads import (
     MAX_METADATA_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -173,17 +173,32 @@ def _draft(place: int, event: Event, settings: AppendSettings, trace: TraceConte
     event_type, given_key, metadata = event.event_type, event.idempotency_key, event.metadata
     version = event.schema_version or settings.models.latest(event_type) or 1
     payload = check_payload(event.payload, settings.models.of(event_type, version))
-    recorded = unsealed(
-        event,
-        payload,
-        version,
-        event.service_id or settings.service_id,
-        given_key or uuid_text(event.event_id),
-        event.trace or trace,
-    )
+    recorded = _recorded(event, payload, version)
+    recorded.service_id = event.service_id or settings.service_id
+    recorded.idempotency_key = given_key or uuid_text(event.event_id)
+    recorded.trace = event.trace or trace
     payload_json = to_json("payload", payload, MAX_PAYLOAD_BYTES)
     metadata_json = to_json("metadata", metadata, MAX_METADATA_BYTES).decode() if metadata else "{}"
     return place, recorded, payload_json, metadata_json, given_key, settings.route(event) if settings.route else None
+
+
+def _recorded(event: Event, payload: Any, version: int) -> Any:
+    """The event as it will be recorded, with what it says itself."""
+    draft = unsealed()
+    draft.event_id = event.event_id
+    draft.event_type = event.event_type
+    draft.schema_version = version
+    draft.payload = payload
+    draft.tenant_id = event.tenant_id
+    draft.aggregate_type = event.aggregate_type
+    draft.aggregate_id = event.aggregate_id
+    draft.correlation_id = event.correlation_id
+    draft.causation_id = event.causation_id
+    draft.baggage = event.baggage
+    draft.metadata = event.metadata
+    draft.timestamp = draft.occurred_at = event.occurred_at
+    draft.version, draft.position, draft.recorded_at = 0, 0, NOT_RECORDED
+    return draft
 
 
 # What the arrays take from an event as it is, in their order.
@@ -205,7 +220,7 @@ class _Batch:
         self.settings = settings
         self.places, self.events, self.payloads, self.metadata, self.given, self.topics = _columns(drafts)
         self.stream_of = [event.stream for event in self.events]
-        groups: dict[StreamKey, list[RecordedEvent]] = {}
+        groups: dict[StreamKey, list[Any]] = {}
         for stream, event in zip(self.stream_of, self.events, strict=True):
             groups.setdefault(stream, []).append(event)
         self.streams = sorted(groups)
@@ -216,7 +231,7 @@ class _Batch:
         self.now = now = self.settings.clock()
         for stream, events in zip(self.streams, self.groups, strict=True):
             for event in events:
-                stamp(event, stamps.after(stream, now))
+                event.timestamp = stamps.after(stream, now)
 
     def arguments(self, expected: Expected, again: bool) -> list[Any]:
         """The arguments, in the order of the function's parameters."""
@@ -268,10 +283,10 @@ class _Batch:
         return [self.topics, keys, values, headers]
 
     def recorded(self, rows: Sequence[Sequence[Any]]) -> list[RecordedEvent]:
-        """The events with what the database gave them."""
-        for event, row in zip(self.events, rows, strict=True):
-            seal(event, row[2], row[3], row[5])
-        return self.events
+        """The events with what the database gave them; from now on they are values."""
+        for draft, row in zip(self.events, rows, strict=True):
+            draft.position, draft.version, draft.recorded_at = row[2], row[3], row[5]
+        return list(map(sealed, self.events))
 
 
 def _trace_columns(events: Sequence[RecordedEvent], content_type: str) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ import orjson
 import pydantic_core
 
 from soma_common.errors import CodecError
-from soma_common.events.models import RecordedEvent
+from soma_common.events.models import NOT_RECORDED, RecordedEvent, sealed, unsealed
 from soma_common.tracing.context import TraceContext
 
 
@@ -85,25 +85,25 @@ def event_from_fields(fields: dict[str, Any], payload: Any) -> RecordedEvent:
         raise CodecError(f"The event's traceparent is malformed: {fields['traceparent']!r:.100}.")
     if not isinstance(payload, dict):
         raise CodecError(f"The event's payload is a {type(payload).__name__}, not an object.")
-    event_id = fields["event_id"]
-    return RecordedEvent(
-        event_id=event_id if isinstance(event_id, UUID) else UUID(event_id),
-        event_type=_text(fields, "event_type"),
-        schema_version=int(fields["schema_version"]),
-        payload=payload,
-        tenant_id=_text(fields, "tenant_id"),
-        aggregate_type=_text(fields, "aggregate_type"),
-        aggregate_id=_text(fields, "aggregate_id"),
-        service_id=_text(fields, "service_id"),
-        correlation_id=_text(fields, "correlation_id"),
-        causation_id=fields.get("causation_id"),
-        idempotency_key=_text(fields, "idempotency_key"),
-        trace=trace,
-        baggage=fields.get("baggage"),
-        timestamp=_time(fields["timestamp"]),
-        occurred_at=_time(fields["occurred_at"]),
-        metadata=fields.get("metadata") or {},
-    )
+    event, event_id = unsealed(), fields["event_id"]
+    event.event_id = event_id if isinstance(event_id, UUID) else UUID(event_id)
+    event.event_type = _text(fields, "event_type")
+    event.schema_version = int(fields["schema_version"])
+    event.payload = payload
+    event.tenant_id = _text(fields, "tenant_id")
+    event.aggregate_type = _text(fields, "aggregate_type")
+    event.aggregate_id = _text(fields, "aggregate_id")
+    event.service_id = _text(fields, "service_id")
+    event.correlation_id = _text(fields, "correlation_id")
+    event.causation_id = fields.get("causation_id")
+    event.idempotency_key = _text(fields, "idempotency_key")
+    event.trace = trace
+    event.baggage = fields.get("baggage")
+    event.timestamp = _time(fields["timestamp"])
+    event.occurred_at = _time(fields["occurred_at"])
+    event.metadata = fields.get("metadata") or {}
+    event.version, event.position, event.recorded_at = 0, 0, NOT_RECORDED
+    return sealed(event)
 
 
 def _text(fields: dict[str, Any], name: str) -> str:

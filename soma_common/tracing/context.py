@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
 _ZERO_TRACE, _ZERO_SPAN = "0" * 32, "0" * 16
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(NamedTuple):
     """A W3C trace context (https://www.w3.org/TR/trace-context/).
 
     ``trace_id`` is 32 and ``span_id`` 16 lower-case hexadecimal digits; ``flags`` is 0..255, bit 0 = sampled.
+    A named tuple, since there is one per event that is read.
     """
 
     trace_id: str

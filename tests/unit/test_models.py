@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
@@ -12,7 +12,7 @@ import pytest
 from soma_common.errors import ValidationError
 from soma_common.events.ids import uuid7
 from soma_common.events.keys import StreamKey
-from soma_common.events.models import Event, RecordedEvent, seal, stamp, unsealed
+from soma_common.events.models import Event, RecordedEvent, sealed, unsealed
 from soma_common.events.payloads import Payload
 from soma_common.events.types import EventType, check_event_type
 from soma_common.tracing.context import TraceContext
@@ -90,18 +90,19 @@ def test_an_id_that_came_from_a_driver_becomes_pythons_own() -> None:
     assert event.correlation_id == str(given)
 
 
-def test_an_event_that_the_append_has_sealed_is_a_value() -> None:
-    event = Event(payload={"n": 1}, tenant_id="t", aggregate_id="a", event_type="a.b")
-    now, trace = datetime.now(UTC), TraceContext.new()
-    draft = unsealed(event, event.payload, 1, "svc", "key", trace)
-    stamp(draft, now)
-    seal(draft, 7, 2, now)
-    assert type(draft) is RecordedEvent
-    assert draft == RecordedEvent(
-        event_id=event.event_id, event_type="a.b", schema_version=1, payload={"n": 1}, tenant_id="t",
-        aggregate_type="default", aggregate_id="a", service_id="svc", correlation_id=event.correlation_id,
-        idempotency_key="key", trace=trace, timestamp=now, occurred_at=event.occurred_at,
+def test_an_event_that_was_sealed_is_a_value() -> None:
+    now = datetime.now(UTC)
+    event = RecordedEvent(
+        event_id=uuid7(), event_type="a.b", schema_version=1, payload={"n": 1}, tenant_id="t",
+        aggregate_type="default", aggregate_id="a", service_id="svc", correlation_id="c",
+        idempotency_key="key", trace=TraceContext.new(), timestamp=now, occurred_at=now,
         version=2, position=7, recorded_at=now,
     )  # fmt: skip
+    draft = unsealed()
+    for name in fields(RecordedEvent):
+        setattr(draft, name.name, getattr(event, name.name))
+    assert sealed(draft) is draft
+    assert type(draft) is RecordedEvent
+    assert draft == event
     with pytest.raises(FrozenInstanceError):
         draft.version = 3  # type: ignore[misc]

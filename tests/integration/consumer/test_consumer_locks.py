@@ -9,7 +9,7 @@ import pytest
 
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
-from tests.core_support import until
+from tests.waiting import until
 
 PARTITIONS = 4
 SQL = blocks("consumer")
