@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MODE   ?= standalone
 ARGS   ?=
 DURATION ?= 180
-WORKERS ?= 2
+WORKERS ?= 4
 CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/postgres/cursor.py,soma_common/postgres/shards.py,soma_common/outbox/*,soma_common/consumer/dedup.py,soma_common/consumer/pipeline.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
