@@ -126,7 +126,8 @@ class Bench:
         """
         name, pumps = f"bench-{uuid.uuid4().hex[:8]}", GROUPS if exactly_once else workers
         mode = "exactly-once" if exactly_once else "at-least-once"
-        command = [sys.executable, "-m", "benchmarks.relay", "--child", self.dsn, self.bootstrap, name, mode]
+        command = [sys.executable, "-m", "benchmarks.relay"]
+        command += ["--child", self.dsn, self.bootstrap, name, mode, str(workers)]
         connection, gate = await asyncpg.connect(self.dsn), await asyncpg.connect(self.dsn)
         children = []
         try:
@@ -227,25 +228,35 @@ def _ended(child: subprocess.Popen[str]) -> float:
     return float(child.communicate()[0] or 0)
 
 
-async def run_child(dsn: str, bootstrap: str, name: str, mode: str) -> None:
-    """One worker."""
+async def run_child(dsn: str, bootstrap: str, name: str, mode: str, workers: str) -> None:
+    """One worker of so many."""
     publishers = KafkaPublishers(PublisherSettings(bootstrap=bootstrap))
     # A long maintenance interval: cleaning would empty the outbox that the next drain reads.
     settings = RelaySettings(save_idle=0.05, maintenance=3600.0)
     async with Pool(dsn) as pool:
         relay = Relay(pool, publishers, name=name, exactly_once=mode == "exactly-once", lease=30.0, settings=settings)
+        await _all_alive(pool, relay, int(workers))
         before = time.process_time()
         await run_until_signalled(relay)
         print(time.process_time() - before)
     await publishers.close()
 
 
+async def _all_alive(pool: Pool, relay: Relay, workers: int) -> None:
+    """Until all workers are known: whoever began alone would own every group, and could not give one back while its
+    first page waits for the lock."""
+    sql = blocks("readers")
+    await pool.fetch(sql["alive"], relay.reader, relay.worker, timedelta(seconds=relay.lease))
+    while (await pool.fetch(sql["census"], relay.reader))[0][0] < workers:
+        await asyncio.sleep(0.01)
+
+
 @click.command()
 @click.option("--events", default=500_000, show_default=True)
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--workers", default=4, show_default=True, help="From one to so many.")
-@click.option("--child", nargs=4, hidden=True)
-def main(events: int, rounds: int, workers: int, child: tuple[str, str, str, str] | None) -> None:
+@click.option("--child", nargs=5, hidden=True)
+def main(events: int, rounds: int, workers: int, child: tuple[str, str, str, str, str] | None) -> None:
     """Drain a full outbox in every mode, beside loops without any safety."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     if child:

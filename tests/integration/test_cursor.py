@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from soma_common.events.store import EventStore
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.errors import translated
 from soma_common.postgres.shards import Shards
+from soma_common.testing.lane.postgres import PostgresServer
+from soma_common.testing.run import apply_migrations
 from tests.core_support import Reader, connected, event, opened
 from tests.waiting import until
 
@@ -123,8 +126,16 @@ async def test_a_tick_inside_a_writing_transaction_is_refused(soma_database: str
                     await writer.fetch("SELECT * FROM soma.tick('0')")
 
 
-async def test_no_tick_is_made_when_nothing_changed(soma_database: str) -> None:
-    async with opened(soma_database) as store, connected(soma_database) as slow:
+@pytest.fixture
+def still_database() -> Iterator[str]:
+    """A database whose cluster has no other: a transaction in any database may change a snapshot."""
+    with PostgresServer.start(settings={"autovacuum": "off"}) as server:
+        apply_migrations(server.dsn)
+        yield server.dsn
+
+
+async def test_no_tick_is_made_when_nothing_changed(still_database: str) -> None:
+    async with opened(still_database) as store, connected(still_database) as slow:
         await store.publish(event())
         first = await store.ticks.latest()
         transaction = slow.transaction()

@@ -33,6 +33,7 @@ async def _publish_until_the_crash(store: EventStore, server: PostgresServer) ->
     event = Event(payload={}, tenant_id="t", aggregate_id="a", event_type="test.lost")
     published = await store.publish(event, tx=connection)
     server.kill()
+    connection.terminate()
     server.start_again()
     return published
 
