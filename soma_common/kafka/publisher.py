@@ -80,7 +80,7 @@ class KafkaPublisher:
         try:
             await self._begin()
         except Exception as error:
-            return Delivery(sending.rows, (), self._meaning(error))
+            return Delivery(sending.rows, (), self.meaning(error))
         batches: list[Batch] = []
         deliveries: list[asyncio.Task[None]] = []
         for batch in batches_of(self._producer.create_batch, sending):
@@ -103,7 +103,7 @@ class KafkaPublisher:
                 await self._producer.commit_transaction()
         except Exception as error:
             self._broken = True
-            raise self._meaning(error) from error
+            raise self.meaning(error) from error
         self._in_transaction, self.stored, self._to_store = False, stored or None, None
         self._written.clear()
 
@@ -211,7 +211,7 @@ class KafkaPublisher:
             return Delivery()
         refused = [(batch.rows, _reason(batch)) for batch in unsent if _code(batch.error) in _NEVER]
         others = [batch.error for batch in unsent if batch.error is not None and _code(batch.error) not in _NEVER]
-        error = self._meaning(others[0]) if others else None
+        error = self.meaning(others[0]) if others else None
         if late and error is None:
             error = unreachable(
                 self._settings.bootstrap,
@@ -219,8 +219,12 @@ class KafkaPublisher:
             )
         return Delivery([row for batch in unsent for row in batch.rows], refused, error)
 
-    def _meaning(self, error: BaseException) -> Exception:
-        """The library's error for aiokafka's."""
+    def meaning(self, error: BaseException) -> Exception:
+        """The library's error for aiokafka's.
+
+        A broker that answers "unknown server error" is one whose outcome is not known: Kafka 4.3.1 says so to an end
+        of a transaction that meets its fencing half way.
+        """
         from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
         if isinstance(error, ProducerFenced | InvalidProducerEpoch):
@@ -239,7 +243,12 @@ class KafkaPublishers:
         self._opened: dict[str, KafkaPublisher] = {}
 
     async def open(self, identity: str | None) -> KafkaPublisher:
-        """Connect; with an identity: fence its other holders off, then read what it stored."""
+        """Connect; with an identity: fence its other holders off, then read what it stored.
+
+        Raises:
+            BrokerUnavailable: no broker answered in time.
+            LeaseLost: the next holder was there before this one had begun.
+        """
         from aiokafka.errors import KafkaError
 
         if identity is not None and not self._has_cursor_topic:
@@ -255,7 +264,7 @@ class KafkaPublishers:
                     await self._end_again(identity, publisher)
         except (KafkaError, OSError, TimeoutError) as error:
             await publisher.close()
-            raise unreachable(self.settings.bootstrap, error) from error
+            raise publisher.meaning(error) from error
         except BaseException:
             await publisher.close()
             raise
@@ -309,7 +318,8 @@ async def abandon(producer: AIOKafkaProducer) -> None:
         await asyncio.wait({sender}, timeout=0.5)
         sender.cancel()
     # A fenced producer also fails futures that nobody awaits, and asyncio would complain about them at some later time.
-    for left in (producer._txn_manager and producer._txn_manager.wait_for_transaction_end(), sender):
+    undrained = [batch._drain_waiter for lane in producer._message_accumulator._batches.values() for batch in lane]
+    for left in (producer._txn_manager and producer._txn_manager.wait_for_transaction_end(), sender, *undrained):
         if left is not None and left.done() and not left.cancelled():
             left.exception()
     producer._closed = True
@@ -335,12 +345,17 @@ async def forget_cursors(publishers: KafkaPublishers, identities: Sequence[str])
     """
     for identity in identities:
         for attempt in range(_FORGET_ATTEMPTS):
-            publisher = await publishers.open(identity)
             try:
-                await publisher.commit("")
+                await _forget(publishers, identity)
                 break
             except LeaseLost:
                 if attempt + 1 == _FORGET_ATTEMPTS:
                     raise
-            finally:
-                await publisher.close()
+
+
+async def _forget(publishers: KafkaPublishers, identity: str) -> None:
+    publisher = await publishers.open(identity)
+    try:
+        await publisher.commit("")
+    finally:
+        await publisher.close()
