@@ -29,7 +29,8 @@ import click
 
 from benchmarks.reporting import report
 from soma_common.events.keys import StreamKey, kafka_key
-from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings, batches_of
+from soma_common.kafka.batches import batches_of
+from soma_common.kafka.publisher import KafkaPublishers, PublisherSettings
 from soma_common.outbox.groups import GROUPS
 from soma_common.outbox.publishing import Sending
 from soma_common.outbox.relay import Relay

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import orjson
-
 from soma_common.config import KafkaSecurity
 from soma_common.errors import ConfigurationError, LeaseLost
-from soma_common.events.keys import partition_of
 from soma_common.kafka.admin import TopicAdmin, TopicSettings
+from soma_common.kafka.batches import Batch, batches_of
 from soma_common.kafka.clients import client_arguments, unreachable
-from soma_common.outbox.publishing import (
-    EVENT_ID,
-    EVENT_TYPE,
-    HEADERS,
-    KEY,
-    KEY_HASH,
-    POSITION,
-    TIMESTAMP_MS,
-    TOPIC,
-    VALUE,
-    VERSION,
-    Delivery,
-    Sending,
-)
-from soma_common.postgres.pool import Row
+from soma_common.outbox.publishing import Delivery, Sending
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
-    from aiokafka.producer.message_accumulator import BatchBuilder
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +47,14 @@ class PublisherSettings:
     transaction_timeout: float = 60.0
 
 
-@dataclass(slots=True)
-class Batch:
-    """Rows of one partition, as they are sent."""
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A transaction that its publisher did not see end: what it was to store (None: it was not to be committed yet),
+    what was stored before it, and the partitions it wrote to."""
 
-    topic: str
-    partition: int
-    builder: BatchBuilder
-    rows: Sequence[Row]
-    error: BaseException | None = None
-    acknowledged: bool = False
+    stored: str | None
+    before: str | None
+    partitions: frozenset[tuple[str, int]]
 
 
 class KafkaPublisher:
@@ -90,6 +71,8 @@ class KafkaPublisher:
         self._broken = False
         self._in_transaction = False
         self._acknowledged_at = 0.0
+        self._written: set[tuple[str, int]] = set()
+        self._to_store: str | None = None
         self.stored: str | None = None
 
     async def send(self, sending: Sending) -> Delivery:
@@ -97,7 +80,7 @@ class KafkaPublisher:
         try:
             await self._begin()
         except Exception as error:
-            return Delivery(sending.rows, (), self._meaning(error))
+            return Delivery(sending.rows, (), self.meaning(error))
         batches: list[Batch] = []
         deliveries: list[asyncio.Task[None]] = []
         for batch in batches_of(self._producer.create_batch, sending):
@@ -111,6 +94,7 @@ class KafkaPublisher:
         """Commit what was sent, and ``stored`` as the metadata of an offset."""
         from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+        self._to_store = stored
         try:
             async with asyncio.timeout(self._settings.delivery_timeout):
                 await self._begin()
@@ -119,7 +103,33 @@ class KafkaPublisher:
                 await self._producer.commit_transaction()
         except Exception as error:
             self._broken = True
-            raise self._meaning(error) from error
+            raise self.meaning(error) from error
+        self._in_transaction, self.stored, self._to_store = False, stored or None, None
+        self._written.clear()
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The transaction that has written and was not seen to end."""
+        if self._identity is None or not self._written:
+            return None
+        return Unfinished(self._to_store, self.stored, frozenset(self._written))
+
+    async def end_again(self, transaction: Unfinished) -> None:
+        """Write the end of an earlier transaction of this identity into its partitions once more (decision 0009).
+
+        What is stored tells how it ended. Does nothing when somebody else has stored a cursor since.
+        """
+        from aiokafka.structs import TopicPartition
+
+        if self.stored not in (transaction.stored, transaction.before):
+            return
+        await self._begin()
+        for partition in transaction.partitions:
+            self._producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(*partition))
+        if transaction.stored is not None and self.stored == transaction.stored:
+            await self._producer.commit_transaction()
+        else:
+            await self._producer.abort_transaction()
         self._in_transaction = False
 
     async def close(self) -> None:
@@ -162,6 +172,7 @@ class KafkaPublisher:
 
     async def _deliver(self, batch: Batch) -> None:
         lane = self._lanes.setdefault((batch.topic, batch.partition), asyncio.Lock())
+        self._written.add((batch.topic, batch.partition))
         async with lane:
             if self._broken:
                 return
@@ -200,7 +211,7 @@ class KafkaPublisher:
             return Delivery()
         refused = [(batch.rows, _reason(batch)) for batch in unsent if _code(batch.error) in _NEVER]
         others = [batch.error for batch in unsent if batch.error is not None and _code(batch.error) not in _NEVER]
-        error = self._meaning(others[0]) if others else None
+        error = self.meaning(others[0]) if others else None
         if late and error is None:
             error = unreachable(
                 self._settings.bootstrap,
@@ -208,8 +219,12 @@ class KafkaPublisher:
             )
         return Delivery([row for batch in unsent for row in batch.rows], refused, error)
 
-    def _meaning(self, error: BaseException) -> Exception:
-        """The library's error for aiokafka's."""
+    def meaning(self, error: BaseException) -> Exception:
+        """The library's error for aiokafka's.
+
+        A broker that answers "unknown server error" is one whose outcome is not known: Kafka 4.3.1 says so to an end
+        of a transaction that meets its fencing half way.
+        """
         from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
         if isinstance(error, ProducerFenced | InvalidProducerEpoch):
@@ -225,9 +240,15 @@ class KafkaPublishers:
         self.admin = TopicAdmin(settings.bootstrap, settings.security)
         self._arguments = client_arguments(settings.bootstrap, settings.security)
         self._has_cursor_topic = False
+        self._opened: dict[str, KafkaPublisher] = {}
 
     async def open(self, identity: str | None) -> KafkaPublisher:
-        """Connect; with an identity: fence its other holders off, then read what it stored."""
+        """Connect; with an identity: fence its other holders off, then read what it stored.
+
+        Raises:
+            BrokerUnavailable: no broker answered in time.
+            LeaseLost: the next holder was there before this one had begun.
+        """
         from aiokafka.errors import KafkaError
 
         if identity is not None and not self._has_cursor_topic:
@@ -240,13 +261,21 @@ class KafkaPublishers:
                 await producer.start()
                 if identity is not None:
                     await publisher.read_stored()
+                    await self._end_again(identity, publisher)
         except (KafkaError, OSError, TimeoutError) as error:
             await publisher.close()
-            raise unreachable(self.settings.bootstrap, error) from error
+            raise publisher.meaning(error) from error
         except BaseException:
             await publisher.close()
             raise
         return publisher
+
+    async def _end_again(self, identity: str, publisher: KafkaPublisher) -> None:
+        """What the publisher before did not see end, ends now."""
+        before = self._opened.get(identity)
+        if before is not None and before.unfinished is not None:
+            await publisher.end_again(before.unfinished)
+        self._opened[identity] = publisher
 
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has now."""
@@ -289,65 +318,11 @@ async def abandon(producer: AIOKafkaProducer) -> None:
         await asyncio.wait({sender}, timeout=0.5)
         sender.cancel()
     # A fenced producer also fails futures that nobody awaits, and asyncio would complain about them at some later time.
-    for left in (producer._txn_manager and producer._txn_manager.wait_for_transaction_end(), sender):
+    undrained = [batch._drain_waiter for lane in producer._message_accumulator._batches.values() for batch in lane]
+    for left in (producer._txn_manager and producer._txn_manager.wait_for_transaction_end(), sender, *undrained):
         if left is not None and left.done() and not left.cancelled():
             left.exception()
     producer._closed = True
-
-
-def batches_of(create: Callable[[], BatchBuilder], sending: Sending) -> Iterator[Batch]:
-    """Batches, all partitions in turn, each with its rows in order."""
-    lanes: dict[tuple[str, int], list[Row]] = {}
-    for row in sending.rows:
-        topic = row[TOPIC]
-        place = (topic, partition_of(row[KEY_HASH], sending.partitions[topic]))
-        lanes.setdefault(place, []).append(row)
-    making = [_filled(create, place, rows, sending) for place, rows in lanes.items()]
-    while making:
-        for lane in list(making):
-            batch = next(lane, None)
-            if batch is None:
-                making.remove(lane)
-            else:
-                yield batch
-
-
-def _filled(
-    create: Callable[[], BatchBuilder], place: tuple[str, int], rows: Sequence[Row], sending: Sending
-) -> Iterator[Batch]:
-    start, total = 0, len(rows)
-    while start < total:
-        builder = create()
-        append, end = builder.append, start
-        most = _portion(sending, rows, start) if sending.portions else total
-        while end < total and end - start < most:
-            row = rows[end]
-            if append(timestamp=row[TIMESTAMP_MS], key=row[KEY], value=row[VALUE], headers=_headers(row)) is None:
-                break
-            end += 1
-        builder.close()
-        yield Batch(*place, builder, rows[start:end])
-        start = end
-
-
-def _portion(sending: Sending, rows: Sequence[Row], start: int) -> int:
-    """How many records the batch that begins here may have, so that suspects keep to themselves."""
-    most = sending.portions.get(rows[start][POSITION])
-    if most is not None:
-        return most
-    ahead = start
-    while ahead < len(rows) and rows[ahead][POSITION] not in sending.portions:
-        ahead += 1
-    return ahead - start
-
-
-def _headers(row: Row) -> list[tuple[str, bytes]]:
-    headers = [(name, value.encode()) for name, value in orjson.loads(row[HEADERS]).items()]
-    headers.append(("event_id", str(row[EVENT_ID]).encode()))
-    headers.append(("event_type", row[EVENT_TYPE].encode()))
-    headers.append(("soma_version", b"%d" % row[VERSION]))
-    headers.append(("soma_position", b"%d" % row[POSITION]))
-    return headers
 
 
 def _code(error: BaseException | None) -> int | None:
@@ -370,12 +345,17 @@ async def forget_cursors(publishers: KafkaPublishers, identities: Sequence[str])
     """
     for identity in identities:
         for attempt in range(_FORGET_ATTEMPTS):
-            publisher = await publishers.open(identity)
             try:
-                await publisher.commit("")
+                await _forget(publishers, identity)
                 break
             except LeaseLost:
                 if attempt + 1 == _FORGET_ATTEMPTS:
                     raise
-            finally:
-                await publisher.close()
+
+
+async def _forget(publishers: KafkaPublishers, identity: str) -> None:
+    publisher = await publishers.open(identity)
+    try:
+        await publisher.commit("")
+    finally:
+        await publisher.close()

@@ -88,6 +88,7 @@ class PublisherFactory(Protocol):
 
         Raises:
             BrokerUnavailable: no broker answered in time.
+            LeaseLost: the next holder was there before this one had begun.
         """
 
     async def partitions(self, topic: str) -> int:

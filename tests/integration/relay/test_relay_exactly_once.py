@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from soma_common.errors import LeaseLost
-from soma_common.kafka.publisher import forget_cursors
+from soma_common.errors import BrokerUnavailable, LeaseLost
+from soma_common.kafka.publisher import KafkaPublisher, forget_cursors
 from soma_common.outbox.publishing import Sending
 from soma_common.outbox.relay import identities
 from soma_common.postgres.cursor import Cursor
@@ -65,10 +65,11 @@ async def test_rows_of_a_fenced_holder_never_become_visible(lab: World) -> None:
     assert check(lab.journal, records) == 0
 
 
-async def _fenced(old: object) -> bool:
+async def _fenced(old: KafkaPublisher) -> bool:
     try:
-        await asyncio.wait_for(old.commit("x"), 30)  # type: ignore[attr-defined]
-    except LeaseLost:
+        await asyncio.wait_for(old.commit("x"), 30)
+    except (LeaseLost, BrokerUnavailable):
+        # Kafka 4.3.1 answers "unknown server error" to an end that meets the fencing half way: the outcome is unknown.
         return True
     return False
 
