@@ -97,10 +97,20 @@ DECLARE
     v_tenants  text[];
     v_services text[];
     v_new      integer[];
+    v_setting  text;
 BEGIN
-    PERFORM set_config('synchronous_commit', 'on', true),
-            set_config('idle_in_transaction_session_timeout', p_idle_timeout, true);
-    IF v_ids > 0 THEN
+    -- Assignments, not a query: that would cost as much as entering an event.
+    v_setting := set_config('synchronous_commit', 'on', true);
+    v_setting := set_config('idle_in_transaction_session_timeout', p_idle_timeout, true);
+    IF v_ids = 1 THEN
+        -- The usual batch of an idle consumer: the number of rows says all.
+        INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)
+        VALUES (p_ids[1], p_consumer, p_id_tenants[1], p_id_services[1])
+        ON CONFLICT DO NOTHING;
+        IF NOT FOUND THEN
+            fresh := '{}';
+        END IF;
+    ELSIF v_ids > 0 THEN
         WITH entered AS (
             INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)
             SELECT e.id, p_consumer, e.tenant, e.service
