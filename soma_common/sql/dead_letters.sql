@@ -51,7 +51,7 @@ WITH due AS MATERIALIZED (
 )
 UPDATE soma.dead_sequences d
 SET lease = gen_random_uuid(), lease_owner = $3::text, leased_until = soma.now() + make_interval(secs => $4::float8)
-FROM due WHERE d.consumer_id = $1::integer AND d.sequence = due.sequence
+WHERE d.consumer_id = $1::integer AND d.sequence = ANY (ARRAY(SELECT due.sequence FROM due))  -- a join reads all rows
 RETURNING d.sequence, d.lease, d.leased_until
 
 -- :name renew_lease : hold a lease longer; no row: it was lost
