@@ -34,6 +34,7 @@ FROM generate_series(1, 4000) n;
 @pytest.fixture
 def filled(soma_database: str) -> Any:
     with psycopg.connect(soma_database, autocommit=True) as connection:
+        connection.prepare_threshold = None  # it would prepare by itself what DEALLOCATE ALL forgets
         connection.execute(FILL)
         connection.execute("VACUUM ANALYZE soma.dead_letters, soma.dead_sequences")
         yield connection
