@@ -29,6 +29,9 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   └── IncompatibleSchema      the registry refused a schema change
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               a handler raised; its partition stops until that is mended
+    ├── DeadLetterError             a dead letter cannot be handled as asked
+    │   ├── LetterNotFound          there is no such letter
+    │   └── LetterChanged           it was settled, discarded or edited by somebody else
     └── InfrastructureError         something outside is away: retried, never blamed on an event
         ├── DatabaseUnavailable
         ├── BrokerUnavailable
@@ -191,6 +194,18 @@ class MigrationError(SomaError):
 
 class HandlerFailed(SomaError):
     """A handler raised; its partition stays where it is until that is mended."""
+
+
+class DeadLetterError(SomaError):
+    """A dead letter cannot be handled as asked."""
+
+
+class LetterNotFound(DeadLetterError):
+    """There is no such dead letter."""
+
+
+class LetterChanged(DeadLetterError):
+    """The dead letter was settled, discarded or edited by somebody else."""
 
 
 class InfrastructureError(SomaError):

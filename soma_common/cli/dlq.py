@@ -1,0 +1,209 @@
+"""``somastack dlq``: dead letters, as an operator finds, mends, retries and discards them."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import sys
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from soma_common.cli import dlq_output as output
+from soma_common.cli.db import dsn_of
+from soma_common.config import SomaConfig
+from soma_common.dlq.filters import LetterFilter
+from soma_common.dlq.handler import DLQHandler
+from soma_common.dlq.models import Status
+from soma_common.errors import DeadLetterError, SomaError, ValidationError
+from soma_common.events.store import ALL_TENANTS
+from soma_common.wiring import make_pool
+
+
+@click.group()
+def dlq() -> None:
+    """Dead letters: list, show, retry, retry-all, edit, discard, summary.
+
+    Exit codes: 0 done, 1 refused or nothing to do (no such letter, settled already), 2 it could not be tried.
+    """
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which letters."""
+    options = [
+        click.option("--tenant", help="Letters of this tenant."),
+        click.option("--all-tenants", is_flag=True, help="Of every tenant, and those that could not be decoded."),
+        click.option("--consumer", help="Of this consumer."),
+        click.option("--status", multiple=True, type=click.Choice([*Status]), help="May be repeated."),
+        click.option("--fingerprint", help="Failures of one kind, as `summary` shows them."),
+        click.option("--type", "event_type", help="Of this event type."),
+        click.option("--event", "event_id", help="Of this event id."),
+        click.option("--trace", "trace_id", help="Of this trace id."),
+        click.option("--json", "as_json", is_flag=True, help="JSON instead of a table."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_WHO = click.option("--who", default=getpass.getuser, help="Name in the history.  [default: your login]")
+
+
+def _reports(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors as one line on stderr, and the exit code that says which kind it was."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except SomaError as error:
+            click.secho(f"Error: {error.message}", fg="red", err=True)
+            if error.cure:
+                click.echo(f"Cure:  {error.cure}", err=True)
+            sys.exit(1 if isinstance(error, DeadLetterError) else 2)
+
+    return run
+
+
+@dlq.command(name="list")
+@_filters
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--cursor", help="The next page, as the page before named it.")
+@click.option("--newest", is_flag=True, help="Newest first.")
+@_reports
+def list_letters(limit: int, cursor: str | None, newest: bool, as_json: bool, **given: Any) -> None:
+    """Letters in the order in which they were parked."""
+    wanted = _filter(given)
+    page = _run("", lambda handler: handler.list_dlq_events(wanted, cursor, limit=limit, newest_first=newest))
+    output.letters(page, as_json=as_json)
+
+
+@dlq.command()
+@click.argument("letter_id")
+@click.option("--json", "as_json", is_flag=True, help="JSON, with bytes as base64.")
+@_reports
+def show(letter_id: str, as_json: bool) -> None:
+    """One letter: its record, its error, what was done with it."""
+
+    async def work(handler: DLQHandler) -> Any:
+        return await handler.show(letter_id), await handler.history(letter_id)
+
+    letter, history = _run("", work)
+    output.letter(letter, history, as_json=as_json)
+
+
+@dlq.command()
+@click.argument("letter_id")
+@click.option("--why", help="A reason for the history.")
+@click.option("--dry-run", is_flag=True, help="Show what stands there; change nothing.")
+@_WHO
+@_reports
+def retry(letter_id: str, why: str | None, dry_run: bool, who: str) -> None:
+    """Ask for another try of a letter and its whole sequence. The running consumer does it, in order."""
+    if dry_run:
+        letter = _run(who, lambda handler: handler.show(letter_id)).letter
+        can = letter.status in (Status.DEAD, Status.RETRYING, Status.BLOCKED)
+        click.echo(f"{letter.letter_id} is {letter.status}: {'would be tried' if can else 'nothing would be done'}")
+        sys.exit(0 if can else 1)
+    if not _run(who, lambda handler: handler.retry_event(letter_id, why=why)):
+        click.echo("nothing to do: it was asked for before, or the letter is settled")
+        sys.exit(1)
+    click.echo("another try is asked for")
+
+
+@dlq.command(name="retry-all")
+@_filters
+@click.option("--max", "most", type=click.IntRange(min=1), help="At most so many letters, the oldest first.")
+@click.option("--why", help="A reason for the history.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@_WHO
+@_reports
+def retry_all(most: int | None, why: str | None, dry_run: bool, who: str, as_json: bool, **given: Any) -> None:
+    """Ask for another try of all dead and retrying letters that match, in small transactions."""
+    wanted = _filter(given)
+
+    async def work(handler: DLQHandler) -> int:
+        if dry_run:
+            return await handler.retry_many(wanted, dry_run=True, most=most)
+        total = 0
+        async for count in handler.retry_stream(wanted, most=most, why=why):
+            total += count
+            if not as_json:
+                click.echo(f"{total} letters marked", err=True)
+        return total
+
+    output.count(_run(who, work), dry_run=dry_run, as_json=as_json)
+
+
+@dlq.command()
+@click.argument("letter_id")
+@click.option("--value", help="The new value.")
+@click.option("--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read it from here.")
+@click.option("--raw", is_flag=True, help="Take bytes that are no JSON in place of JSON.")
+@click.option("--why", help="A reason for the history.")
+@click.option("--dry-run", is_flag=True, help="Check the letter; change nothing.")
+@_WHO
+@_reports
+def edit(letter_id: str, value: str | None, path: Path | None, raw: bool, why: str | None, dry_run: bool,
+         who: str) -> None:  # fmt: skip
+    """Give a letter another value for its next try. The original stays; your name stands beside the edit."""
+    if (value is None) == (path is None):
+        raise ValidationError("One new value is wanted.", cure="give --value or --file.")
+    written = path.read_bytes() if path is not None else (value or "").encode("utf-8", "surrogateescape")
+
+    async def work(handler: DLQHandler) -> int:
+        letter = await handler.show(letter_id)
+        if dry_run:
+            return letter.letter.revision
+        return await handler.edit(letter, written, why=why, raw=raw)
+
+    revision = _run(who, work)
+    click.echo(f"would be edited: {len(written)} bytes" if dry_run else f"edited: revision {revision}")
+
+
+@dlq.command()
+@click.argument("letter_id")
+@click.option("--reason", required=True, help="Why it is given up, for the history.")
+@click.option("--dry-run", is_flag=True, help="Show what stands there; change nothing.")
+@_WHO
+@_reports
+def discard(letter_id: str, reason: str, dry_run: bool, who: str) -> None:
+    """Give a letter up. What stands behind it in its sequence goes on."""
+    if dry_run:
+        letter = _run(who, lambda handler: handler.show(letter_id)).letter
+        click.echo(f"{letter.letter_id} is {letter.status} ({letter.error_type or 'it waits behind another'})")
+        return
+    if not _run(who, lambda handler: handler.discard(letter_id, reason)):
+        click.echo("nothing to do: it was discarded before")
+        sys.exit(1)
+    click.echo("discarded")
+
+
+@dlq.command()
+@_filters
+@_reports
+def summary(as_json: bool, **given: Any) -> None:
+    """Letters counted by consumer, status and kind of failure, each with an example."""
+    wanted = _filter(given)
+    output.summary(_run("", lambda handler: handler.summary(wanted)), as_json=as_json)
+
+
+def _filter(given: dict[str, Any]) -> LetterFilter:
+    tenant = ALL_TENANTS if given.pop("all_tenants") else given.pop("tenant", None)
+    given.pop("tenant", None)
+    if tenant is None:
+        raise ValidationError("Whose letters?", cure="name a --tenant, or pass --all-tenants.")
+    return LetterFilter(tenant_id=tenant, statuses=given.pop("status") or None, **given)
+
+
+def _run(who: str, work: Callable[[DLQHandler], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        async with make_pool(config, dsn) as pool:
+            return await work(DLQHandler(pool, who=who))
+
+    config = SomaConfig.from_env()
+    with dsn_of(config) as dsn:
+        return asyncio.run(run())

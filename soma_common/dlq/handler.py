@@ -1,0 +1,199 @@
+"""The dead-letter queue as applications and operators use it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+from soma_common.consumer.dedup import consumer_id
+from soma_common.dlq import verbs
+from soma_common.dlq.failures import Failure, Stage
+from soma_common.dlq.filters import LetterFilter
+from soma_common.dlq.models import (
+    FullLetter,
+    HistoryEntry,
+    LetterPage,
+    RawRecord,
+    RedrivePolicy,
+    Summary,
+    sequence_of,
+)
+from soma_common.dlq.store import DeadLetters, Undelivered
+from soma_common.events.models import RecordedEvent
+from soma_common.postgres.pool import Pool
+
+Transform = Callable[[FullLetter], Any | Awaitable[Any]]
+
+
+class DLQHandler:
+    """Dead letters: capture, find, mend, try again, give up.
+
+    A letter is tried again by the running consumer it belongs to, together with its whole sequence, in order.
+
+    Args:
+        pool: connections to the database with the letters.
+        who: the name in the history of what is done through this object.
+        policy: automatic tries of what is captured; without one a captured letter is dead at once.
+    """
+
+    def __init__(self, pool: Pool, *, who: str, policy: RedrivePolicy | None = None) -> None:
+        self.pool, self.who, self.policy = pool, who, policy or RedrivePolicy(tries=0)
+
+    async def capture_failed_event(
+        self,
+        consumer: str,
+        record: RawRecord,
+        error: BaseException,
+        *,
+        event: RecordedEvent | None = None,
+        stage: Stage = Stage.HANDLE,
+        attempts: int = 1,
+        by_partition: bool = False,
+    ) -> bool:
+        """Keep an event that a consumer could not apply, byte for byte; whether it was new.
+
+        Not new: it was applied or captured before. Later events of its sequence wait behind it.
+
+        Args:
+            consumer: its name; registered when it is new.
+            event: the decoded event; None where decoding failed.
+            attempts: how often it was tried.
+            by_partition: the consumer orders by partition, not by key.
+
+        Raises:
+            InfrastructureError, TransactionConflict: it is not captured, or that is unknown: call again.
+        """
+        letters = DeadLetters(self.pool, await consumer_id(self.pool, consumer), self.who)
+        failure = Failure.of(stage, error, event_type=event.event_type if event is not None else None)
+        failed = Undelivered(record=record, event=event, sequence=sequence_of(record, by_partition=by_partition))
+        left = self.policy.tries
+        # What cannot be decoded will not be decodable in an hour: no automatic tries.
+        delay = self.policy.delay(left) if stage not in (Stage.DECODE, Stage.VALIDATE) else None
+        return await letters.park(
+            failed,
+            failure,
+            attempts=attempts,
+            retry_in=delay,
+            automatic_left=max(0, left - 1) if delay is not None else 0,
+        )
+
+    async def list_dlq_events(
+        self,
+        wanted: LetterFilter | None = None,
+        cursor: str | None = None,
+        *,
+        limit: int = 100,
+        newest_first: bool = False,
+        **conditions: Any,
+    ) -> LetterPage:
+        """A page of letters in the order of their parking; conditions are the fields of :class:`LetterFilter`.
+
+        Raises:
+            TenantRequired: without a tenant.
+            ValidationError: a condition that does not exist, a cursor that no page gave, a limit outside 1..1000.
+        """
+        found = LetterFilter.of(wanted, conditions)
+        return await verbs.find(self.pool, found, cursor=cursor, limit=limit, newest_first=newest_first)
+
+    async def show(self, letter_id: UUID | str) -> FullLetter:
+        """One letter with its record and the whole error.
+
+        Raises:
+            ValidationError, LetterNotFound: it is no id, or nobody's.
+        """
+        return await verbs.show(self.pool, letter_id)
+
+    async def retry_event(
+        self, letter_id: UUID | str, *, transform: Transform | None = None, why: str | None = None
+    ) -> bool:
+        """Ask for another try of a letter's sequence; False when it was asked before or the letter is settled.
+
+        Args:
+            transform: makes the new value from the letter (bytes, or what is written as JSON); it may be a coroutine
+                function. The original stays, and ``who`` stands beside the edit.
+
+        Raises:
+            LetterNotFound: there is no such letter.
+            LetterChanged: it was settled or edited while ``transform`` ran.
+            ValidationError, EventTooLarge: what ``transform`` returned cannot be a value.
+        """
+        if transform is not None:
+            letter = await self.show(letter_id)
+            value = transform(letter)
+            await self.edit(letter, await value if inspect.isawaitable(value) else value, why=why)
+        return await verbs.retry(self.pool, letter_id, who=self.who, why=why)
+
+    async def retry_many(
+        self,
+        wanted: LetterFilter | None = None,
+        *,
+        dry_run: bool = False,
+        most: int | None = None,
+        why: str | None = None,
+        **conditions: Any,
+    ) -> int:
+        """Ask for another try of all dead and retrying letters that match; how many were marked.
+
+        Whole sequences are marked, so that may be more than match. With ``dry_run`` nothing is marked, and the number
+        is how many match. ``most`` bounds the matching letters, the oldest first. See :meth:`retry_stream`.
+
+        Raises:
+            TenantRequired, ValidationError: as ``list_dlq_events``.
+        """
+        if dry_run:
+            count = await verbs.count_markable(self.pool, LetterFilter.of(wanted, conditions))
+            return count if most is None else min(count, most)
+        return sum([count async for count in self.retry_stream(wanted, most=most, why=why, **conditions)])
+
+    def retry_stream(
+        self,
+        wanted: LetterFilter | None = None,
+        *,
+        most: int | None = None,
+        why: str | None = None,
+        **conditions: Any,
+    ) -> AsyncIterator[int]:
+        """As :meth:`retry_many`, step by step: yields how many letters each small transaction marked.
+
+        What was marked stays marked when the caller breaks off; calling it again goes on with the rest.
+        """
+        found = LetterFilter.of(wanted, conditions)
+        return verbs.retry_many(self.pool, found, who=self.who, why=why, most=most)
+
+    async def edit(self, letter: FullLetter, value: Any, *, why: str | None = None, raw: bool = False) -> int:
+        """Give an open letter another value for its next try; the original stays. Returns the new revision.
+
+        Args:
+            letter: as ``show`` returned it: an edit by somebody else in between is refused.
+            value: bytes, or what is written as JSON. Where the original is JSON, bytes must be JSON too, unless
+                ``raw``.
+
+        Raises:
+            ValidationError, EventTooLarge: the value cannot be a record's.
+            LetterNotFound, LetterChanged: it is gone, settled, or was edited meanwhile.
+        """
+        return await verbs.edit(self.pool, letter, value, who=self.who, why=why, raw=raw)
+
+    async def discard(self, letter_id: UUID | str, reason: str) -> bool:
+        """Give an open letter up for a reason; what stands behind it goes on. False when it was discarded before.
+
+        Raises:
+            ValidationError: no reason, or no id.
+            LetterNotFound: there is no such letter.
+            LetterChanged: it was resolved.
+        """
+        return await verbs.discard(self.pool, letter_id, who=self.who, reason=reason)
+
+    async def summary(self, wanted: LetterFilter | None = None, **conditions: Any) -> list[Summary]:
+        """Letters counted by consumer, status and fingerprint, each with oldest, newest and an example.
+
+        Raises:
+            TenantRequired, ValidationError: as ``list_dlq_events``.
+        """
+        return await verbs.summary(self.pool, LetterFilter.of(wanted, conditions))
+
+    async def history(self, letter_id: UUID | str) -> list[HistoryEntry]:
+        """What was done with a letter, oldest first."""
+        return await verbs.history(self.pool, letter_id)

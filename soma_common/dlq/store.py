@@ -1,0 +1,177 @@
+"""Dead letters for a consumer: parking, blocking, and the re-drive of leased sequences (decision 0007)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from soma_common.dlq.claims import claim
+from soma_common.dlq.failures import Failure, storable
+from soma_common.dlq.models import FullLetter, Known, Lease, RawRecord, Status
+from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, record_columns
+from soma_common.errors import LeaseLost, LetterChanged
+from soma_common.events.ids import uuid7
+from soma_common.events.models import RecordedEvent
+from soma_common.postgres.pool import Pool, fetch
+from soma_common.sql.loader import blocks
+
+
+class Outcome(StrEnum):
+    """What a settled letter leaves of its sequence.
+
+    ``ready``: the next letter may be tried at once, under the same lease. ``waiting``: the lease has ended; the first
+    letter is dead or not due. ``closed``: no open letter is left.
+    """
+
+    READY = "ready"
+    WAITING = "waiting"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """A record that cannot be applied now, with its event (None: it could not be decoded) and its sequence."""
+
+    record: RawRecord
+    sequence: bytes
+    event: RecordedEvent | None = None
+
+
+class DeadLetters:
+    """The letters of one consumer.
+
+    Args:
+        pool: connections to the database with the inbox and the effects.
+        who: the name in the history of what this consumer does by itself.
+    """
+
+    def __init__(self, pool: Pool, consumer_id: int, who: str) -> None:
+        self._pool, self._consumer_id, self._who = pool, consumer_id, storable(who, 512)
+        self._sql = blocks("dead_letters")
+
+    async def park(
+        self, failed: Undelivered, failure: Failure, *, attempts: int, retry_in: float | None = None,
+        automatic_left: int = 0,
+    ) -> bool:  # fmt: skip
+        """Write the letter of an event that failed for good; whether it was new. Commits by itself.
+
+        Not new: somebody applied or parked it, and there is nothing left to do. The call may be repeated when its
+        outcome is unknown.
+
+        Args:
+            attempts: how often it was tried so far.
+            retry_in: seconds until its first automatic try; None: it is dead.
+            automatic_left: automatic tries that are left.
+
+        Raises:
+            InfrastructureError, TransactionConflict: nothing was written, or it is unknown: call again.
+        """
+        async with self._pool.transaction(synchronous=True) as tx:
+            if failed.event is not None:
+                claimed = await claim(tx, self._consumer_id, [failed.event], [failed.sequence], idle_timeout=5.0)
+                if not claimed.fresh[0]:
+                    return False
+            await fetch(tx, self._sql["lock_sequence"], (self._consumer_id, failed.sequence, retry_in))
+            status = Status.DEAD if retry_in is None else Status.RETRYING
+            written = await self._write(tx, [failed], status, failure, (attempts, retry_in, automatic_left))
+            if not written:  # the record has a letter: if that is settled, the row just made has no letter
+                await fetch(tx, self._sql["advance"], (self._consumer_id, failed.sequence))
+            return bool(written)
+
+    async def block(self, tx: Any, waiting: Sequence[Undelivered]) -> bool:
+        """Write events behind the open letters of their sequences, in the batch's transaction, in the given order.
+
+        False: a sequence was settled meanwhile. Nothing was written; roll the batch back and try it again.
+        """
+        wanted = list({each.sequence for each in waiting})
+        if not wanted:
+            return True
+        locked = await fetch(tx, self._sql["lock_open"], (self._consumer_id, wanted))
+        if len(locked) < len(wanted):
+            return False
+        await self._write(tx, waiting, Status.BLOCKED, None, (0, None, 0))
+        return True
+
+    async def _write(
+        self, tx: Any, entries: Sequence[Undelivered], status: Status, failure: Failure | None,
+        numbers: tuple[int, float | None, int],
+    ) -> list[UUID]:  # fmt: skip
+        columns = record_columns([(uuid7(), e.sequence, e.record, Known.of(e.event)) for e in entries])
+        told = (
+            (failure.stage.value, failure.error_type, failure.message, failure.stack, failure.fingerprint)
+            if failure is not None
+            else (None,) * 5
+        )
+        args = (self._consumer_id, *columns, status.value, *told, *numbers, self._who)
+        return [row[0] for row in await fetch(tx, self._sql["write_letters"], args)]
+
+    async def lease_due(self, owner: str, *, most: int = 1, seconds: float = 30.0) -> list[Lease]:
+        """Lease sequences whose first letter is due, longest waiting first, for so many seconds.
+
+        What another worker holds is passed over. A worker that dies loses its leases when they end.
+        """
+        args = (self._consumer_id, most, storable(owner, 512), seconds)
+        async with self._pool.transaction(synchronous=True) as tx:
+            rows = await fetch(tx, self._sql["lease_due"], args)
+        return [Lease(self._consumer_id, bytes(row[0]), UUID(int=row[1].int), owner, row[2]) for row in rows]
+
+    async def renew(self, lease: Lease, *, seconds: float = 30.0) -> Lease:
+        """Hold a lease for so many seconds from now.
+
+        Raises:
+            LeaseLost: it had ended.
+        """
+        args = (self._consumer_id, lease.sequence, lease.token, seconds)
+        rows = await self._pool.fetch(self._sql["renew_lease"], *args)
+        if not rows:
+            raise LeaseLost("The lease of this sequence of dead letters has ended.")
+        return replace(lease, until=rows[0][0])
+
+    async def release(self, lease: Lease) -> None:
+        """Give a sequence back before its lease ends; another worker may take it at once. Safe to call twice."""
+        await self._pool.fetch(self._sql["release_lease"], self._consumer_id, lease.sequence, lease.token)
+
+    async def letters(self, lease: Lease, *, most: int = 100) -> list[FullLetter]:
+        """The next letters of a leased sequence, in the order in which they must be applied.
+
+        They end before a letter that is dead or not due yet. None come when the lease was lost.
+        """
+        args = (self._consumer_id, lease.sequence, lease.token, most)
+        return [full_letter_of(row) for row in await self._pool.fetch(FULL_LETTERS + self._sql["of_lease"], *args)]
+
+    async def resolve(self, tx: Any, lease: Lease, letter: FullLetter) -> Outcome:
+        """Mark a letter as applied, at the end of the transaction ``tx`` that holds its effects.
+
+        Raises:
+            LeaseLost: another worker may have the sequence. Roll ``tx`` back.
+            LetterChanged: it was discarded or edited meanwhile. Roll ``tx`` back, and take the letters again.
+        """
+        return await self._settle(tx, lease, letter, (True, None, None, *(None,) * 5))
+
+    async def fail(
+        self, lease: Lease, letter: FullLetter, failure: Failure, *, retry_in: float | None = None,
+        automatic_left: int | None = None,
+    ) -> Outcome:  # fmt: skip
+        """A try failed (its transaction was rolled back): tried again after ``retry_in`` seconds, or (None) dead.
+
+        ``automatic_left``: automatic tries that are left; None leaves the number as it is. Commits by itself.
+
+        Raises:
+            LeaseLost, LetterChanged: nothing was written; the letter is somebody else's matter.
+        """
+        told = (failure.stage.value, failure.error_type, failure.message, failure.stack, failure.fingerprint)
+        async with self._pool.transaction(synchronous=True) as tx:
+            return await self._settle(tx, lease, letter, (False, retry_in, automatic_left, *told))
+
+    async def _settle(self, tx: Any, lease: Lease, letter: FullLetter, told: tuple[Any, ...]) -> Outcome:
+        known = letter.letter
+        fence = (self._consumer_id, lease.sequence, lease.token, known.letter_id, known.revision, self._who)
+        said = (await fetch(tx, self._sql["settle"], (*fence, *told)))[0][0]
+        if said == "lost":
+            raise LeaseLost("The lease of this sequence of dead letters has ended.")
+        if said == "changed":
+            raise LetterChanged(f"Letter {known.letter_id} was settled, discarded or edited meanwhile.")
+        return Outcome(said)

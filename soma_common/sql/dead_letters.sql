@@ -1,0 +1,168 @@
+-- :name claim : enter events into the inbox, and tell which are fresh and which of those stand behind open letters
+SELECT fresh, blocked FROM soma.claim(
+    $1::integer, $2::text, $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[])
+
+-- :name lock_sequence : make or lock the row of a sequence; a new one is due with its first letter
+INSERT INTO soma.dead_sequences AS d (consumer_id, sequence, next_at, opened_at)
+VALUES ($1::integer, $2::bytea, soma.now() + make_interval(secs => $3::float8), soma.now())
+ON CONFLICT (consumer_id, sequence) DO UPDATE SET opened_at = d.opened_at
+
+-- :name lock_open : lock sequences that have open letters, in one order; what is not returned was settled meanwhile
+SELECT d.sequence FROM soma.dead_sequences d
+WHERE d.consumer_id = $1::integer AND d.sequence = ANY ($2::bytea[])
+ORDER BY d.sequence FOR UPDATE
+
+-- :name write_letters : letters of locked sequences, in their order; those that were not there yet. Lists of a letter's
+-- headers cannot differ in length within an array, so all headers come in one, and each letter has its part of it.
+WITH given AS MATERIALIZED (
+    SELECT g.*, sum(g.headers) OVER (ORDER BY g.number)::integer AS until
+    FROM unnest($2::uuid[], $3::bytea[], $4::text[], $5::integer[], $6::bigint[], $7::bytea[], $8::bytea[],
+                $9::integer[], $12::timestamptz[], $13::bytea[], $14::uuid[], $15::text[], $16::text[], $17::text[],
+                $18::text[], $19::uuid[])
+         WITH ORDINALITY AS g (id, sequence, topic, partition, record_offset, key, value, headers, record_time, digest,
+                               event_id, event_type, tenant, service, idempotency_key, trace, number)
+), written AS (
+    INSERT INTO soma.dead_letters (
+        letter_id, consumer_id, sequence, status, topic, partition, record_offset, record_key, value, header_names,
+        header_values, record_time, digest, event_id, event_type, tenant_id, service_id, idempotency_key, trace_id,
+        stage, error_type, error_message, error_stack, fingerprint, attempts, next_at, automatic_left, parked_at,
+        changed_at)
+    SELECT g.id, $1::integer, g.sequence, $20::text, g.topic, g.partition, g.record_offset, g.key, g.value,
+           ($10::bytea[])[g.until - g.headers + 1 : g.until], ($11::bytea[])[g.until - g.headers + 1 : g.until],
+           g.record_time, g.digest, g.event_id, g.event_type, g.tenant, g.service, g.idempotency_key, g.trace,
+           $21::text, $22::text, $23::text, $24::text, $25::text, $26::integer,
+           soma.now() + make_interval(secs => $27::float8), $28::integer, soma.now(), soma.now()
+    FROM given g ORDER BY g.number
+    ON CONFLICT ON CONSTRAINT dead_letters_record_key DO NOTHING
+    RETURNING letter_id, status, error_message
+), noted AS (
+    INSERT INTO soma.dead_letter_history (letter_id, at, who, what, why)
+    SELECT letter_id, soma.now(), $29::text, status, left(error_message, 500) FROM written
+)
+SELECT letter_id FROM written
+
+-- :name lease_due : lease sequences whose first letter is due, longest waiting first; passes over what others hold
+WITH due AS MATERIALIZED (
+    SELECT d.sequence FROM soma.dead_sequences d
+    WHERE d.consumer_id = $1::integer AND d.next_at <= (SELECT soma.now())
+      AND (d.leased_until IS NULL OR d.leased_until <= (SELECT soma.now()))
+    ORDER BY d.next_at LIMIT $2::integer
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE soma.dead_sequences d
+SET lease = gen_random_uuid(), lease_owner = $3::text, leased_until = soma.now() + make_interval(secs => $4::float8)
+WHERE d.consumer_id = $1::integer AND d.sequence = ANY (ARRAY(SELECT due.sequence FROM due))  -- a join reads all rows
+RETURNING d.sequence, d.lease, d.leased_until
+
+-- :name renew_lease : hold a lease longer; no row: it was lost
+UPDATE soma.dead_sequences d SET leased_until = soma.now() + make_interval(secs => $4::float8)
+WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid AND d.leased_until > soma.now()
+RETURNING d.leased_until
+
+-- :name release_lease : give a sequence back
+UPDATE soma.dead_sequences d SET lease = NULL, lease_owner = NULL, leased_until = NULL
+WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid
+
+-- :name settle : end a try of a letter in the transaction of its effects
+SELECT soma.settle_letter(
+    $1::integer, $2::bytea, $3::uuid, $4::uuid, $5::integer, $6::text, $7::boolean,
+    make_interval(secs => $8::float8), $9::integer, $10::text, $11::text, $12::text, $13::text, $14::text)
+
+-- :name advance : when a locked sequence is due, or its end
+SELECT soma.advance_sequence($1::integer, $2::bytea)
+
+-- :name columns : a letter without its bytes, as dlq/rows.py reads it
+SELECT l.place, l.letter_id, c.name, l.sequence, l.status, l.stage, l.topic, l.partition, l.record_offset,
+       l.event_id, l.event_type, l.tenant_id, l.service_id, l.idempotency_key, l.trace_id, l.error_type,
+       left(l.error_message, 500), l.fingerprint, l.attempts, l.next_at, l.automatic_left, l.edited_by, l.edited_at,
+       l.revision, l.parked_at, l.changed_at, coalesce(octet_length(l.value), 0)
+
+-- :name content : the rest of it
+, l.record_key, l.value, l.header_names, l.header_values, l.record_time, l.error_message, l.error_stack, l.edited_value
+
+-- :name source : where letters are
+FROM soma.dead_letters l JOIN soma.consumers c ON c.consumer_id = l.consumer_id
+
+-- :name by_id : one letter
+WHERE l.letter_id = $1::uuid
+
+-- :name of_lease : the letters of a leased sequence that may be re-driven now, in order: up to one that is dead or not due
+WHERE l.consumer_id = $1::integer AND l.sequence = $2::bytea
+  AND l.status IN ('retrying', 'blocked', 'dead', 'redriving')
+  AND EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea
+                AND d.lease = $3::uuid AND d.leased_until > (SELECT soma.now()))
+  AND l.place < coalesce((
+      SELECT s.place FROM soma.dead_letters s
+      WHERE s.consumer_id = $1::integer AND s.sequence = $2::bytea
+        AND s.status IN ('retrying', 'blocked', 'dead', 'redriving')
+        AND (s.status = 'dead' OR (s.status = 'retrying' AND s.next_at > (SELECT soma.now())))
+      ORDER BY s.place LIMIT 1), 9223372036854775807)
+ORDER BY l.place LIMIT $4::integer
+
+-- :name where_consumer : filter
+l.consumer_id = (SELECT n.consumer_id FROM soma.consumers n WHERE n.name = $n::text)
+-- :name where_tenant_id : filter
+l.tenant_id = $n::text
+-- :name where_statuses : filter
+l.status = ANY ($n::text[])
+-- :name where_stage : filter
+l.stage = $n::text
+-- :name where_fingerprint : filter
+l.fingerprint = $n::text
+-- :name where_event_type : filter
+l.event_type = $n::text
+-- :name where_event_id : filter
+l.event_id = $n::uuid
+-- :name where_trace_id : filter
+l.trace_id = $n::uuid
+-- :name where_error_type : filter
+l.error_type = $n::text
+-- :name where_since : filter, inclusive
+l.parked_at >= $n::timestamptz
+-- :name where_until : filter, exclusive
+l.parked_at < $n::timestamptz
+-- :name where_after : keyset, oldest first
+l.place > $n::bigint
+-- :name where_before : keyset, newest first
+l.place < $n::bigint
+-- :name oldest_first : order
+ORDER BY l.place LIMIT $n::integer
+-- :name newest_first : order
+ORDER BY l.place DESC LIMIT $n::integer
+
+-- :name summary : letters by consumer, status and fingerprint; the example is the newest
+SELECT c.name, l.status, l.fingerprint, count(*), min(l.parked_at), max(l.parked_at),
+       (array_agg(l.letter_id ORDER BY l.place DESC))[1], (array_agg(l.error_type ORDER BY l.place DESC))[1],
+       (array_agg(left(l.error_message, 200) ORDER BY l.place DESC))[1],
+       (array_agg(l.event_type ORDER BY l.place DESC))[1]
+
+-- :name summary_groups : the largest groups first
+GROUP BY c.name, l.status, l.fingerprint
+ORDER BY count(*) DESC, c.name, l.status, l.fingerprint
+
+-- :name redrive : ask for another try of the whole sequences of letters; the letters that changed
+SELECT soma.redrive_letters($1::uuid[], $2::text, $3::text)
+
+-- :name status : where a letter stands
+SELECT l.status, l.revision FROM soma.dead_letters l WHERE l.letter_id = $1::uuid
+
+-- :name edit : another value for an open letter; no row: it is settled, or of another revision
+WITH edited AS (
+    UPDATE soma.dead_letters l
+    SET edited_value = $2::bytea, edited_by = $3::text, edited_at = soma.now(), revision = l.revision + 1,
+        changed_at = soma.now()
+    WHERE l.letter_id = $1::uuid AND l.status IN ('retrying', 'blocked', 'dead', 'redriving')
+      AND l.revision = coalesce($5::integer, l.revision)
+    RETURNING l.letter_id, l.revision
+), noted AS (
+    INSERT INTO soma.dead_letter_history (letter_id, at, who, what, why, value)
+    SELECT letter_id, soma.now(), $3::text, 'edited', $4::text, $2::bytea FROM edited
+)
+SELECT revision FROM edited
+
+-- :name discard : give a letter up; its status before
+SELECT soma.discard_letter($1::uuid, $2::text, $3::text)
+
+-- :name history : what was done with a letter, oldest first
+SELECT h.at, h.who, h.what, h.why, h.value FROM soma.dead_letter_history h
+WHERE h.letter_id = $1::uuid ORDER BY h.history_id

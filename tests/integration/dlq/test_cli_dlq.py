@@ -1,0 +1,125 @@
+"""``somastack dlq`` as an operator runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from soma_common.cli.dlq import dlq
+from soma_common.postgres.pool import Pool
+from tests.dlq_support import Desk, Undelivered, undelivered
+
+Ask = Callable[[Callable[[Desk], Awaitable[Any]]], Any]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def ask(soma_database: str) -> Ask:
+    """Runs something with a desk, in a loop of its own: the commands have theirs."""
+
+    async def opened(work: Callable[[Desk], Awaitable[Any]]) -> Any:
+        async with Pool(soma_database) as pool:
+            return await work(await Desk.open(pool))
+
+    return lambda work: asyncio.run(opened(work))
+
+
+@pytest.fixture
+def run(soma_database: str) -> Run:
+    env = {
+        "SOMA_DEPLOY_MODE": "somastack",
+        "SOMASTACK_POSTGRES_DSN": soma_database,
+        "SOMASTACK_KAFKA_BOOTSTRAP": "127.0.0.1:9",
+    }
+    return lambda *arguments: CliRunner().invoke(dlq, list(arguments), env=env)
+
+
+def parked(ask: Ask, *given: Undelivered) -> list[str]:
+    """The ids of letters parked for these."""
+
+    async def work(desk: Desk) -> list[str]:
+        await desk.park(*given)
+        return [str(await desk.id_of(each)) for each in given]
+
+    found: list[str] = ask(work)
+    return found
+
+
+def test_list_show_and_summary(ask: Ask, run: Run) -> None:
+    ids = parked(ask, undelivered("a", headers=(("h", b"\x1b[31m"),)), undelivered("b"))
+    done = run("list", "--tenant", "t", "--limit", "1")
+    assert done.exit_code == 0, done.output
+    assert ids[0] in done.output
+    assert ids[1] not in done.output
+    cursor = done.output.split("--cursor ")[1].strip()
+    assert ids[1] in run("list", "--tenant", "t", "--cursor", cursor).output
+    listed = json.loads(run("list", "--all-tenants", "--json", "--newest").output)
+    assert [letter["letter_id"] for letter in listed["letters"]] == ids[::-1]
+    shown = run("show", ids[0])
+    assert "ValueError: it failed" in shown.output
+    assert "\x1b[31m" not in shown.output
+    full = json.loads(run("show", ids[0], "--json").output)
+    assert full["record"]["value"] == "eyJuIjogMX0="
+    assert full["history"][0]["what"] == "dead"
+    groups = json.loads(run("summary", "--tenant", "t", "--json").output)
+    assert [(group["count"], group["status"]) for group in groups] == [(2, "dead")]
+    assert "ValueError" in run("summary", "--tenant", "t").output
+
+
+def test_retry_and_its_exit_codes(ask: Ask, run: Run) -> None:
+    (letter,) = parked(ask, undelivered("a"))
+    assert "would be tried" in run("retry", letter, "--dry-run").output
+    assert run("retry", letter, "--who", "ann").exit_code == 0
+    again = run("retry", letter)
+    assert (again.exit_code, "asked for before" in again.output) == (1, True)
+    assert run("retry", letter, "--dry-run").exit_code == 1
+    assert ask(lambda desk: desk.dlq.history(letter))[-1].who == "ann"
+
+
+def test_retry_all(ask: Ask, run: Run) -> None:
+    parked(ask, *(undelivered(f"k{n}") for n in range(5)))
+    assert json.loads(run("retry-all", "--tenant", "t", "--dry-run", "--json").output) == {
+        "letters": 5,
+        "dry_run": True,
+    }
+    assert "2 letters will be tried again" in run("retry-all", "--tenant", "t", "--max", "2").output
+    assert "3 letters will be tried again" in run("retry-all", "--tenant", "t").output
+    assert "0 letters will be tried again" in run("retry-all", "--tenant", "t").output
+
+
+def test_edit_and_discard(ask: Ask, run: Run, tmp_path: Any) -> None:
+    (letter,) = parked(ask, undelivered("a"))
+    assert "would be edited" in run("edit", letter, "--value", "{}", "--dry-run").output
+    assert "revision 1" in run("edit", letter, "--value", '{"n": 2}', "--who", "ann").output
+    (tmp_path / "v").write_bytes(b"\xff")
+    refused = run("edit", letter, "--file", str(tmp_path / "v"))
+    assert (refused.exit_code, "not JSON" in refused.output) == (2, True)
+    assert "revision 2" in run("edit", letter, "--file", str(tmp_path / "v"), "--raw").output
+    assert run("edit", letter).exit_code == 2
+    shown = run("show", letter).output
+    assert "edited" in shown
+    assert run("discard", letter).exit_code == 2  # no reason
+    assert "is dead" in run("discard", letter, "--reason", "x", "--dry-run").output
+    assert run("discard", letter, "--reason", "garbage").exit_code == 0
+    assert run("discard", letter, "--reason", "garbage").exit_code == 1
+    gone = run("edit", letter, "--value", "{}")
+    assert (gone.exit_code, "is discarded" in gone.output) == (1, True)
+
+
+def test_errors_are_one_line_with_a_cure(run: Run) -> None:
+    for arguments, code, words in (
+        (("list",), 2, "name a --tenant"),
+        (("list", "--tenant", "t", "--cursor", "x"), 2, "next_cursor"),
+        (("show", "x"), 2, "32 hexadecimal digits"),
+        (("show", "00000000-0000-7000-8000-000000000000"), 1, "no dead letter"),
+        (("list", "--tenant", "t", "--status", "odd"), 2, "odd"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == code, done.output
+        assert words in done.output
+        assert "Traceback" not in done.output
