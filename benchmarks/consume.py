@@ -26,7 +26,6 @@ import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from benchmarks.reporting import report
-from soma_common.consumer.dedup import consumer_id
 from soma_common.consumer.handlers import HandlerContext, Handlers
 from soma_common.consumer.source import Source
 from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
@@ -37,6 +36,7 @@ from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import to_json
 from soma_common.events.rows import SELECT
 from soma_common.events.store import EventStore
+from soma_common.inbox import consumer_id
 from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSource
 from soma_common.postgres.cursor import BEGINNING, Cursor, TickReader

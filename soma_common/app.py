@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from soma_common.config import SomaConfig
 from soma_common.consumer.handlers import Handle, Handlers
-from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.worker import ConsumerWorker
 from soma_common.errors import ConfigurationError
 from soma_common.events.append import Expected, Published
 from soma_common.events.models import ANY, Event, RecordedEvent
@@ -74,15 +75,17 @@ class Soma:
         """
         return cls(SomaConfig.from_env(env, service_id=service_id), **arguments)
 
-    def handler(self, *types: str | type[Payload], consumer: str = "default") -> Callable[[Handle], Handle]:
+    def handler(
+        self, *types: str | type[Payload], consumer: str = "default", batch: bool = False
+    ) -> Callable[[Handle], Handle]:
         """Declare an ``async def handle(event, ctx)`` for event types or payload models.
 
         Each consumer has a position of its own; handlers of one consumer share a transaction. The function is returned
-        as it is.
+        as it is. With ``batch`` it takes a list of events.
         """
 
         def declare(handle: Handle) -> Handle:
-            self._handlers.setdefault(consumer, Handlers(self._typed)).add(handle, *types)
+            self._handlers.setdefault(consumer, Handlers(self._typed)).add(handle, *types, batch=batch)
             return handle
 
         return declare

@@ -196,8 +196,24 @@ class HandlerFailed(SomaError):
     """A handler raised; its partition stays where it is until that is mended."""
 
 
+class UnhandledType(ValidationError):
+    """No handler takes this event type, and the consumer refuses such events."""
+
+
+class HandlerTimeout(SomaError):
+    """A handler worked on an event for too long."""
+
+
+class PoisonEvent(SomaError):
+    """The process ended, again and again, while it worked on this event."""
+
+
 class DeadLetterError(SomaError):
     """A dead letter cannot be handled as asked."""
+
+
+class DeadLetterRefused(DeadLetterError):
+    """An event failed, and its letter could not be written: it stays where it is."""
 
 
 class LetterNotFound(DeadLetterError):

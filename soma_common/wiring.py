@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from soma_common.config import SomaConfig
 from soma_common.consumer.source import Source
 from soma_common.consumer.worker import ConsumerWorker
-from soma_common.errors import ConfigurationError
+from soma_common.errors import ConfigurationError, HandlerFailed
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import Codec, JsonCodec
 from soma_common.events.models import Event
@@ -62,10 +62,16 @@ class Ground:
         if not isinstance(source, LogSource):
             raise ConfigurationError("Only consumers of the log can be drained.", cure="run them instead.")
         while not (await self.pool.fetch(blocks("readers")["passed"], source.reader, tick))[0][0]:
-            for failure in worker.stats().failures:
-                raise failure.error
+            for error in worker.stats().halted.values():
+                raise error
             if await worker.pause(0.01):
                 return
+        tally = worker.stats().tally
+        if tally.dead or tally.parked:
+            raise HandlerFailed(
+                f"{tally.dead + tally.parked} events of consumer {worker.consumer} failed and are dead letters now.",
+                cure=f"see `somastack dlq list --consumer {worker.consumer}`.",
+            )
 
     async def close(self) -> None:
         """Disconnect, and let go of the embedded database."""

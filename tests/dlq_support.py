@@ -8,14 +8,13 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from soma_common.consumer.dedup import consumer_id
-from soma_common.dlq.claims import Claim, claim
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.dlq.handler import DLQHandler
 from soma_common.dlq.models import FullLetter, Known, Lease, RawRecord, sequence_of
 from soma_common.dlq.store import DeadLetters, Undelivered
 from soma_common.events.ids import uuid7, uuid_text
 from soma_common.events.models import RecordedEvent
+from soma_common.inbox import Claim, Inbox, consumer_id
 from soma_common.postgres.pool import Pool
 from tests.core_support import recorded
 
@@ -55,7 +54,7 @@ class Desk:
     @classmethod
     async def open(cls, pool: Pool, name: str = "billing") -> Desk:
         number = await consumer_id(pool, name)
-        return cls(pool, number, DeadLetters(pool, number, f"consumer {name}"), DLQHandler(pool, who="ann"))
+        return cls(pool, number, DeadLetters(pool, Inbox(number, 5.0), f"consumer {name}"), DLQHandler(pool, who="ann"))
 
     async def park(self, *given: Undelivered, retry_in: float | None = None) -> list[bool]:
         return [await self.letters.park(each, failure(), attempts=3, retry_in=retry_in) for each in given]
@@ -67,9 +66,9 @@ class Desk:
     async def claim(self, *given: Undelivered, tx: Any = None) -> Claim:
         events, sequences = [each.event for each in given], [each.sequence for each in given]
         if tx is not None:
-            return await claim(tx, self.consumer, events, sequences)  # type: ignore[arg-type]
+            return await Inbox(self.consumer).claim(tx, events, sequences)  # type: ignore[arg-type]
         async with self.pool.transaction() as own:
-            return await claim(own, self.consumer, events, sequences)  # type: ignore[arg-type]
+            return await Inbox(self.consumer).claim(own, events, sequences)  # type: ignore[arg-type]
 
     async def lease(self, owner: str = "w", **given: Any) -> Lease:
         (lease,) = await self.letters.lease_due(owner, **given)

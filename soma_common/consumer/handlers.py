@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from soma_common.events.payloads import Payload, check_payload
 from soma_common.events.types import check_event_type
 from soma_common.postgres.pool import Tx
 
-Handle = Callable[[RecordedEvent, "HandlerContext"], Awaitable[object]]
+Handle = Callable[[Any, Any], Awaitable[object] | object]
 Typed = Callable[[RecordedEvent], RecordedEvent]
 
 EVERY_TYPE: Final = "*"
@@ -24,13 +24,16 @@ class HandlerContext:
 
     ``tx`` is the connection in the batch's transaction: what is written through it commits together with the mark
     that the event was applied, or not at all. Do not commit or roll it back; savepoints (``tx.transaction()``) are
-    fine. ``event`` is the event as it was recorded, with its payload as a dict.
+    fine. ``event`` is the event as it was recorded, with its payload as a dict. ``redriven`` tells that the event comes
+    from the dead letters.
     """
 
-    __slots__ = ("_collected", "consumer", "event", "tx")
+    __slots__ = ("_collected", "consumer", "event", "redriven", "tx")
 
-    def __init__(self, consumer: str, event: RecordedEvent, tx: Tx, collected: list[Event]) -> None:
-        self.consumer, self.event, self.tx = consumer, event, tx
+    def __init__(
+        self, consumer: str, event: RecordedEvent, tx: Tx, collected: list[Event], *, redriven: bool = False
+    ) -> None:
+        self.consumer, self.event, self.tx, self.redriven = consumer, event, tx, redriven
         self._collected = collected
 
     def publish(self, *events: Event) -> None:
@@ -39,25 +42,57 @@ class HandlerContext:
         What they leave open is taken from the handled event: it is their cause, and they join its correlation and
         its trace.
         """
-        self._collected.extend(self._inherit(event) for event in events)
+        self._collected.extend(_inherit(event, self.event) for event in events)
 
-    def _inherit(self, event: Event) -> Event:
-        open_correlation = event.correlation_id == str(event.event_id)
-        return replace(
-            event,
-            causation_id=event.causation_id or str(self.event.event_id),
-            correlation_id=self.event.correlation_id if open_correlation else event.correlation_id,
-            trace=event.trace or self.event.trace,
-        )
+
+class BatchContext:
+    """What a batch handler works with; as :class:`HandlerContext`, for several events."""
+
+    __slots__ = ("_collected", "consumer", "events", "redriven", "tx")
+
+    def __init__(
+        self,
+        consumer: str,
+        events: Sequence[RecordedEvent],
+        tx: Tx,
+        collected: list[Event],
+        *,
+        redriven: bool = False,
+    ) -> None:
+        self.consumer, self.events, self.tx, self.redriven = consumer, events, tx, redriven
+        self._collected = collected
+
+    def publish(self, *events: Event, cause: RecordedEvent | None) -> None:
+        """Record events in the batch's transaction, just before it commits.
+
+        Args:
+            cause: the handled event from which they take what they leave open, or None.
+        """
+        self._collected.extend(event if cause is None else _inherit(event, cause) for event in events)
+
+
+def _inherit(event: Event, cause: RecordedEvent) -> Event:
+    open_correlation = event.correlation_id == str(event.event_id)
+    return replace(
+        event,
+        causation_id=event.causation_id or str(cause.event_id),
+        correlation_id=cause.correlation_id if open_correlation else event.correlation_id,
+        trace=event.trace or cause.trace,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function for one event type. With a ``model`` the event's payload arrives as that model."""
+    """A function for one event type. With a ``model`` the event's payload arrives as that model.
+
+    ``batch``: it takes a list of events. ``blocking``: it is a plain function, which runs in a thread.
+    """
 
     handle: Handle
     event_type: str
     model: type[Payload] | None = None
+    batch: bool = False
+    blocking: bool = False
 
     def prepared(self, event: RecordedEvent, typed: Typed | None) -> RecordedEvent:
         """The event in the form this handler takes.
@@ -82,25 +117,39 @@ class Handlers:
 
     def __init__(self, typed: Typed | None = None) -> None:
         self.typed = typed
+        self.blocking = self.batches = False
         self._by_type: dict[str, tuple[Handler, ...]] = {}
         self._every: tuple[Handler, ...] = ()
 
-    def add(self, handle: Handle, *types: str | type[Payload]) -> None:
+    def add(self, handle: Handle, *types: str | type[Payload], batch: bool = False) -> None:
         """Call ``handle`` for events of these types: names, payload models, or ``EVERY_TYPE``.
 
-        Several handlers of one type run in the order in which they were added, in the same transaction.
+        Several handlers of one type run in the order in which they were added, in the same transaction. The handlers
+        of one consumer are all ``async def`` or all plain functions: they share a transaction, and so its driver.
+
+        Args:
+            batch: it takes a list of events, as many as follow each other and have the same handlers.
 
         Raises:
-            ConfigurationError: no type, not an ``async def``, or the same function twice for a type.
+            ConfigurationError: no type, not a function, the same one twice for a type, or blocking beside async.
             ValidationError: not an event type.
         """
         name = getattr(handle, "__qualname__", repr(handle))
-        if not _is_async(handle):
-            raise ConfigurationError(f"Handler {name} is not async.", cure="declare it with `async def`.")
+        if not callable(handle):
+            raise ConfigurationError(f"Handler {name} cannot be called.", cure="pass a function.")
         if not types:
             raise ConfigurationError(f"Handler {name} names no event type.", cure="name types, models, or EVERY_TYPE.")
-        for handler in [_handler(handle, wanted) for wanted in types]:
+        blocking = not _is_async(handle)
+        if len(self) and blocking != self.blocking:
+            raise ConfigurationError(
+                f"Handler {name} is {'not ' if blocking else ''}async, and others of its consumer are"
+                f"{'' if blocking else ' not'}: they cannot share a transaction.",
+                cure="give it a consumer of its own.",
+            )
+        self.blocking = blocking
+        for handler in [_handler(handle, wanted, batch, blocking) for wanted in types]:
             self._add(handler, name)
+        self.batches = self.batches or batch
 
     def _add(self, handler: Handler, name: str) -> None:
         known = self._every if handler.event_type == EVERY_TYPE else self._by_type.get(handler.event_type, ())
@@ -124,14 +173,15 @@ class Handlers:
         return self._by_type.get(event_type, ()) + self._every
 
 
-def _handler(handle: Handle, wanted: str | type[Payload]) -> Handler:
+def _handler(handle: Handle, wanted: str | type[Payload], batch: bool, blocking: bool) -> Handler:
     if isinstance(wanted, str):
-        return Handler(handle, wanted if wanted == EVERY_TYPE else check_event_type(wanted))
+        name = wanted if wanted == EVERY_TYPE else check_event_type(wanted)
+        return Handler(handle, name, None, batch, blocking)
     if not hasattr(wanted, "event_type"):
         raise ConfigurationError(
             f"{wanted.__name__} has no event type.", cure=f"declare it: class {wanted.__name__}(Payload, event_type=…)."
         )
-    return Handler(handle, wanted.event_type, wanted)
+    return Handler(handle, wanted.event_type, wanted, batch, blocking)
 
 
 def _is_async(handle: Any) -> bool:

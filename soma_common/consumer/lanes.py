@@ -1,43 +1,60 @@
-"""Keys spread over lanes: in order within a key, several keys at once."""
+"""Sequences spread over lanes: in order within a sequence, several sequences at once."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.source import Partition, Record
+from soma_common.inbox import LaneCount
 
 
 class Again(NamedTuple):
-    """A record that is to be tried again in so many seconds. Later records of its key wait behind it."""
+    """A record that is to be tried again in so many seconds. Later records of its sequence wait behind it."""
 
     record: Record
-    delay: float
-
-
-Apply = Callable[[Sequence[Record]], Awaitable[Sequence[Again]]]
+    wait: float
 
 
 class _Held(NamedTuple):
-    """The records of a key that waits for its next try."""
+    """The records of a sequence that waits for its next try."""
 
     due: float
     records: deque[Record]
 
 
 class Lane:
-    """What waits for one worker, in order, and the keys that wait for their next try."""
+    """What waits for one worker, in order, and the sequences that wait for their next try.
 
-    def __init__(self, batch: int) -> None:
-        self._batch = batch
+    ``count`` are its batches in the database. ``trying`` are the records of the transaction that runs; ``handling`` is
+    when a handler began, by the monotonic clock, while one runs, and ``place`` which of the records it has (None:
+    several). ``overdue`` is set when it was cancelled for taking too long, ``blame`` when it outlived its connection.
+    """
+
+    def __init__(self, count: LaneCount, batch: int, sequence_of: SequenceOf) -> None:
+        self.count = count
+        self.handling: float | None = None
+        self.trying: Sequence[Record] = ()
+        self.place: int | None = None
+        self.overdue = False
+        self.blame: Exception | None = None
+        self.working: Sequence[Record] = ()
+        self.task: asyncio.Task[Any] | None = None
+        self._batch, self._sequence_of = batch, sequence_of
         self._ready: deque[Record] = deque()
         self._held: dict[bytes, _Held] = {}
         self._wake = asyncio.Event()
-        self.working: Sequence[Record] = ()
+
+    @property
+    def held(self) -> int:
+        """How many records wait for a next try, their followers included."""
+        return sum(len(held.records) for held in self._held.values())
 
     def put(self, record: Record) -> None:
         """A record waits."""
@@ -45,21 +62,24 @@ class Lane:
         self._wake.set()
 
     def hold(self, again: Sequence[Again], now: float) -> None:
-        """Keys wait; of each key the records come in order, the first says how long."""
-        for record, delay in again:
-            key = order_key(record)
-            if key not in self._held:
-                self._held[key] = _Held(now + delay, deque())
-            self._held[key].records.append(record)
+        """Sequences wait; of each the records come in order, the first says how long."""
+        for record, wait in again:
+            sequence = self._sequence_of(record)
+            if sequence not in self._held:
+                self._held[sequence] = _Held(now + wait, deque())
+            self._held[sequence].records.append(record)
 
     def take(self, now: float) -> list[Record]:
-        """The next batch: keys whose time has come go first, keys that wait are left out."""
-        for key in [key for key, held in self._held.items() if held.due <= now]:
-            self._ready.extendleft(reversed(self._held.pop(key).records))
+        """The next batch: sequences whose time has come go first, sequences that wait are left out."""
+        if not self._held:
+            count = min(self._batch, len(self._ready))
+            return [self._ready.popleft() for _ in range(count)]
+        for sequence in [sequence for sequence, held in self._held.items() if held.due <= now]:
+            self._ready.extendleft(reversed(self._held.pop(sequence).records))
         batch: list[Record] = []
         while self._ready and len(batch) < self._batch:
             record = self._ready.popleft()
-            held = self._held.get(order_key(record)) if self._held else None
+            held = self._held.get(self._sequence_of(record))
             if held is None:
                 batch.append(record)
             else:
@@ -69,81 +89,80 @@ class Lane:
     def drop(self, partitions: Collection[Partition]) -> None:
         """Forget what waits of these partitions."""
         self._ready = deque(record for record in self._ready if record.partition not in partitions)
-        for key, held in list(self._held.items()):
+        for sequence, held in list(self._held.items()):
             kept = deque(record for record in held.records if record.partition not in partitions)
             if kept:
-                self._held[key] = held._replace(records=kept)
+                self._held[sequence] = held._replace(records=kept)
             else:
-                del self._held[key]
+                del self._held[sequence]
+
+    @property
+    def subject(self) -> Sequence[Record]:
+        """What the running handler works on."""
+        return self.trying if self.place is None else self.trying[self.place : self.place + 1]
 
     async def wait(self, now: float) -> None:
-        """Until a record comes, or the time of a key that waits."""
+        """Until a record comes, or the time of a sequence that waits."""
         due = min((held.due for held in self._held.values()), default=None)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), None if due is None else max(0.0, due - now))
+        if due is None:
+            await self._wake.wait()
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.0, due - now))
         self._wake.clear()
 
 
-class Gate:
-    """How many lanes may work at once: halved when they are in each other's way, raised again while they are not."""
-
-    def __init__(self, most: int, patience: int = 100) -> None:
-        self._most, self._patience = most, patience
-        self.limit = most
-        self._inside, self._smooth = 0, 0
-        self._changed = asyncio.Condition()
-
-    async def __aenter__(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._inside < self.limit)
-            self._inside += 1
-
-    async def __aexit__(self, *exc: object) -> None:
-        async with self._changed:
-            self._inside -= 1
-            self._changed.notify_all()
-
-    def conflict(self) -> None:
-        """Two transactions met."""
-        self.limit, self._smooth = max(1, self.limit // 2), 0
-
-    def success(self) -> None:
-        """A transaction met nobody."""
-        self._smooth += 1
-        if self._smooth >= self._patience and self.limit < self._most:
-            self.limit, self._smooth = self.limit + 1, 0
+Apply = Callable[[Lane, Sequence[Record]], Awaitable[Sequence[Again]]]
 
 
 class Lanes:
-    """Long-lived workers, each with a lane; a key always goes to the same one.
+    """Long-lived workers, each with a lane; a sequence always goes to the same one.
 
     Args:
-        count: lanes, so most transactions at once.
+        counts: one lane for each.
         batch: most records of one transaction.
         apply: settles records and returns those to try again; an error ends all lanes, and ``run`` raises it.
-        clock: seconds, never going back.
     """
 
-    def __init__(self, count: int, batch: int, apply: Apply, clock: Callable[[], float]) -> None:
-        self._lanes = [Lane(batch) for _ in range(count)]
-        self._apply, self._clock = apply, clock
+    def __init__(self, counts: Sequence[LaneCount], batch: int, sequence_of: SequenceOf, apply: Apply) -> None:
+        self._lanes = [Lane(count, batch, sequence_of) for count in counts]
+        self._sequence_of, self._apply = sequence_of, apply
         self._rested = asyncio.Event()
+        self._leaving: Collection[Partition] = ()
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._lanes)
+
+    @property
+    def counts(self) -> list[LaneCount]:
+        """How many batches each lane has committed."""
+        return [lane.count for lane in self._lanes]
 
     def put(self, records: Iterable[Record]) -> None:
-        """Records wait in the lanes of their keys."""
+        """Records wait in the lanes of their sequences."""
+        lanes, number = self._lanes, len(self._lanes)
         for record in records:
-            self._lanes[zlib.crc32(order_key(record)) % len(self._lanes)].put(record)
+            lanes[zlib.crc32(self._sequence_of(record)) % number].put(record)
 
     def drop(self, partitions: Collection[Partition]) -> None:
         """Forget what waits of these partitions; what is being applied goes on."""
         for lane in self._lanes:
             lane.drop(partitions)
 
-    async def rest(self, partitions: Collection[Partition]) -> None:
-        """Until nothing of these partitions is being applied."""
-        while any(record.partition in partitions for lane in self._lanes for record in lane.working):
-            self._rested.clear()
-            await self._rested.wait()
+    async def leave(self, partitions: Collection[Partition], patience: float) -> bool:
+        """Forget what waits of these partitions, and let what is being applied end; whether it did in time."""
+        self._leaving = partitions
+        try:
+            async with asyncio.timeout(patience):
+                while any(record.partition in partitions for lane in self._lanes for record in lane.working):
+                    self._rested.clear()
+                    await self._rested.wait()
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self._leaving = ()
+            self.drop(partitions)
 
     async def run(self) -> None:
         """Work until cancelled; raises what ended a lane."""
@@ -153,18 +172,31 @@ class Lanes:
 
     async def _work(self, lane: Lane) -> None:
         while True:
-            lane.working = lane.take(self._clock())
+            if self._leaving:
+                lane.drop(self._leaving)
+            lane.working = lane.take(time.monotonic())
             if not lane.working:
-                await lane.wait(self._clock())
+                await lane.wait(time.monotonic())
                 continue
             try:
-                again = await self._apply(lane.working)
+                again = await self._applied(lane)
             finally:
-                lane.working = ()
+                lane.working, lane.handling, lane.task = (), None, None
                 self._rested.set()
-            lane.hold(again, self._clock())
+            lane.hold(again, time.monotonic())
+
+    async def _applied(self, lane: Lane) -> Sequence[Again]:
+        """In a task of its own: the watchdog may cancel it, and a handler that does not let itself be cancelled may be
+        left behind."""
+        task = lane.task = asyncio.create_task(_call(self._apply, lane))
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        again: Sequence[Again] = task.result()
+        return again
 
 
-def order_key(record: Record) -> bytes:
-    """What stays in order with this record: its key's bytes, or its partition where it has none."""
-    return record.key if record.key is not None else str(record.partition).encode()
+async def _call(apply: Apply, lane: Lane) -> Sequence[Again]:
+    return await apply(lane, lane.working)

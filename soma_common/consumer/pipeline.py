@@ -1,228 +1,327 @@
-"""The micro-batch: inbox, effects, new events and position in one transaction; on an error, whose fault it was."""
+"""The micro-batch: inbox, effects and new events in one transaction; on an error, whose fault it was."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple
 
-from soma_common.consumer.dedup import Inbox
-from soma_common.consumer.handlers import Handler, HandlerContext, Handlers
-from soma_common.consumer.source import Partition, Record, Source
+from soma_common.consumer.effects import ENDING, Blamed, Effects, Handled
+from soma_common.consumer.gate import Gate
+from soma_common.consumer.lanes import Again, Lane
+from soma_common.consumer.order import SequenceOf
+from soma_common.consumer.retries import ErrorClass, RetryPolicy, stage_of
+from soma_common.consumer.source import Partition, Record
+from soma_common.consumer.tally import Tally
+from soma_common.dlq.failures import Failure
+from soma_common.dlq.models import RawRecord
+from soma_common.dlq.store import DeadLetters, Undelivered
 from soma_common.errors import (
     ClockAhead,
-    ConfigurationError,
-    DatabaseUnavailable,
-    HandlerFailed,
+    DeadLetterRefused,
+    HandlerTimeout,
     InfrastructureError,
     LeaseLost,
-    LogError,
-    MigrationError,
     SomaError,
     TransactionConflict,
+    UnhandledType,
 )
-from soma_common.events.models import Event
-from soma_common.postgres.errors import is_from_driver, translate
-from soma_common.postgres.pool import Pool
+from soma_common.inbox import Inbox, LaneCount
+from soma_common.postgres.errors import is_from_driver
+from soma_common.retry import Backoff
 
 log = logging.getLogger(__name__)
 
-Append = Callable[[Sequence[Event], Any], Awaitable[object]]
-
-# Nobody's fault but the world's: the batch is tried again.
+# Nobody's fault but the world's: the consumer begins again at its stored positions.
 PASSING: Final = (InfrastructureError, TransactionConflict, ClockAhead)
-# Not an event's fault either, and no retry mends it: the consumer ends with it.
-_ENDING: Final = (ConfigurationError, MigrationError, LogError)
+_CONFLICTED: Final = Backoff(base=0.005, maximum=1.0)
+
+_Place = tuple[Partition, int]
+Begin = Callable[[], AbstractAsyncContextManager[Any]]
+Settle = Callable[[Iterable[Record]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The event that stopped a partition."""
-
-    partition: Partition
-    offset: int
-    error: HandlerFailed
+class _Reopened(Exception):
+    """Letters of a sequence were settled between the claim and the lock: look again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What became of records: ``applied`` by handlers, ``skipped`` for want of one, ``repeated`` and known already."""
+class _Tries(NamedTuple):
+    """How often an event failed, and how often something was away when it was tried."""
 
-    applied: int = 0
-    skipped: int = 0
-    repeated: int = 0
-    published: int = 0
-    transactions: int = 0
-    failures: tuple[Failure, ...] = ()
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.applied + other.applied,
-            self.skipped + other.skipped,
-            self.repeated + other.repeated,
-            self.published + other.published,
-            self.transactions + other.transactions,
-            self.failures + other.failures,
-        )
+    failures: int = 0
+    outages: int = 0
 
 
-class _Blamed(Exception):
-    """Applying failed because of an event: of the one at ``place`` as it seems, or (None) of some one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the pipeline of a consumer works with.
 
-    def __init__(self, place: int | None, cause: Exception) -> None:
-        self.place, self.cause = place, cause
-        super().__init__(str(cause))
+    Args:
+        begin: opens a transaction: ``async with begin() as tx``.
+        raw: a record as it came.
+        refuse_unknown: an event type without a handler is an error.
+    """
+
+    begin: Begin
+    inbox: Inbox
+    letters: DeadLetters
+    effects: Effects
+    retry: RetryPolicy
+    sequence_of: SequenceOf
+    raw: Callable[[Record], RawRecord]
+    refuse_unknown: bool = False
+
+
+class Memory:
+    """What a consumer remembers of events that fail, as long as it runs: over the sessions of its worker."""
+
+    def __init__(self) -> None:
+        self.tries: dict[_Place, _Tries] = {}
+        self.condemned: dict[_Place, Exception] = {}
+        self.alone: set[_Place] = set()
+
+    def condemn(self, record: Record, error: Exception) -> None:
+        """The next time the record becomes a letter without being handled."""
+        self.condemned[record.partition, record.offset] = error
+
+    def hung(self, records: Sequence[Record], error: HandlerTimeout) -> None:
+        """A handler of these hangs and cannot be ended. One alone is condemned; of several, each is tried alone."""
+        if len(records) == 1:
+            self.condemn(records[0], error)
+        else:
+            self.alone.update((record.partition, record.offset) for record in records)
+
+    def settled(self, record: Record) -> _Tries | None:
+        """Nothing more is to be remembered of a record; how often it was tried."""
+        place = (record.partition, record.offset)
+        self.condemned.pop(place, None)
+        self.alone.discard(place)
+        return self.tries.pop(place, None)
+
+    def __bool__(self) -> bool:
+        return bool(self.tries or self.condemned or self.alone)
 
 
 class Pipeline:
-    """Applies batches of one consumer.
+    """Applies batches of one consumer and decides what becomes of events that fail.
 
     Args:
-        append: records new events in a transaction: ``await append(events, tx)``.
+        settle: is told of records for which nothing is left to do.
     """
 
-    def __init__(self, pool: Pool, consumer: str, handlers: Handlers, append: Append) -> None:
-        self._pool, self._consumer, self._handlers, self._append = pool, consumer, handlers, append
+    def __init__(self, parts: Parts, gate: Gate, tally: Tally, memory: Memory, settle: Settle) -> None:
+        self._p, self._gate, self.tally, self._memory, self._settle = parts, gate, tally, memory, settle
+        self.away: str | None = None
 
-    async def apply(self, source: Source, inbox: Inbox, batch: Sequence[Record]) -> Tally:
-        """Apply a batch as far as it goes: a partition with a failing event stops before that event.
+    async def apply(self, lane: Lane, batch: Sequence[Record]) -> Sequence[Again]:
+        """Settle a batch as far as it goes; returns what is to be tried again, followers included.
 
         Raises:
-            InfrastructureError, TransactionConflict, ClockAhead: try again after ``source.rewind()``. The outcome of
-                the transaction may be unknown; the stored position tells, and the inbox decides.
-            LeaseLost: a partition was lost; nothing of the transaction took effect.
+            InfrastructureError, ClockAhead: begin again at the stored positions. The outcome of the transaction may be
+                unknown; the inbox decides.
+            LeaseLost: the database was set back; begin again.
+            DeadLetterRefused: an event failed and its letter could not be written.
         """
-        good, tally = _readable(source, batch)
-        return tally + await self._settle(source, inbox, good)
+        again: dict[bytes, list[Again]] = {}
+        await self._part(lane, batch, again)
+        return [each for waiting in again.values() for each in waiting]
 
-    async def _settle(self, source: Source, inbox: Inbox, records: Sequence[Record]) -> Tally:
+    async def _part(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> None:
         """Commit the records, or find the event that is to blame by halving: O(log n) transactions.
 
         When a handler raised, its event is the suspect: what lies before it commits at once and it is tried alone.
         The suspect may be innocent (an earlier handler swallowed a database error), so only an event that fails
         alone is blamed.
         """
-        if not records:
-            return Tally()
-        try:
-            return await self._commit(source, inbox, records)
-        except _Blamed as blamed:
-            if len(records) == 1:
-                return Tally(transactions=1, failures=(_halt(source, records[0], blamed.cause),))
-            place = blamed.place
-        cuts = (len(records) // 2,) if place is None else (place, place + 1)
-        tally = Tally(transactions=1)
-        for start, end in zip((0, *cuts), (*cuts, len(records)), strict=True):
-            part = [record for record in records[start:end] if record.partition not in source.halted]
-            tally += await self._settle(source, inbox, part)
-        return tally
+        records = self._without_followers(records, again)
+        for attempt in range(_MOST_CONFLICTS):
+            if not records:
+                return
+            try:
+                async with self._gate:
+                    await self._commit(lane, records)
+                self._done(records)
+                return
+            except _Reopened:
+                continue
+            except TransactionConflict:
+                self.tally.conflicts += 1
+                self._gate.conflict()
+                if len(records) > 1:
+                    break
+                await asyncio.sleep(_CONFLICTED.delay(attempt))
+            except Blamed as blamed:
+                if len(records) == 1:
+                    await self._failed(lane, records[0], blamed.cause, again)
+                    return
+                await self._in_parts(lane, records, blamed.place, again)
+                return
+        if len(records) == 1:
+            raise TransactionConflict(f"{_named(records[0])} met other transactions {_MOST_CONFLICTS} times.")
+        await self._in_parts(lane, records, None, again)
 
-    async def _commit(self, source: Source, inbox: Inbox, records: Sequence[Record]) -> Tally:
-        """One transaction; raises _Blamed when an event is to blame."""
+    async def _in_parts(
+        self, lane: Lane, records: Sequence[Record], place: int | None, again: dict[bytes, list[Again]]
+    ) -> None:
+        cuts = (len(records) // 2,) if place is None else (place, place + 1)
+        for start, end in zip((0, *cuts), (*cuts, len(records)), strict=True):
+            await self._part(lane, records[start:end], again)
+
+    def _without_followers(self, records: Sequence[Record], again: dict[bytes, list[Again]]) -> Sequence[Record]:
+        """What follows an event of its sequence that is to be tried again waits behind it."""
+        if not again:
+            return records
+        left = []
+        for record in records:
+            waiting = again.get(self._p.sequence_of(record))
+            if waiting is None:
+                left.append(record)
+            else:
+                waiting.append(Again(record, 0.0))
+        return left
+
+    async def _commit(self, lane: Lane, records: Sequence[Record]) -> None:
+        """One transaction; raises Blamed when an event is to blame."""
+        handled = self._handled(records)
+        if not handled:
+            self.tally.skipped += len(records)
+            return
+        self.tally.transactions += 1
+        lane.trying = records
         try:
-            async with self._pool.connection() as tx, tx.transaction(isolation="read_committed"):
-                tally = await self._effects(tx, inbox, records)
-                await source.save(tx, records)
-        except (_Blamed, LeaseLost, *PASSING, *_ENDING):
-            raise
+            async with self._p.begin() as tx:
+                applied, blocked, published = await self._apply(tx, lane, records, handled)
+        except (Blamed, LeaseLost, _Reopened, *PASSING, *ENDING) as error:
+            blame, lane.blame = lane.blame, None
+            raise (blame or error) from error.__cause__
         except Exception as error:
             if isinstance(error, SomaError) or is_from_driver(error):
-                raise _Blamed(None, error) from error
+                raise Blamed(None, error) from error
             raise  # a fault of this library or of the source ends the worker: no event is blamed for it
-        await source.committed(records)
-        return tally
+        lane.count = LaneCount(lane.count.lane_id, lane.count.batches + 1)
+        self._gate.success()
+        self.tally.applied += applied
+        self.tally.blocked += blocked
+        self.tally.published += published
+        self.tally.repeated += len(handled) - applied - blocked
+        self.tally.skipped += len(records) - len(handled)
 
-    async def _effects(self, tx: Any, inbox: Inbox, records: Sequence[Record]) -> Tally:
-        handled = [
-            (place, record.event, handlers)
-            for place, record in enumerate(records)
-            if record.event is not None and (handlers := self._handlers.of(record.event.event_type))
-        ]
-        fresh = await inbox.claim(tx, [event for _, event, _ in handled]) if handled else []
-        collected: list[Event] = []
-        for (place, event, handlers), is_new in zip(handled, fresh, strict=True):
-            if is_new:
-                await self._handle(handlers, place, HandlerContext(self._consumer, event, tx, collected))
-        if collected:
-            await self._record(tx, collected)
-        applied = sum(fresh)
-        return Tally(applied, len(records) - len(handled), len(handled) - applied, len(collected), 1)
+    def _handled(self, records: Sequence[Record]) -> list[Handled]:
+        """(place, event, handlers) of the records that have handlers; blames what nobody could handle."""
+        of = self._p.effects.handlers.of
+        handled: list[Handled] = []
+        if self._memory:
+            self._check_memory(records)
+        for place, record in enumerate(records):
+            if record.event is None:
+                raise Blamed(place, record.error or ValueError("a record without event and error"))
+            handlers = of(record.event.event_type)
+            if handlers:
+                handled.append((place, record.event, handlers))
+            elif self._p.refuse_unknown:
+                raise Blamed(place, UnhandledType(f"No handler takes {record.event.event_type}."))
+        return handled
 
-    async def _record(self, tx: Any, events: Sequence[Event]) -> None:
-        """Append what the handlers published; which of them is to blame for a refusal is not known."""
+    def _check_memory(self, records: Sequence[Record]) -> None:
+        for place, record in enumerate(records):
+            condemned = self._memory.condemned.get((record.partition, record.offset))
+            if condemned is not None:
+                raise Blamed(place, condemned)
+            if len(records) > 1 and (record.partition, record.offset) in self._memory.alone:
+                raise Blamed(place, HandlerTimeout("tried alone"))
+
+    async def _apply(
+        self, tx: Any, lane: Lane, records: Sequence[Record], handled: Sequence[Handled]
+    ) -> tuple[int, int, int]:
+        sequences = [self._p.sequence_of(records[place]) for place, _, _ in handled]
+        claim = await self._p.inbox.claim(tx, [event for _, event, _ in handled], sequences, lane.count)
+        fresh, waiting = [], []
+        for entry, sequence, is_new, is_blocked in zip(handled, sequences, *claim, strict=True):
+            if is_blocked:
+                waiting.append(Undelivered(record=self._p.raw(records[entry[0]]), sequence=sequence, event=entry[1]))
+            elif is_new:
+                fresh.append(entry)
+        published = await self._p.effects.apply(tx, lane, fresh) if fresh else 0
+        if waiting and not await self._p.letters.block(tx, waiting):
+            raise _Reopened
+        return len(fresh), len(waiting), published
+
+    def _done(self, records: Sequence[Record]) -> None:
+        if self._memory:
+            for record in records:
+                tries = self._memory.settled(record)
+                if tries is not None and tries.outages:
+                    self.away = None
+        self._settle(records)
+
+    async def _failed(self, lane: Lane, record: Record, cause: Exception, again: dict[bytes, list[Again]]) -> None:
+        """An event failed alone: it waits for its next try, or becomes a letter."""
+        place = (record.partition, record.offset)
+        known = self._memory.tries.get(place, _Tries())
+        if self._p.retry.classify(cause) is ErrorClass.INFRASTRUCTURE:
+            known = known._replace(outages=known.outages + 1)
+            self._wait_for_world(cause)
+        else:
+            known = known._replace(failures=known.failures + 1, outages=0)
+            self.tally.timeouts += isinstance(cause, HandlerTimeout)
+        failures = self._p.retry.tries if place in self._memory.condemned else known.failures
+        self._memory.tries[place] = known
+        following = self._p.retry.next(cause, stage_of(cause), failures, known.outages)
+        if following.wait is not None:
+            self.tally.retried += 1
+            log.debug("%s is tried again in %.2f s: %s", _named(record), following.wait, cause)
+            again[self._p.sequence_of(record)] = [Again(record, following.wait)]
+            return
+        await self._park(lane, record, cause, known.failures, (following.retry_in, following.left))
+        self._done((record,))
+
+    async def _park(
+        self, lane: Lane, record: Record, cause: Exception, attempts: int, automatic: tuple[float | None, int]
+    ) -> None:
+        event_type = record.event.event_type if record.event is not None else None
+        failed = Undelivered(record=self._p.raw(record), sequence=self._p.sequence_of(record), event=record.event)
+        failure = Failure.of(stage_of(cause), cause, event_type=event_type)
+        retry_in, left = automatic
         try:
-            await self._append(events, tx)
-        except (*PASSING, *_ENDING):
+            new = await self._p.letters.park(
+                failed, failure, attempts=attempts, retry_in=retry_in, automatic_left=left, lane=lane.count
+            )
+        except (LeaseLost, *PASSING, *ENDING):
             raise
         except Exception as error:
-            raise _Blamed(None, error) from error
-
-    async def _handle(self, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
-        event, tx = context.event, cast("Any", context.tx)
-        try:
-            for handler in handlers:
-                await handler.handle(handler.prepared(event, self._handlers.typed), context)
-        except Exception as error:
-            passing = _passing(tx, error)
-            if passing is not None:
-                raise passing from error
-            raise _Blamed(place, error) from error
-        if not tx.is_in_transaction():
-            raise _Blamed(place, ConfigurationError("A handler ended the transaction of its batch.", cure=_KEEP_OPEN))
-
-
-_KEEP_OPEN = "leave COMMIT and ROLLBACK to the consumer; use `async with ctx.tx.transaction()` for a savepoint."
-
-
-def _passing(tx: Any, error: Exception) -> SomaError | None:
-    """The error in a handler as one that is retried, or None when the event is to blame.
-
-    A handler's own OSError or TimeoutError is not the database's: only what PostgreSQL said counts, or that its
-    connection is gone.
-    """
-    if isinstance(error, PASSING):
-        return error
-    if tx.is_closed():
-        return DatabaseUnavailable(
-            f"The connection to PostgreSQL was lost in a handler: {error or type(error).__name__}."
-        )
-    known = translate(error) if getattr(error, "sqlstate", None) else None
-    return known if isinstance(known, PASSING) else None
-
-
-def _readable(source: Source, batch: Sequence[Record]) -> tuple[list[Record], Tally]:
-    """The records without those that could not be decoded and what lies behind them in their partitions."""
-    if all(record.error is None for record in batch):
-        return list(batch), Tally()
-    good: list[Record] = []
-    tally = Tally()
-    for record in batch:
-        if record.partition in source.halted:
-            continue
-        if record.error is None:
-            good.append(record)
+            raise DeadLetterRefused(
+                f"{_named(record)} failed ({type(cause).__name__}: {cause}); its letter could not be written: {error}",
+                cure="mend the table soma.dead_letters; the consumer goes on exactly here.",
+            ) from error
+        lane.count = LaneCount(lane.count.lane_id, lane.count.batches + 1)
+        if not new:
+            self.tally.repeated += 1
+            return
+        if retry_in is None:
+            self.tally.dead += 1
+            log.error("%s is dead: %s: %s", _named(record), failure.error_type, failure.message, exc_info=cause)
         else:
-            tally += Tally(failures=(_halt(source, record, record.error),))
-    return good, tally
+            self.tally.parked += 1
+            log.warning(
+                "%s is parked, next try in %.0f s: %s: %s",
+                _named(record), retry_in, failure.error_type, failure.message, exc_info=cause,
+            )  # fmt: skip
+
+    def _wait_for_world(self, cause: Exception) -> None:
+        told = getattr(cause, "message", None) or str(cause) or type(cause).__name__
+        if self.away is None:
+            log.warning("A handler waits: %s", told)
+        self.away = told
 
 
-def _halt(source: Source, record: Record, cause: Exception) -> Failure:
-    """Stop a partition, loudly and once."""
-    source.halt(record.partition)
-    named = _named(record)
-    error = HandlerFailed(
-        f"{named} of {record.partition} at {record.offset} failed: {type(cause).__name__}: {cause}",
-        cure="mend the handler or the event and restart the consumer; it goes on exactly here.",
-    )
-    error.__cause__ = cause
-    log.error(
-        "Consuming of %s stopped: %s", record.partition, error, exc_info=cause, extra={"soma_offset": record.offset}
-    )
-    return Failure(record.partition, record.offset, error)
+_MOST_CONFLICTS: Final = 20
 
 
 def _named(record: Record) -> str:
+    where = f"{record.partition} at {record.offset}"
     if record.event is None:
-        return f"The record with key {(record.key or b'')[:200]!r}"
-    return f"Event {record.event.event_id} ({record.event.event_type}) of key {record.event.stream}"
+        return f"The record with key {(record.key or b'')[:200]!r} of {where}"
+    return f"Event {record.event.event_id} ({record.event.event_type}) of key {record.event.stream}, {where},"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from soma_common.consumer.source import Partition, Record
@@ -11,11 +12,16 @@ from soma_common.consumer.source import Partition, Record
 
 @dataclass(slots=True)
 class _Track:
-    """The records of a partition that were handed out under one epoch and are not stored yet, in order."""
+    """The records of a partition that were handed out under one epoch and are not stored yet, in order.
+
+    ``fetched`` are (last offset, when) of what was handed out together; ``bytes`` are those of unsettled records.
+    """
 
     epoch: int
     open: deque[Record] = field(default_factory=deque)
     done: set[int] = field(default_factory=set)
+    fetched: deque[tuple[int, float]] = field(default_factory=deque)
+    bytes: int = 0
     settled: Record | None = None
 
 
@@ -24,9 +30,13 @@ class Positions:
 
     A record is opened when it is handed out and settled when its effects (or its letter) have committed. Records of an
     epoch that is over are forgotten, so a late settlement of a former assignment moves nothing.
+
+    Args:
+        most_records, most_bytes: how much of a partition may be open before it is full.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_records: int, most_bytes: int) -> None:
+        self._most_records, self._most_bytes = most_records, most_bytes
         self._tracks: dict[Partition, _Track] = {}
         self._open = 0
 
@@ -34,15 +44,20 @@ class Positions:
         """How many records are handed out and not settled."""
         return self._open
 
-    def open(self, records: Iterable[Record]) -> None:
+    def open(self, records: Sequence[Record]) -> None:
         """Records are handed out, in the order of their partitions."""
         for record in records:
             track = self._tracks.get(record.partition)
             if track is None or track.epoch != record.epoch:
-                self.forget(record.partition)
+                self.forget((record.partition,))
                 track = self._tracks[record.partition] = _Track(record.epoch)
             track.open.append(record)
-            self._open += 1
+            track.bytes += record.size
+        self._open += len(records)
+        now = time.monotonic()
+        for partition in {record.partition for record in records}:
+            track = self._tracks[partition]
+            track.fetched.append((track.open[-1].offset, now))
 
     def settle(self, records: Iterable[Record]) -> None:
         """Nothing is left to do for these records."""
@@ -51,6 +66,7 @@ class Positions:
             if track is None or track.epoch != record.epoch or record.offset in track.done:
                 continue
             track.done.add(record.offset)
+            track.bytes -= record.size
             self._open -= 1
             while track.open and track.open[0].offset in track.done:
                 track.settled = track.open.popleft()
@@ -65,17 +81,42 @@ class Positions:
                 track.settled = None
         return moved
 
-    def waiting(self, partition: Partition) -> int:
-        """How many records of a partition are handed out and not settled."""
-        track = self._tracks.get(partition)
-        return len(track.open) - len(track.done) if track is not None else 0
+    @property
+    def partitions(self) -> frozenset[Partition]:
+        """The partitions of which something was handed out."""
+        return frozenset(self._tracks)
 
-    def oldest(self) -> list[Record]:
-        """The oldest unsettled record of each partition."""
-        return [track.open[0] for track in self._tracks.values() if track.open]
+    def full(self) -> frozenset[Partition]:
+        """The partitions of which no more may be handed out now."""
+        return frozenset(
+            partition
+            for partition, track in self._tracks.items()
+            if len(track.open) >= self._most_records or track.bytes >= self._most_bytes
+        )
 
-    def forget(self, partition: Partition) -> None:
-        """The partition is not ours any more, or is read anew."""
-        track = self._tracks.pop(partition, None)
-        if track is not None:
-            self._open -= len(track.open) - len(track.done)
+    def is_settled(self, record: Record) -> bool:
+        """Whether nothing is left to do for it, or its assignment is over."""
+        track = self._tracks.get(record.partition)
+        if track is None or track.epoch != record.epoch or not track.open:
+            return True
+        return record.offset < track.open[0].offset or record.offset in track.done
+
+    def age(self) -> float:
+        """Seconds since the oldest unsettled record was handed out; 0 when there is none."""
+        oldest = time.monotonic()
+        now = oldest
+        for track in self._tracks.values():
+            if track.open:
+                while track.fetched[0][0] < track.open[0].offset:
+                    track.fetched.popleft()
+                oldest = min(oldest, track.fetched[0][1])
+            else:
+                track.fetched.clear()
+        return now - oldest
+
+    def forget(self, partitions: Iterable[Partition]) -> None:
+        """The partitions are not ours any more, or are read anew."""
+        for partition in partitions:
+            track = self._tracks.pop(partition, None)
+            if track is not None:
+                self._open -= len(track.open) - len(track.done)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from soma_common.dlq.models import RawRecord
 from soma_common.errors import SomaError
 from soma_common.events.models import RecordedEvent
-
-Drain = Callable[[], Awaitable[None]]
 
 
 class Partition(NamedTuple):
@@ -24,8 +23,9 @@ class Partition(NamedTuple):
 class Record(NamedTuple):
     """A place in a partition and the event found there, or the error that says why there is none.
 
-    ``offset`` is Kafka's offset or the log's position. ``after`` and ``epoch`` are the source's own: what it stores
-    once this record is done, and under which assignment the record was read.
+    ``offset`` is Kafka's offset or the log's position; ``size`` is about what it holds in memory, in bytes. ``after``,
+    ``epoch`` and ``raw`` are the source's own: what it stores once this record is done, under which assignment the
+    record was read, and what it came as.
     """
 
     partition: Partition
@@ -35,6 +35,11 @@ class Record(NamedTuple):
     event: RecordedEvent | None
     error: SomaError | None = None
     key: bytes | None = None
+    size: int = 0
+    raw: Any = None
+
+
+Drain = Callable[[Collection[Partition]], Awaitable[None]]
 
 
 class Source(Protocol):
@@ -42,37 +47,39 @@ class Source(Protocol):
 
     Promises: the records of one partition come in order and without a gap, beginning at the stored position;
     ``save`` is refused with ``LeaseLost`` when a partition was given to somebody else since its record was read, or
-    when the database was set back; no record is delivered twice unless ``rewind`` was called.
+    when the database was set back; no record is delivered twice unless ``rewind`` was called or the partition was
+    assigned anew.
     """
 
     async def start(self, consumer_id: int, drain: Drain) -> None:
-        """Join. The source awaits ``drain`` before it gives a partition away: it returns when nothing is in flight.
+        """Join. The source awaits ``drain`` with the partitions that it is about to give away: when it returns, nothing
+        of them is in flight, and what was done is saved.
 
         Raises:
             InfrastructureError: call it again later.
         """
 
-    async def fetch(self, most: int) -> Sequence[Record]:
-        """The next records, at most so many; none after a short wait in which nothing came.
+    async def fetch(self, most: int, without: Collection[Partition] = ()) -> Sequence[Record]:
+        """The next records, at most so many, none of the partitions ``without``; none after a short wait.
 
-        Call it only when what it returned before is settled. Raises InfrastructureError, or what ends the consumer.
+        Raises InfrastructureError, or what ends the consumer.
         """
+
+    def delivers(self, record: Record) -> bool:
+        """Whether the record's partition is still ours under the assignment in which it was read."""
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
         """Write that these records (and all before them in their partitions) are done, in the transaction ``tx``.
 
         Raises:
-            LeaseLost: a partition is no longer ours; the transaction must be rolled back.
+            LeaseLost: a partition is no longer ours, or the database was set back; roll the transaction back.
         """
 
-    async def committed(self, records: Sequence[Record]) -> None:
+    async def saved(self, records: Sequence[Record]) -> None:
         """The transaction of ``save`` has committed."""
 
     async def rewind(self) -> None:
-        """Forget what was fetched and begin again at the stored positions.
-
-        When it returns, an earlier transaction whose outcome is unknown has taken effect or never will.
-        """
+        """Forget what was fetched and begin again at the stored positions, under new epochs."""
 
     def halt(self, partition: Partition) -> None:
         """Deliver nothing more of a partition while it stays assigned."""
@@ -84,6 +91,20 @@ class Source(Protocol):
     @property
     def halted(self) -> frozenset[Partition]:
         """The owned partitions that were halted under their present assignment."""
+
+    def lag(self) -> Mapping[Partition, int]:
+        """How far the end of each owned partition is from the stored position, as far as it is known."""
+
+    def raw(self, record: Record) -> RawRecord:
+        """The record as it came, for a dead letter."""
+
+    async def decode(self, raw: RawRecord) -> RecordedEvent:
+        """The event in a record that a dead letter kept.
+
+        Raises:
+            CodecError: there is none in it.
+            InfrastructureError: its schema cannot be had now.
+        """
 
     async def stop(self) -> None:
         """Leave; safe to call twice."""

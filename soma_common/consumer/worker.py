@@ -1,73 +1,71 @@
-"""A consumer as a service: fetches, applies, follows its source through losses, and drains when it stops."""
+"""A consumer as a service: one session after the other, until it is asked to stop."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
-from soma_common.consumer.dedup import Inbox, consumer_id
+from soma_common.consumer.effects import Append, Effects
 from soma_common.consumer.handlers import Handlers
-from soma_common.consumer.pipeline import PASSING, Append, Failure, Pipeline, Tally
-from soma_common.consumer.source import Partition, Record, Source
+from soma_common.consumer.order import sequences
+from soma_common.consumer.pipeline import PASSING, Memory, Parts
+from soma_common.consumer.redrive import Redriver
+from soma_common.consumer.session import Session
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.source import Partition, Source
+from soma_common.consumer.tally import Tally
+from soma_common.dlq.store import DeadLetters
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, SomaError
+from soma_common.inbox import Inbox, LaneCount, consumer_id
 from soma_common.postgres.pool import Pool
-from soma_common.retry import Backoff
 from soma_common.service import Service
+from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerSettings:
-    """How a consumer works.
-
-    Args:
-        batch: most events in one transaction. A smaller one is applied as soon as there is nothing more to fetch.
-        drain: seconds a batch in flight may take to finish before its partition is given away; then it is abandoned.
-        idle_timeout: seconds after which PostgreSQL ends a batch's transaction whose process fell silent.
-        backoff: waits while the database or the broker is away.
-    """
-
-    batch: int = 200
-    drain: float = 10.0
-    idle_timeout: float = 30.0
-    backoff: Backoff = field(default_factory=Backoff)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.batch <= 10_000:
-            raise ConfigurationError(f"A batch of {self.batch} events.", cure="use 1 to 10000.")
+_SQL = blocks("consumer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerStats:
-    """What a consumer did since it started, and how it is.
+    """What a consumer did since it started, and how it is. Times are seconds.
 
-    ``away`` names what it waits for; ``failures`` are the events that stopped partitions. ``idle`` is the time in
-    seconds since it last settled a batch or found that there was nothing to do.
+    Args:
+        in_flight: events that are fetched and not settled; ``held`` of them wait for a next try.
+        oldest: how long the oldest of them has been waiting.
+        lag: how far the end of each partition is from the stored position.
+        halted: partitions that stopped, and why.
+        away: what the consumer waits for.
+        idle: since it last settled something or found nothing to do.
+        single_file: events are begun one by one, because owners of a partition kept dying.
     """
 
     consumer: str
     tally: Tally
-    batches: int
     partitions: frozenset[Partition]
-    failures: tuple[Failure, ...]
+    in_flight: int
+    held: int
+    oldest: float
+    lag: Mapping[Partition, int]
+    halted: Mapping[Partition, SomaError]
     away: str | None
     running: bool
     idle: float
+    single_file: bool
 
     @property
     def healthy(self) -> bool:
-        """Whether it makes progress on all its partitions."""
-        return self.running and self.away is None and not self.failures
+        """Whether it runs, waits for nothing, and no partition has stopped."""
+        return self.running and self.away is None and not self.halted
 
 
 class ConsumerWorker(Service):
-    """Runs the handlers of one consumer over a source.
+    """Runs the handlers of one consumer over a source, many keys at once and each key in order.
 
-    A failing event stops its partition, loudly: it is never skipped, and it is tried again after a restart. When the
+    An event that fails is tried again, then parked, then dead; later events of its key wait behind it. When the
     database or the broker is away, the worker says so once, waits, and goes on by itself.
     """
 
@@ -81,93 +79,107 @@ class ConsumerWorker(Service):
         self.consumer, self.source = consumer, source
         self.settings = settings or ConsumerSettings()
         self._pool = pool
-        self._pipeline = Pipeline(pool, consumer, handlers, append)
-        self._inbox: Inbox | None = None
-        self._busy: asyncio.Task[Tally] | None = None
-        self._abandoned, self._ready, self._running = False, False, False
-        self._tally, self._batches, self._tries = Tally(), 0, 0
-        self._failures: dict[Partition, Failure] = {}
+        self._effects = Effects(consumer, handlers, append, retry=self.settings.retry, timeout=self.settings.timeout)
+        self._tally, self._memory = Tally(), Memory()
+        self._parts: Parts | None = None
+        self._session: Session | None = None
+        self._running, self._tries = False, 0
         self._away: str | None = None
-        self._moved = time.monotonic()
+        self._moved, self._settled = time.monotonic(), 0
 
     def stats(self) -> ConsumerStats:
         """How it stands now."""
-        halted = self.source.halted
+        session = self._session
         return ConsumerStats(
             consumer=self.consumer,
-            tally=self._tally,
-            batches=self._batches,
+            tally=self._tally.copy(),
             partitions=self.source.assigned,
-            failures=tuple(failure for partition, failure in self._failures.items() if partition in halted),
-            away=self._away,
+            in_flight=len(session.positions) if session else 0,
+            held=session.held if session else 0,
+            oldest=session.positions.age() if session else 0.0,
+            lag=self.source.lag(),
+            halted=dict(session.failures) if session else {},
+            away=self._away or (session.pipeline.away if session else None),
             running=self._running,
-            idle=time.monotonic() - self._moved,
+            idle=self._idle(session),
+            single_file=session.single_file if session else False,
         )
 
+    def _idle(self, session: Session | None) -> float:
+        """Progress is that something was settled since the last look, or that there is nothing to do."""
+        now = time.monotonic()
+        if self._tally.settled != self._settled:
+            self._settled, self._moved = self._tally.settled, now
+        elif session is not None and not len(session.positions):
+            self._moved = max(self._moved, session.fetched_at)
+        return now - self._moved
+
     async def run(self) -> None:
-        """Consume until asked to stop; then finish the batch in flight and leave."""
+        """Consume until asked to stop; then finish what is in flight and leave."""
         self._running = True
         try:
             while not self.stopping.is_set():
                 await self._turn()
         finally:
-            self._running = self._ready = False
+            self._running = False
             await self._leave()
 
     async def _turn(self) -> None:
         try:
-            if not self._ready:
-                await self._prepare()
-            records = await self.source.fetch(self.settings.batch)
-            if records:
-                await self._apply(records)
-            self._back()
+            await self._one_session()
         except LeaseLost as lost:
-            log.info("%s: %s", self.name, lost)
-            self._ready = False
+            log.info("%s begins again: %s", self.name, lost)
+            await self.pause(self.settings.backoff.delay(0))
         except PASSING as error:
-            self._ready = False
             self._gone(error)
             await self.pause(self.settings.backoff.delay(self._tries))
             self._tries += 1
 
-    async def _prepare(self) -> None:
-        """Join, or begin again at the stored positions."""
-        if self._inbox is None:
-            self._inbox = Inbox(await consumer_id(self._pool, self.consumer), self.settings.idle_timeout)
-        await self.source.start(self._inbox.consumer_id, self.drain)
+    async def _one_session(self) -> None:
+        parts = await self._prepared()
+        await self.source.start(parts.inbox.consumer_id, self._drain)
         await self.source.rewind()
-        self._ready = True
-
-    async def _apply(self, records: Sequence[Record]) -> None:
-        assert self._inbox is not None
-        self._abandoned = False
-        self._busy = asyncio.create_task(self._pipeline.apply(self.source, self._inbox, records))
+        rows = await self._pool.fetch(_SQL["make_lanes"], parts.inbox.consumer_id, self._lane_count)
+        lanes = [LaneCount(int(row[0]), 0) for row in rows]
+        session = Session(self._pool, self.source, parts, self.settings, self._tally, self._memory, lanes)
+        self._session = session
         try:
-            tally = await self._busy
-        except asyncio.CancelledError:
-            if not self._abandoned:
-                raise
-            raise LeaseLost(f"A batch did not finish within {self.settings.drain:.0f} s and was abandoned.") from None
+            await session.run(self.stopping, self._redriver(parts), self._back)
         finally:
-            self._busy = None
-        self._tally += tally
-        self._batches += 1
-        self._failures |= {failure.partition: failure for failure in tally.failures}
+            self._session = None
+            with suppress(*PASSING):
+                await self._pool.fetch(_SQL["leave_lanes"], [lane.lane_id for lane in lanes])
 
-    async def drain(self) -> None:
-        """Wait until nothing is in flight, at most ``settings.drain`` seconds; then abandon it."""
-        task = self._busy
-        if task is None:
-            return
-        done, _ = await asyncio.wait({task}, timeout=self.settings.drain)
-        if not done:
-            self._abandoned = True
-            task.cancel()
-            await asyncio.wait({task}, timeout=self.settings.drain)
+    @property
+    def _lane_count(self) -> int:
+        """A lane needs a connection while it works; some are left for positions, reading and letters."""
+        return max(1, min(self.settings.lanes, self._pool.settings.size - 2))
+
+    async def _prepared(self) -> Parts:
+        """What does not change between sessions; needs the database once."""
+        if self._parts is None:
+            inbox = Inbox(await consumer_id(self._pool, self.consumer), self.settings.idle_timeout)
+            self._parts = Parts(
+                begin=self._pool.transaction,
+                inbox=inbox,
+                letters=DeadLetters(self._pool, inbox, self.name),
+                effects=self._effects,
+                retry=self.settings.retry,
+                sequence_of=sequences(self.settings.order),
+                raw=self.source.raw,
+                refuse_unknown=self.settings.unknown == "refuse",
+            )
+        return self._parts
+
+    def _redriver(self, parts: Parts) -> Redriver:
+        return Redriver(parts, self.source, self.settings, self._tally)
+
+    async def _drain(self, partitions: Collection[Partition]) -> None:
+        if self._session is not None:
+            await self._session.drain(partitions)
 
     def _back(self) -> None:
-        self._moved, self._tries = time.monotonic(), 0
+        self._tries = 0
         if self._away is not None:
             log.info("%s goes on.", self.name)
             self._away = None
@@ -175,7 +187,7 @@ class ConsumerWorker(Service):
     def _gone(self, error: SomaError) -> None:
         """Say once that something is away; a conflict between transactions is everyday."""
         if not isinstance(error, InfrastructureError):
-            log.debug("%s tries a batch again: %s", self.name, error)
+            log.debug("%s begins again: %s", self.name, error)
         elif self._away is None:
             log.warning("%s waits: %s", self.name, error)
             self._away = error.message

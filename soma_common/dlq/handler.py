@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-from soma_common.consumer.dedup import consumer_id
 from soma_common.dlq import verbs
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.dlq.filters import LetterFilter
@@ -22,6 +21,7 @@ from soma_common.dlq.models import (
 )
 from soma_common.dlq.store import DeadLetters, Undelivered
 from soma_common.events.models import RecordedEvent
+from soma_common.inbox import Inbox, consumer_id
 from soma_common.postgres.pool import Pool
 
 Transform = Callable[[FullLetter], Any | Awaitable[Any]]
@@ -65,7 +65,8 @@ class DLQHandler:
         Raises:
             InfrastructureError, TransactionConflict: it is not captured, or that is unknown: call again.
         """
-        letters = DeadLetters(self.pool, await consumer_id(self.pool, consumer), self.who)
+        inbox = Inbox(await consumer_id(self.pool, consumer), idle_timeout=5.0)
+        letters = DeadLetters(self.pool, inbox, self.who)
         failure = Failure.of(stage, error, event_type=event.event_type if event is not None else None)
         failed = Undelivered(record=record, event=event, sequence=sequence_of(record, by_partition=by_partition))
         left = self.policy.tries

@@ -93,8 +93,23 @@ def sequence_of(record: RawRecord, *, by_partition: bool = False) -> bytes:
     for another.
     """
     if by_partition or record.key is None:
-        return _bounded(b"p", f"{record.topic}[{record.partition}]".encode("utf-8", "surrogatepass"))
-    return _bounded(b"k", record.key)
+        return sequence_of_partition(record.topic, record.partition)
+    return sequence_of_key(record.key)
+
+
+def sequence_of_key(key: bytes) -> bytes:
+    """The sequence of all records with this key."""
+    return _bounded(b"k", key)
+
+
+def sequence_of_partition(topic: str, partition: int) -> bytes:
+    """The sequence of all records of a partition."""
+    return _bounded(b"p", f"{topic}[{partition}]".encode("utf-8", "surrogatepass"))
+
+
+def sequence_of_record(topic: str, partition: int, offset: int) -> bytes:
+    """The sequence of one record alone, where the consumer keeps no order."""
+    return _bounded(b"r", f"{topic}[{partition}]@{offset}".encode("utf-8", "surrogatepass"))
 
 
 def _bounded(kind: bytes, name: bytes) -> bytes:
@@ -214,10 +229,14 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A sequence that this worker may re-drive until ``until`` (the database's clock)."""
+    """A sequence that this worker may re-drive until ``until`` (the database's clock).
+
+    ``leases``: how often it was leased since one of its letters was settled, or a lease was given back in good order.
+    """
 
     consumer_id: int
     sequence: bytes
     token: UUID
     owner: str
     until: datetime
+    leases: int = 1

@@ -8,13 +8,13 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from soma_common.dlq.claims import claim
 from soma_common.dlq.failures import Failure, storable
 from soma_common.dlq.models import FullLetter, Known, Lease, RawRecord, Status
 from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, record_columns
 from soma_common.errors import LeaseLost, LetterChanged
 from soma_common.events.ids import uuid7
 from soma_common.events.models import RecordedEvent
+from soma_common.inbox import NO_LANE, Inbox, LaneCount
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -45,16 +45,18 @@ class DeadLetters:
 
     Args:
         pool: connections to the database with the inbox and the effects.
+        inbox: the consumer's inbox.
         who: the name in the history of what this consumer does by itself.
     """
 
-    def __init__(self, pool: Pool, consumer_id: int, who: str) -> None:
-        self._pool, self._consumer_id, self._who = pool, consumer_id, storable(who, 512)
+    def __init__(self, pool: Pool, inbox: Inbox, who: str) -> None:
+        self._pool, self._inbox, self._who = pool, inbox, storable(who, 512)
+        self._consumer_id = inbox.consumer_id
         self._sql = blocks("dead_letters")
 
     async def park(
         self, failed: Undelivered, failure: Failure, *, attempts: int, retry_in: float | None = None,
-        automatic_left: int = 0,
+        automatic_left: int = 0, lane: LaneCount = NO_LANE,
     ) -> bool:  # fmt: skip
         """Write the letter of an event that failed for good; whether it was new. Commits by itself.
 
@@ -65,15 +67,17 @@ class DeadLetters:
             attempts: how often it was tried so far.
             retry_in: seconds until its first automatic try; None: it is dead.
             automatic_left: automatic tries that are left.
+            lane: is raised by one batch.
 
         Raises:
             InfrastructureError, TransactionConflict: nothing was written, or it is unknown: call again.
+            LeaseLost: the lane is not where its worker knows it.
         """
+        events = [] if failed.event is None else [failed.event]
         async with self._pool.transaction(synchronous=True) as tx:
-            if failed.event is not None:
-                claimed = await claim(tx, self._consumer_id, [failed.event], [failed.sequence], idle_timeout=5.0)
-                if not claimed.fresh[0]:
-                    return False
+            claimed = await self._inbox.claim(tx, events, [failed.sequence] * len(events), lane)
+            if not all(claimed.fresh):
+                return False
             await fetch(tx, self._sql["lock_sequence"], (self._consumer_id, failed.sequence, retry_in))
             status = Status.DEAD if retry_in is None else Status.RETRYING
             written = await self._write(tx, [failed], status, failure, (attempts, retry_in, automatic_left))
@@ -116,7 +120,7 @@ class DeadLetters:
         args = (self._consumer_id, most, storable(owner, 512), seconds)
         async with self._pool.transaction(synchronous=True) as tx:
             rows = await fetch(tx, self._sql["lease_due"], args)
-        return [Lease(self._consumer_id, bytes(row[0]), UUID(int=row[1].int), owner, row[2]) for row in rows]
+        return [Lease(self._consumer_id, bytes(row[0]), UUID(int=row[1].int), owner, row[2], row[3]) for row in rows]
 
     async def renew(self, lease: Lease, *, seconds: float = 30.0) -> Lease:
         """Hold a lease for so many seconds from now.

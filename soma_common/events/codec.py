@@ -118,3 +118,16 @@ def _time(value: Any) -> datetime:
     if moment.tzinfo is None:
         raise CodecError(f"The event's time {value!r:.80} has no zone.")
     return moment
+
+
+def placed(event: RecordedEvent, headers: Mapping[str, bytes]) -> RecordedEvent:
+    """The event with the version and position that the relay put into the headers, where it did."""
+    for name, field in (("soma_version", "version"), ("soma_position", "position")):
+        text = headers.get(name)
+        if text is None:
+            continue
+        if not text.isdigit() or len(text) > 19:
+            raise CodecError(f"The record's header {name} is {text[:40]!r}, not a number.")
+        # Nobody has seen this event yet; replace() would cost as much again as decoding it.
+        object.__setattr__(event, field, int(text))
+    return event

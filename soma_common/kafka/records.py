@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from soma_common.consumer.source import Partition, Record
-from soma_common.errors import CodecError, InfrastructureError, SomaError, UnknownSchemaId
-from soma_common.events.codec import Codec
+from soma_common.errors import CodecError, InfrastructureError, UnknownSchemaId
+from soma_common.events.codec import Codec, placed
 from soma_common.events.models import RecordedEvent
+
+_ENVELOPE = 500  # bytes that an event takes beside its value, about
 
 
 class Decoder:
@@ -24,18 +25,27 @@ class Decoder:
         Raises:
             InfrastructureError: its schema is unknown and the registry does not answer.
         """
-        offset, key = raw.offset, raw.key
+        offset, size = raw.offset, _ENVELOPE + max(0, raw.serialized_value_size)
         try:
-            return Record(partition, offset, epoch, offset + 1, await self._event(raw), key=key)
-        except InfrastructureError:
+            event = await self.event(raw)
+        except CodecError as error:
+            return Record(partition, offset, epoch, offset + 1, None, error, raw.key, size, raw)
+        return Record(partition, offset, epoch, offset + 1, event, None, raw.key, size, raw)
+
+    async def event(self, raw: Any) -> RecordedEvent:
+        """The event in something with a key, a value and headers.
+
+        Raises:
+            CodecError: there is none in it.
+            InfrastructureError: its schema is unknown and the registry does not answer.
+        """
+        try:
+            return await self._event(raw)
+        except (CodecError, InfrastructureError):
             raise
-        except SomaError as error:
-            return Record(partition, offset, epoch, offset + 1, None, error, key)
         except Exception as error:
             # A codec must raise CodecError; whatever else bytes of strangers provoke must not end the consumer.
-            strange = CodecError(f"The record cannot be decoded: {type(error).__name__}: {error}.")
-            strange.__cause__ = error
-            return Record(partition, offset, epoch, offset + 1, None, strange, key)
+            raise CodecError(f"The record cannot be decoded: {type(error).__name__}: {error}.") from error
 
     async def _event(self, raw: Any) -> RecordedEvent:
         if raw.value is None:
@@ -50,17 +60,4 @@ class Decoder:
                 raise
             await self._ensure(raw.value, headers)
             event = self._decode(raw.value, headers)
-        return _placed(event, headers)
-
-
-def _placed(event: RecordedEvent, headers: Mapping[str, bytes]) -> RecordedEvent:
-    """The event with the version and position that the relay put into the headers, where it did."""
-    for name, field in (("soma_version", "version"), ("soma_position", "position")):
-        text = headers.get(name)
-        if text is None:
-            continue
-        if not text.isdigit() or len(text) > 19:
-            raise CodecError(f"The record's header {name} is {text[:40]!r}, not a number.")
-        # Nobody has seen this event yet; replace() would cost as much again as decoding it.
-        object.__setattr__(event, field, int(text))
-    return event
+        return placed(event, headers)

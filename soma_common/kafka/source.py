@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -17,8 +18,10 @@ from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRa
 from soma_common.ahead import Ahead, in_strides
 from soma_common.config import KafkaSecurity
 from soma_common.consumer.source import Drain, Partition, Record
+from soma_common.dlq.models import RawRecord
 from soma_common.errors import ConfigurationError, LeaseLost, OffsetLost
 from soma_common.events.codec import Codec
+from soma_common.events.models import RecordedEvent
 from soma_common.kafka.bounded import bounded
 from soma_common.kafka.clients import client_arguments, unreachable
 from soma_common.kafka.records import Decoder
@@ -27,6 +30,7 @@ from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
 
+_BRIEFLY = 0.02  # seconds of a fetch while a full partition may have room again
 _MOVING = 0.02  # seconds between two looks whether a rebalance has ended
 
 
@@ -127,7 +131,7 @@ class KafkaSource:
             **client_arguments(settings.bootstrap, settings.security),
         )
 
-    async def fetch(self, most: int) -> Sequence[Record]:
+    async def fetch(self, most: int, without: Collection[Partition] = ()) -> Sequence[Record]:
         """The next records; claims newly assigned partitions first."""
         assert self._consumer is not None, "start() comes first"
         try:
@@ -138,18 +142,18 @@ class KafkaSource:
             if self._claimed != self._generation:
                 await self._claim(self._consumer)
             lost, self._lost = self._lost, []
-            return lost or await self._records(self._consumer, most)
+            return lost or await self._records(self._consumer, most, without)
         except (KafkaError, OSError, TimeoutError) as error:
             raise unreachable(self.settings.bootstrap, error) from error
 
-    async def _records(self, consumer: AIOKafkaConsumer, most: int) -> list[Record]:
-        wanted = [TopicPartition(*partition) for partition in self._owned if partition not in self._halted]
+    async def _records(self, consumer: AIOKafkaConsumer, most: int, without: Collection[Partition]) -> list[Record]:
+        wanted = [TopicPartition(*p) for p in self._owned if p not in self._halted and p not in without]
         if not wanted:  # getmany() without partitions would mean all of them
             await asyncio.sleep(self.settings.wait)
             await self._probe(consumer)
             return []
         if not self._ahead:
-            self._ahead.begin(self._read(consumer, wanted, most))
+            self._ahead.begin(self._read(consumer, wanted, most, _BRIEFLY if without else self.settings.wait))
         generation, read = self._generation, await self._read_ahead()
         if generation != self._generation:
             return []  # the group moved meanwhile: these partitions are claimed anew, and read again
@@ -159,7 +163,7 @@ class KafkaSource:
             return []
         self._heard = time.monotonic()
         if len(read) >= most:  # there is more already: read it while these are applied
-            self._ahead.begin(self._read(consumer, wanted, most))
+            self._ahead.begin(self._read(consumer, wanted, most, self.settings.wait))
         return records
 
     async def _read_ahead(self) -> list[Record]:
@@ -169,9 +173,9 @@ class KafkaSource:
             await self._leave()  # the group refused us, or aiokafka gave up: join anew
             raise
 
-    async def _read(self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int) -> list[Record]:
+    async def _read(self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int, wait: float) -> list[Record]:
         """The next records of these partitions, decoded; none once the group has moved."""
-        generation, fetched = self._generation, await self._poll(consumer, wanted, most)
+        generation, fetched = self._generation, await self._poll(consumer, wanted, most, wait)
         raws = [(Partition(*tp), raw) for tp, raws in fetched.items() for raw in raws]
         records = []
         async for partition, raw in in_strides(raws):
@@ -180,8 +184,9 @@ class KafkaSource:
             records.append(await self._decoder.record(partition, self._owned[partition].epoch, raw))
         return records
 
-    async def _poll(self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int) -> dict[Any, list[Any]]:
-        wait = self.settings.wait
+    async def _poll(
+        self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int, wait: float
+    ) -> dict[Any, list[Any]]:
         try:
             # getmany waits for the end of a rebalance without a bound of its own.
             polling = consumer.getmany(*wanted, timeout_ms=int(wait * 1000), max_records=most)
@@ -253,7 +258,7 @@ class KafkaSource:
             names = ", ".join(map(str, sorted(lost)))
             raise LeaseLost(f"{names} went to another member of {self.settings.group}, or the database was set back.")
 
-    async def committed(self, records: Sequence[Record]) -> None:
+    async def saved(self, records: Sequence[Record]) -> None:
         """Remember what is stored; Kafka is told within ``commit_every``."""
         for partition, record in {record.partition: record for record in records}.items():
             owned = self._owned.get(partition)
@@ -280,6 +285,41 @@ class KafkaSource:
         """Begin again at the stored offsets: the next fetch claims every partition under a new epoch."""
         self._claimed = -1
 
+    def delivers(self, record: Record) -> bool:
+        """Whether the partition is ours under the record's epoch."""
+        owned = self._owned.get(record.partition)
+        return owned is not None and owned.epoch == record.epoch and not self._moving
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Offsets between the stored position of each partition and its end as the last fetch saw it."""
+        consumer = self._consumer
+        if consumer is None:
+            return {}
+        ends = {partition: consumer.highwater(TopicPartition(*partition)) for partition in self._owned}
+        return {p: max(0, end - self._owned[p].stored) for p, end in ends.items() if end is not None}
+
+    def raw(self, record: Record) -> RawRecord:
+        """The record as Kafka has it."""
+        raw = record.raw
+        return RawRecord(
+            topic=record.partition.name,
+            partition=record.partition.number,
+            offset=record.offset,
+            key=raw.key,
+            value=raw.value,
+            headers=tuple(raw.headers),
+            timestamp=datetime.fromtimestamp(raw.timestamp / 1000, UTC) if raw.timestamp >= 0 else None,
+        )
+
+    async def decode(self, raw: RawRecord) -> RecordedEvent:
+        """The event in a record that a dead letter kept.
+
+        Raises:
+            CodecError: there is none in it.
+            InfrastructureError: its schema is unknown and the registry does not answer.
+        """
+        return await self._decoder.event(raw)
+
     def halt(self, partition: Partition) -> None:
         """Fetch nothing more of it until the group hands it out again."""
         self._halted.add(partition)
@@ -301,7 +341,7 @@ class KafkaSource:
         """The group takes all partitions: finish or abandon what is in flight."""
         self._generation, self._moving = self._generation + 1, True
         if self._drain is not None:
-            await self._drain()
+            await self._drain(frozenset(self._owned))
         await self._commit()
         self._forget()
 

@@ -9,14 +9,19 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from soma_common.ahead import Ahead, in_strides
 from soma_common.consumer.source import Drain, Partition, Record
+from soma_common.dlq.models import RawRecord
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, TransactionConflict
+from soma_common.events.codec import JsonCodec, placed
+from soma_common.events.models import RecordedEvent
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
@@ -27,6 +32,10 @@ log = logging.getLogger(__name__)
 
 _KEY_HASH = 20  # its column in a row of SELECT
 _LEAST_IDLE = 0.002
+_PAYLOAD = 5  # another one
+_ENVELOPE = 500  # bytes, about
+_CODEC = JsonCodec()
+_BRIEFLY = 0.02  # seconds of rest while a full partition may have room again
 _FLUSH_EVERY = 1.0  # seconds between writes of cursors that moved without an event for us
 
 
@@ -59,11 +68,13 @@ class LogSettings:
 
 @dataclass(slots=True)
 class _Shard:
-    """A shard under one epoch: read up to ``at``, stored up to ``stored``."""
+    """A shard under one epoch: read up to ``at``, handed out up to ``handed``, stored up to ``stored``."""
 
     epoch: int
     at: Cursor
     stored: Cursor
+    handed: Cursor | None = None
+    position: int | None = None
     halted: bool = False
     leaving: bool = False
     turn: int = 0
@@ -89,7 +100,7 @@ class LogSource:
         self._sharing = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
-        self._turns, self._idle, self._flushed = 0, _LEAST_IDLE, 0.0
+        self._turns, self._idle, self._flushed, self._newest = 0, _LEAST_IDLE, 0.0, 0
 
     async def start(self, consumer_id: int, drain: Drain) -> None:
         """Register the shards, take a fair share of them and keep renewing it."""
@@ -142,7 +153,7 @@ class LogSource:
         for number in surplus:
             self._mine[number].leaving = True
         self._purge()
-        await drain()
+        await drain([Partition(self.reader, number) for number in surplus])
         await self._shards.release(surplus)
         self._adopt()
 
@@ -154,41 +165,58 @@ class LogSource:
         shard = self._mine.get(number)
         return shard is not None and shard.epoch == epoch and not shard.halted and not shard.leaving
 
-    async def fetch(self, most: int) -> Sequence[Record]:
+    async def fetch(self, most: int, without: Collection[Partition] = ()) -> Sequence[Record]:
         """The next events, or none after a wait that grows from 2 ms to ``most_idle``."""
         if self._ended is not None:
             raise self._ended
-        if not self._buffer:
-            await self._refill()
-        if not self._buffer:
-            await self._rest()
+        records = self._pop(most, without)
+        if not records:
+            await self._refill(without)
+            records = self._pop(most, without)
+        if not records:
+            await self._rest(bool(without))
             return ()
         self._idle = _LEAST_IDLE
-        records = [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
+        for record in records:
+            self._mine[record.partition.number].handed = record.after
         if self._more and not self._ahead and len(self._buffer) <= self.settings.page // 2:
-            self._ahead.begin(self._fill())
+            self._ahead.begin(self._fill(without))
         return records
 
-    async def _refill(self) -> None:
+    def _pop(self, most: int, without: Collection[Partition]) -> list[Record]:
+        if not without:
+            return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
+        taken: list[Record] = []
+        kept: deque[Record] = deque()
+        for record in self._buffer:
+            if len(taken) < most and record.partition not in without:
+                taken.append(record)
+            else:
+                kept.append(record)
+        self._buffer = kept
+        return taken
+
+    async def _refill(self, without: Collection[Partition]) -> None:
         if self._ahead:
             await self._ahead.take()
-        if not self._buffer:
+        if not any(record.partition not in without for record in self._buffer):
             if time.monotonic() - self._flushed > _FLUSH_EVERY:
-                await self._flush()  # all that was read is settled, and nothing is being read
-            await self._fill()
+                await self._flush()
+            await self._fill(without)
 
-    async def _rest(self) -> None:
+    async def _rest(self, briefly: bool) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.wake.wait(), self._idle)
+            await asyncio.wait_for(self.wake.wait(), min(self._idle, _BRIEFLY) if briefly else self._idle)
             self._idle = _LEAST_IDLE
         self.wake.clear()
         self._idle = min(self.settings.most_idle, self._idle * 1.5)
 
-    async def _fill(self) -> None:
+    async def _fill(self, without: Collection[Partition]) -> None:
         """Read the next page of those shards that waited longest; shards that stand alike are read together."""
         self._more = False
         latest = await self._ticks.latest()
-        for cursor, shards in self._groups():
+        self._newest = latest.position_after
+        for cursor, shards in self._groups(without):
             diff = await self._ticks.next_diff(cursor, latest)
             if diff is None:
                 continue
@@ -200,10 +228,11 @@ class LogSource:
                 self._more = full
                 return
 
-    def _groups(self) -> list[tuple[Cursor, dict[int, _Shard]]]:
+    def _groups(self, without: Collection[Partition]) -> list[tuple[Cursor, dict[int, _Shard]]]:
         groups: dict[Cursor, dict[int, _Shard]] = {}
+        full = {partition.number for partition in without}
         for number, shard in self._mine.items():
-            if not shard.halted and not shard.leaving:
+            if not shard.halted and not shard.leaving and number not in full:
                 groups.setdefault(shard.at, {})[number] = shard
         return sorted(groups.items(), key=lambda group: min(shard.turn for shard in group[1].values()))
 
@@ -222,9 +251,10 @@ class LogSource:
         mask, records = self.settings.shards - 1, []
         partitions = {number: Partition(self.reader, number) for number in shards}
         async for row in in_strides(rows):
-            number = row[_KEY_HASH] & mask
-            after, event = diff.after(row[0]), recorded_event(row)
-            records.append(Record(partitions[number], row[0], shards[number].epoch, after, event))
+            number, event = row[_KEY_HASH] & mask, recorded_event(row)
+            key = f"{event.tenant_id}:{event.aggregate_type}:{event.aggregate_id}".encode()
+            after, size = diff.after(row[0]), _ENVELOPE + len(row[_PAYLOAD])
+            records.append(Record(partitions[number], row[0], shards[number].epoch, after, event, None, key, size))
         return records
 
     def _take(self, records: Sequence[Record], shards: dict[int, _Shard], after: Cursor) -> None:
@@ -254,9 +284,12 @@ class LogSource:
         shard, lease = self._mine.get(number), self._shards.owned.get(number)
         return shard is not None and lease is not None and shard.epoch == lease.epoch == epoch
 
-    async def committed(self, records: Sequence[Record]) -> None:
+    async def saved(self, records: Sequence[Record]) -> None:
         """Remember what is stored."""
         self._remember({record.partition.number: (record.epoch, record.after) for record in records})
+        for record in records:
+            if record.partition.number in self._mine:
+                self._mine[record.partition.number].position = record.offset
 
     def _remember(self, moves: dict[int, tuple[int, Cursor]]) -> None:
         for number, (epoch, cursor) in moves.items():
@@ -265,17 +298,22 @@ class LogSource:
                 shard.stored = cursor
 
     async def _flush(self) -> None:
-        """Store how far the shards were read, while nothing that was read is unsettled."""
+        """Store how far those shards were read of which nothing is read and unsettled."""
         self._flushed = time.monotonic()
+        buffered = {record.partition.number for record in self._buffer}
         moves = {
             number: (shard.epoch, shard.at)
             for number, shard in self._mine.items()
-            if shard.at != shard.stored and not shard.halted and not shard.leaving
-        }
+            if shard.at != shard.stored and shard.handed in (None, shard.stored)
+            and number not in buffered and not shard.halted and not shard.leaving
+        }  # fmt: skip
         if moves:
             async with self._pool.transaction(synchronous=True) as tx:
                 await self._save(tx, moves)
             self._remember(moves)
+        for shard in self._mine.values():
+            if shard.at == shard.stored and shard.handed in (None, shard.stored):
+                shard.position = self._newest
 
     async def rewind(self) -> None:
         """Begin again at the stored cursors, under a new epoch: what is still in flight will be refused."""
@@ -288,6 +326,41 @@ class LogSource:
             self._adopt()
             for number in halted & set(self._mine):
                 self._mine[number].halted = True
+
+    def delivers(self, record: Record) -> bool:
+        """Whether the shard is ours under the record's epoch, and not about to be given away."""
+        shard = self._mine.get(record.partition.number)
+        return shard is not None and shard.epoch == record.epoch and not shard.leaving
+
+    def lag(self) -> Mapping[Partition, int]:
+        """Positions of the log, other shards' included, from what is stored of each shard to the newest known tick."""
+        return {
+            Partition(self.reader, number): max(0, self._newest - shard.position)
+            for number, shard in self._mine.items()
+            if shard.position is not None
+        }
+
+    def raw(self, record: Record) -> RawRecord:
+        """The event as the relay would have sent it in JSON."""
+        event = record.event
+        assert event is not None, "every row of the log is an event"
+        return RawRecord(
+            topic=self.reader,
+            partition=record.partition.number,
+            offset=record.offset,
+            key=record.key,
+            value=_CODEC.encode(event, orjson.dumps(event.payload)),
+            headers=(("soma_version", b"%d" % event.version), ("soma_position", b"%d" % event.position)),
+            timestamp=event.timestamp,
+        )
+
+    async def decode(self, raw: RawRecord) -> RecordedEvent:
+        """The event in such a record.
+
+        Raises:
+            CodecError: there is none in it.
+        """
+        return placed(_CODEC.decode(raw.value or b""), {name: value or b"" for name, value in raw.headers})
 
     def halt(self, partition: Partition) -> None:
         """Read no more of this shard while we own it."""

@@ -6,29 +6,55 @@ INSERT INTO soma.consumers (name) VALUES ($1::text)
 ON CONFLICT (name) DO UPDATE SET name = excluded.name
 RETURNING consumer_id
 
--- :name claim_ids : settings of the batch's transaction, and its events entered by id; returns those that are new
-WITH settings AS MATERIALIZED (
-    SELECT set_config('synchronous_commit', 'on', true),
-           set_config('idle_in_transaction_session_timeout', $2::text, true)
-)
-INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)
-SELECT e.id, $1::integer, e.tenant, e.service
-FROM settings, unnest($3::uuid[], $4::text[], $5::text[]) AS e (id, tenant, service)
-ORDER BY e.id
-ON CONFLICT DO NOTHING
-RETURNING event_id, tenant_id, service_id
+-- :name claim : enter events into the inbox, and tell which are fresh and which of those stand behind open letters
+SELECT stale, fresh, blocked FROM soma.claim(
+    $1::integer, $2::text, $3::bigint, $4::bigint, $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::bytea[])
 
--- :name claim_keys : the same for events with a key that a caller gave
-WITH settings AS MATERIALIZED (
-    SELECT set_config('synchronous_commit', 'on', true),
-           set_config('idle_in_transaction_session_timeout', $2::text, true)
+-- :name make_lanes : a row per lane of a worker; those of workers that died long ago go (one that still lives begins anew)
+WITH old AS (
+    DELETE FROM soma.consumer_lanes l
+    WHERE l.consumer_id = $1::integer AND l.made_at < clock_timestamp() - interval '30 days'
 )
-INSERT INTO soma.inbox_keys (idempotency_key, consumer_id, tenant_id, service_id, applied_at)
-SELECT e.key, $1::integer, e.tenant, e.service, soma.now()
-FROM settings, unnest($3::text[], $4::text[], $5::text[]) AS e (key, tenant, service)
-ORDER BY e.tenant COLLATE "C", e.service COLLATE "C", e.key COLLATE "C"
-ON CONFLICT DO NOTHING
-RETURNING idempotency_key, tenant_id, service_id
+INSERT INTO soma.consumer_lanes (consumer_id) SELECT $1::integer FROM generate_series(1, $2::integer)
+RETURNING lane_id
+
+-- :name leave_lanes : the worker leaves
+DELETE FROM soma.consumer_lanes l WHERE l.lane_id = ANY ($1::bigint[])
+
+-- :name lanes_behind : lanes that are not where their worker knows them: the database was set back
+SELECT g.lane FROM unnest($1::bigint[], $2::bigint[]) AS g (lane, batches)
+WHERE NOT EXISTS (SELECT FROM soma.consumer_lanes l WHERE l.lane_id = g.lane AND l.batches >= g.batches)
+
+-- :name take_partitions : count that partitions are taken; how often that was since they moved
+INSERT INTO soma.consumer_claims AS c (consumer_id, topic, partition, claims)
+SELECT $1::integer, t.topic, t.number, 1 FROM unnest($2::text[], $3::integer[]) AS t (topic, number)
+ORDER BY t.topic, t.number
+ON CONFLICT (consumer_id, topic, partition) DO UPDATE SET claims = c.claims + 1
+RETURNING c.topic, c.partition, c.claims
+
+-- :name partitions_moved : they move, or their owner leaves in good order; attempts of settled events go
+WITH moved AS MATERIALIZED (
+    SELECT c.topic, c.partition, t.settled FROM unnest($2::text[], $3::integer[], $4::bigint[]) AS t (topic, number, settled)
+    JOIN soma.consumer_claims c ON c.consumer_id = $1::integer AND c.topic = t.topic AND c.partition = t.number
+    ORDER BY c.topic, c.partition FOR NO KEY UPDATE OF c
+), cleaned AS (
+    DELETE FROM soma.consumer_attempts a USING moved m
+    WHERE a.consumer_id = $1::integer AND a.topic = m.topic AND a.partition = m.partition
+      AND a.record_offset <= m.settled
+)
+UPDATE soma.consumer_claims c SET claims = 0 FROM moved m
+WHERE c.consumer_id = $1::integer AND c.topic = m.topic AND c.partition = m.partition AND c.claims > 0
+
+-- :name begin_attempt : an event of a suspect partition is begun; how often that was
+INSERT INTO soma.consumer_attempts AS a (consumer_id, topic, partition, record_offset, attempts)
+VALUES ($1::integer, $2::text, $3::integer, $4::bigint, 1)
+ON CONFLICT (consumer_id, topic, partition, record_offset) DO UPDATE SET attempts = a.attempts + 1
+RETURNING a.attempts
+
+-- :name end_attempt : it ended, well or not
+DELETE FROM soma.consumer_attempts a
+WHERE a.consumer_id = $1::integer AND a.topic = $2::text AND a.partition = $3::integer AND a.record_offset = $4::bigint
 
 -- :name log_page : what one tick adds to another for some shards, in order. array_position and not ANY: of that the planner
 -- thinks that it leaves next to nothing, and reads and sorts all that is newer for every page

@@ -1,7 +1,3 @@
--- :name claim : enter events into the inbox, and tell which are fresh and which of those stand behind open letters
-SELECT fresh, blocked FROM soma.claim(
-    $1::integer, $2::text, $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[])
-
 -- :name lock_sequence : make or lock the row of a sequence; a new one is due with its first letter
 INSERT INTO soma.dead_sequences AS d (consumer_id, sequence, next_at, opened_at)
 VALUES ($1::integer, $2::bytea, soma.now() + make_interval(secs => $3::float8), soma.now())
@@ -50,9 +46,9 @@ WITH due AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE soma.dead_sequences d
-SET lease = gen_random_uuid(), lease_owner = $3::text, leased_until = soma.now() + make_interval(secs => $4::float8)
+SET lease = gen_random_uuid(), lease_owner = $3::text, leased_until = soma.now() + make_interval(secs => $4::float8), leases = d.leases + 1
 WHERE d.consumer_id = $1::integer AND d.sequence = ANY (ARRAY(SELECT due.sequence FROM due))  -- a join reads all rows
-RETURNING d.sequence, d.lease, d.leased_until
+RETURNING d.sequence, d.lease, d.leased_until, d.leases
 
 -- :name renew_lease : hold a lease longer; no row: it was lost
 UPDATE soma.dead_sequences d SET leased_until = soma.now() + make_interval(secs => $4::float8)
@@ -60,7 +56,7 @@ WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::u
 RETURNING d.leased_until
 
 -- :name release_lease : give a sequence back
-UPDATE soma.dead_sequences d SET lease = NULL, lease_owner = NULL, leased_until = NULL
+UPDATE soma.dead_sequences d SET lease = NULL, lease_owner = NULL, leased_until = NULL, leases = 0
 WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid
 
 -- :name settle : end a try of a letter in the transaction of its effects

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from soma_common.consumer.handlers import EVERY_TYPE, HandlerContext, Handlers
-from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.worker import ConsumerWorker
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
@@ -60,7 +61,9 @@ async def main(folder: Path, name: str, life: int) -> None:
     kafka = SourceSettings(
         bootstrap=settings.bootstrap, group="soma.torture", topics=(TOPIC,), session=SESSION, rebalance=8.0
     )
-    working = ConsumerSettings(batch=100, drain=3.0, idle_timeout=4.0, backoff=Backoff(base=0.05, maximum=1.0))
+    working = ConsumerSettings(
+        batch=100, drain=3.0, idle_timeout=4.0, timeout=4.0, backoff=Backoff(base=0.05, maximum=1.0)
+    )
     async with Pool(PoolSettings(dsn(folder), size=3)) as pool:
         store = EventStore(pool, append_settings(settings))
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-
 from soma_common.consumer.dedup import Inbox
+
 from soma_common.errors import BrokerUnavailable
 from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers
 from soma_common.kafka.source import KafkaSource

@@ -58,6 +58,7 @@ CREATE TABLE soma.dead_sequences (
     lease        uuid,                            -- new with every lease: fences former owners
     lease_owner  text,
     leased_until timestamptz,
+    leases       integer NOT NULL DEFAULT 0,      -- since a letter was settled or a lease given back
     opened_at    timestamptz NOT NULL,
     PRIMARY KEY (consumer_id, sequence)
 ) WITH (fillfactor = 70);
@@ -82,10 +83,12 @@ CREATE TABLE soma.dead_letter_history (
 -- Events are numbered from 1: first those known by their id, then those known by a key; the sequences are in that order.
 -- Of equal events only one may be given. fresh: the new ones (null: all of them); blocked: of these, those whose
 -- sequence has open letters (null: none).
+--
+-- p_lane (null: none) is raised from p_batches; stale: it is not at p_batches, nothing was entered, roll back.
 CREATE FUNCTION soma.claim(
-    p_consumer integer, p_idle_timeout text, p_ids uuid[], p_id_tenants text[], p_id_services text[],
-    p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
-    OUT fresh integer[], OUT blocked integer[]
+    p_consumer integer, p_idle_timeout text, p_lane bigint, p_batches bigint, p_ids uuid[], p_id_tenants text[],
+    p_id_services text[], p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
+    OUT stale boolean, OUT fresh integer[], OUT blocked integer[]
 )
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -102,6 +105,14 @@ BEGIN
     -- Assignments, not a query: that would cost as much as entering an event.
     v_setting := set_config('synchronous_commit', 'on', true);
     v_setting := set_config('idle_in_transaction_session_timeout', p_idle_timeout, true);
+    stale := false;
+    IF p_lane IS NOT NULL THEN
+        UPDATE soma.consumer_lanes l SET batches = l.batches + 1 WHERE l.lane_id = p_lane AND l.batches = p_batches;
+        IF NOT FOUND THEN
+            stale := true;
+            RETURN;
+        END IF;
+    END IF;
     IF v_ids = 1 THEN
         -- The usual batch of an idle consumer: the number of rows says all.
         INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)
@@ -177,7 +188,8 @@ BEGIN
     UPDATE soma.dead_sequences d
     SET next_at = v_due, lease = CASE WHEN v_ready THEN d.lease END,
         lease_owner = CASE WHEN v_ready THEN d.lease_owner END,
-        leased_until = CASE WHEN v_ready THEN d.leased_until END
+        leased_until = CASE WHEN v_ready THEN d.leased_until END,
+        leases = CASE WHEN v_ready THEN 1 ELSE 0 END
     WHERE d.consumer_id = p_consumer AND d.sequence = p_sequence;
     RETURN CASE WHEN v_ready THEN 'ready' ELSE 'waiting' END;
 END $$;
@@ -284,6 +296,8 @@ BEGIN
                    'soma.consumers TO %I', p_role);
     EXECUTE format('GRANT INSERT, DELETE ON soma.idempotency_keys, soma.inbox, soma.inbox_keys, soma.outbox_parked, '
                    'soma.workers TO %I', p_role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON soma.consumer_lanes, soma.consumer_claims, '
+                   'soma.consumer_attempts TO %I', p_role);
     EXECUTE format('GRANT INSERT ON soma.ticks, soma.dead_letters, soma.dead_letter_history TO %I', p_role);
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON soma.dead_sequences TO %I', p_role);
     EXECUTE format('GRANT UPDATE (status, stage, error_type, error_message, error_stack, fingerprint, attempts, next_at, '

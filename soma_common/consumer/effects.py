@@ -1,0 +1,176 @@
+"""The effects of events in one transaction: their handlers, in order, and what those publish."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from typing import Any, Final, cast
+
+from soma_common.consumer.handlers import BatchContext, Handler, HandlerContext, Handlers
+from soma_common.consumer.lanes import Lane
+from soma_common.consumer.retries import ErrorClass, RetryPolicy
+from soma_common.errors import (
+    ClockAhead,
+    ConfigurationError,
+    DatabaseUnavailable,
+    HandlerTimeout,
+    LogError,
+    MigrationError,
+    SomaError,
+    TransactionConflict,
+)
+from soma_common.events.models import Event, RecordedEvent
+from soma_common.postgres.errors import translate
+
+Append = Callable[[Sequence[Event], Any], Awaitable[object]]
+Handled = tuple[int, RecordedEvent, Sequence[Handler]]
+
+# Not an event's fault, and no retry mends it: the consumer ends with it.
+ENDING: Final = (ConfigurationError, MigrationError, LogError)
+
+
+class Blamed(Exception):
+    """Applying failed because of an event: of the one at ``place`` as it seems, or (None) of some one."""
+
+    def __init__(self, place: int | None, cause: Exception) -> None:
+        self.place, self.cause = place, cause
+        super().__init__(str(cause))
+
+
+class Effects:
+    """Calls the handlers of one consumer.
+
+    Args:
+        append: records new events in a transaction: ``await append(events, tx)``.
+        retry: tells the errors of the world from those of an event.
+        timeout: seconds that a handler may take.
+    """
+
+    def __init__(
+        self, consumer: str, handlers: Handlers, append: Append, *, retry: RetryPolicy, timeout: float
+    ) -> None:
+        self._consumer, self.handlers, self._append = consumer, handlers, append
+        self._retry, self._timeout = retry, timeout
+
+    async def apply(self, tx: Any, lane: Lane, handled: Sequence[Handled], *, redriven: bool = False) -> int:
+        """Run the handlers in the transaction ``tx``; how many events they published.
+
+        ``handled`` are (place in the batch, event, its handlers). Raises Blamed, or what is nobody's fault.
+        """
+        collected: list[Event] = []
+        try:
+            if self.handlers.batches:
+                await self._in_runs(tx, lane, handled, collected, redriven)
+            else:
+                for place, event, handlers in handled:
+                    context = HandlerContext(self._consumer, event, tx, collected, redriven=redriven)
+                    await self._one(lane, handlers, place, context)
+        finally:
+            lane.handling = None
+        if collected:
+            await self._record(lane, tx, collected)
+        return len(collected)
+
+    async def _in_runs(
+        self, tx: Any, lane: Lane, handled: Sequence[Handled], collected: list[Event], redriven: bool
+    ) -> None:
+        """Events that follow each other and have the same handlers go together."""
+        for handlers, group in groupby(handled, key=lambda entry: entry[2]):
+            run = list(group)
+            place = run[0][0] if len(run) == 1 else None
+            for handler in handlers:
+                if handler.batch:
+                    await self._many(lane, handler, place, [event for _, event, _ in run], tx, collected, redriven)
+                else:
+                    for at, event, _ in run:
+                        context = HandlerContext(self._consumer, event, tx, collected, redriven=redriven)
+                        await self._one(lane, (handler,), at, context)
+
+    async def _one(self, lane: Lane, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
+        lane.handling, lane.place = time.monotonic(), place
+        try:
+            for handler in handlers:
+                event = handler.prepared(context.event, self.handlers.typed)
+                await self._call(handler, event, context)
+        except asyncio.CancelledError:
+            raise _overdue(lane, place) from None
+        except Exception as error:
+            raise self._meaning(lane, context.tx, place, error) from error
+        _check_open(context.tx, place)
+
+    async def _many(
+        self,
+        lane: Lane,
+        handler: Handler,
+        place: int | None,
+        events: Sequence[RecordedEvent],
+        tx: Any,
+        collected: list[Event],
+        redriven: bool,
+    ) -> None:
+        lane.handling, lane.place = time.monotonic(), place
+        try:
+            prepared = [handler.prepared(event, self.handlers.typed) for event in events]
+            await self._call(handler, prepared, BatchContext(self._consumer, events, tx, collected, redriven=redriven))
+        except asyncio.CancelledError:
+            raise _overdue(lane, place) from None
+        except Exception as error:
+            raise self._meaning(lane, tx, place, error) from error
+        _check_open(tx, place)
+
+    async def _call(self, handler: Handler, subject: Any, context: HandlerContext | BatchContext) -> None:
+        if handler.blocking:
+            tx = cast("Any", context.tx)
+            context.tx = tx.driver
+            await tx.call(handler.handle, subject, context)
+        else:
+            await cast("Awaitable[object]", handler.handle(subject, context))
+
+    async def _record(self, lane: Lane, tx: Any, events: Sequence[Event]) -> None:
+        """Append what the handlers published; which of them is to blame for a refusal is not known."""
+        try:
+            await self._append(events, tx)
+        except (*ENDING, ClockAhead):
+            raise
+        except Exception as error:
+            raise self._meaning(lane, tx, None, error) from error
+
+    def _meaning(self, lane: Lane, tx: Any, place: int | None, error: Exception) -> Exception:
+        """What an error in a handler is: a conflict, the loss of our connection, or the event's."""
+        if tx.is_closed():
+            took = time.monotonic() - (lane.handling or time.monotonic())
+            if took > self._timeout:  # it blocked this whole process: nobody could cancel it, and PostgreSQL hung up
+                lane.blame = Blamed(place, HandlerTimeout(f"The handler blocked its process for {took:.1f} s."))
+            return DatabaseUnavailable(f"The connection to PostgreSQL was lost in a handler: {_told(error)}.")
+        # A handler's own OSError or TimeoutError is not the database's: only what PostgreSQL said counts.
+        known = translate(error) if getattr(error, "sqlstate", None) else None
+        meant = known if isinstance(known, SomaError) else error
+        if self._retry.classify(meant) is ErrorClass.CONFLICT:
+            return meant if isinstance(meant, TransactionConflict) else TransactionConflict(_told(meant))
+        return Blamed(place, meant if self._retry.classify(meant) is ErrorClass.INFRASTRUCTURE else error)
+
+
+def _overdue(lane: Lane, place: int | None) -> BaseException:
+    """What a cancellation in a handler means: it took too long, or the batch is given up."""
+    if not lane.overdue:
+        return asyncio.CancelledError()
+    lane.overdue = False
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+    began = lane.handling or time.monotonic()
+    return Blamed(place, HandlerTimeout(f"The handler did not end within {time.monotonic() - began:.1f} s."))
+
+
+def _check_open(tx: Any, place: int | None) -> None:
+    if not tx.is_in_transaction():
+        raise Blamed(place, ConfigurationError("A handler ended the transaction of its batch.", cure=_KEEP_OPEN))
+
+
+_KEEP_OPEN = "leave COMMIT and ROLLBACK to the consumer; use `async with ctx.tx.transaction()` for a savepoint."
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,196 @@
+"""Letters that are due are applied again: whole sequences, in order, each letter exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from soma_common.consumer.effects import ENDING, Blamed
+from soma_common.consumer.lanes import Lane
+from soma_common.consumer.pipeline import PASSING, Parts
+from soma_common.consumer.retries import ErrorClass, stage_of
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.source import Source
+from soma_common.consumer.tally import Tally
+from soma_common.dlq.failures import Failure
+from soma_common.dlq.models import FullLetter, Lease
+from soma_common.dlq.store import Outcome
+from soma_common.errors import (
+    InfrastructureError,
+    LeaseLost,
+    LetterChanged,
+    PoisonEvent,
+    SomaError,
+    TransactionConflict,
+    ValidationError,
+)
+from soma_common.events.models import RecordedEvent
+from soma_common.inbox import NO_LANE
+from soma_common.postgres.errors import is_from_driver
+from soma_common.retry import Backoff
+
+log = logging.getLogger(__name__)
+
+_MOST_LEASES = 5  # owners of a sequence that may die over its first letter
+_PAGE = 100
+_MOST_CONFLICTS = 20
+_CONFLICTED = Backoff(base=0.005, maximum=1.0)
+
+
+class _Away(Exception):
+    """Something that a handler needs is away: the letter waits."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A lane with a leased sequence; ``taken`` is when the lease was had or renewed, by the monotonic clock."""
+
+    lane: Lane
+    lease: Lease
+    taken: float
+
+
+class Redriver:
+    """Re-drives the letters of one consumer.
+
+    Several workers share the work by leases on sequences. A worker that dies loses its lease when that ends; when that
+    happens again and again, the first letter of the sequence is buried as what kills them.
+    """
+
+    def __init__(self, parts: Parts, source: Source, settings: ConsumerSettings, tally: Tally) -> None:
+        self._p, self._source, self._settings, self._tally = parts, source, settings, tally
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._seconds = 2 * settings.timeout + 30.0
+        self.lanes = [Lane(NO_LANE, 1, parts.sequence_of) for _ in range(settings.redrives)]
+        self._outages = 0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self.lanes:
+                group.create_task(self._work(lane))
+
+    async def _work(self, lane: Lane) -> None:
+        while True:
+            leases = await self._p.letters.lease_due(self._owner, most=1, seconds=self._seconds)
+            if not leases:
+                await asyncio.sleep(self._settings.redrive_every)
+                continue
+            turn = _Turn(lane, leases[0], time.monotonic())
+            await asyncio.sleep(await self._in_a_task(turn))
+
+    async def _in_a_task(self, turn: _Turn) -> float:
+        """The watchdog may cancel it; when the worker stops, the sequence is given back."""
+        task = turn.lane.task = asyncio.create_task(self._sequence(turn))
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task}, timeout=1.0)
+            with suppress(*PASSING):
+                await self._p.letters.release(turn.lease)
+            raise
+        finally:
+            turn.lane.task = turn.lane.handling = None
+        waits: float = task.result()
+        return waits
+
+    async def _sequence(self, turn: _Turn) -> float:
+        """The letters of a sequence, as far as they go; seconds to wait because something is away."""
+        try:
+            while letters := await self._p.letters.letters(turn.lease, most=_PAGE):
+                if not await self._page(turn, letters):
+                    return 0.0
+            await self._p.letters.release(turn.lease)
+        except LeaseLost:
+            log.debug("The lease of a sequence of dead letters was lost.")
+        except _Away:
+            await self._p.letters.release(turn.lease)
+            self._outages += 1
+            return self._settings.retry.away.delay(self._outages)
+        return 0.0
+
+    async def _page(self, turn: _Turn, letters: Sequence[FullLetter]) -> bool:
+        """Whether to read on in this sequence."""
+        for letter in letters:
+            if time.monotonic() - turn.taken > self._seconds / 4:
+                await self._p.letters.renew(turn.lease, seconds=self._seconds)
+                turn.taken = time.monotonic()
+            try:
+                outcome = await self._letter(turn, letter)
+            except LetterChanged:
+                return True
+            if outcome is not Outcome.READY:
+                return False
+            turn.lease = replace(turn.lease, leases=1)
+        return True
+
+    async def _letter(self, turn: _Turn, letter: FullLetter) -> Outcome:
+        try:
+            if turn.lease.leases > _MOST_LEASES:
+                raise PoisonEvent(f"{turn.lease.leases - 1} workers ended while they re-drove this letter.")
+            event = await self._event(letter)
+            outcome = await self._applied(turn, letter, event)
+        except InfrastructureError:
+            raise
+        except (Blamed, SomaError) as error:
+            if isinstance(error, (LeaseLost, LetterChanged, *PASSING, *ENDING)):
+                raise
+            return await self._failed(turn, letter, error.cause if isinstance(error, Blamed) else error)
+        self._outages = 0
+        self._tally.redriven += 1
+        return outcome
+
+    async def _event(self, letter: FullLetter) -> RecordedEvent:
+        try:
+            event = await self._source.decode(replace(letter.record, value=letter.value))
+        except InfrastructureError as error:
+            raise _Away from error
+        known = letter.letter.event.event_id
+        if known is not None and event.event_id != known:
+            raise ValidationError(f"The edited value is another event: {event.event_id}, not {known}.")
+        return event
+
+    async def _applied(self, turn: _Turn, letter: FullLetter, event: RecordedEvent) -> Outcome:
+        """Effects and the letter's end in one transaction."""
+        handlers = self._p.effects.handlers.of(event.event_type)
+        for attempt in range(_MOST_CONFLICTS):
+            try:
+                async with self._p.begin() as tx:
+                    claim = await self._p.inbox.claim(tx, [event], [letter.letter.sequence])
+                    # The inbox row of a letter is its own; of one that could not be decoded it may be another record's.
+                    if handlers and (claim.fresh[0] or letter.letter.event.event_id is not None):
+                        turn.lane.trying = ()
+                        published = await self._p.effects.apply(tx, turn.lane, [(0, event, handlers)], redriven=True)
+                        self._tally.published += published
+                    return await self._p.letters.resolve(tx, turn.lease, letter)
+            except TransactionConflict:
+                self._tally.conflicts += 1
+                await asyncio.sleep(_CONFLICTED.delay(attempt))
+            except Exception as error:
+                if is_from_driver(error):
+                    raise Blamed(None, error) from error
+                raise
+        raise _Away
+
+    async def _failed(self, turn: _Turn, letter: FullLetter, cause: Exception) -> Outcome:
+        """The letter waits for its next automatic try, or is dead."""
+        known = self._p.retry.classify(cause)
+        if known is ErrorClass.INFRASTRUCTURE:
+            raise _Away from cause
+        failure = Failure.of(stage_of(cause), cause, event_type=letter.letter.event.event_type)
+        left = letter.letter.automatic_left
+        wait = None if known is ErrorClass.FATAL else self._p.retry.parked.delay(left)
+        if wait is None:
+            self._tally.dead += 1
+            log.error("Letter %s is dead: %s: %s", letter.letter.letter_id, failure.error_type, failure.message)
+        return await self._p.letters.fail(
+            turn.lease, letter, failure, retry_in=wait, automatic_left=max(0, left - 1) if wait is not None else 0
+        )

@@ -1,0 +1,91 @@
+"""How a consumer works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from soma_common.consumer.order import Order
+from soma_common.consumer.retries import RetryPolicy
+from soma_common.errors import ConfigurationError
+from soma_common.retry import Backoff
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerSettings:
+    """How a consumer works. Times are seconds.
+
+    Args:
+        lanes: most transactions at once, each on a connection of its own (two of the pool are left for other work).
+            Events of a key always go through one lane.
+        batch: most events in one transaction. What is there is applied at once: one event when idle, many under load.
+        order: which events wait for each other: those of a key, of a partition, or none.
+        ahead: most events of a partition that are fetched and not settled; then its fetching pauses.
+        ahead_bytes: the same in bytes.
+        timeout: a handler that works longer on an event (a batch handler: on its events) is cancelled, and the event
+            counts as failed.
+        idle_timeout: PostgreSQL ends a batch's transaction whose process fell silent for so long, so that a paused
+            process does not keep others waiting; at least ``timeout``.
+        unknown: what becomes of events without a handler: passed over, or refused (they become dead letters).
+        retry: when and how often a failing event is tried again, and which errors are whose.
+        drain: how long what is in flight may take before its partition is given away; then it is abandoned.
+        save_every: between two writes of the positions. What a crash makes the next owner read again.
+        redrives: most sequences of dead letters that this worker re-drives at once; 0: it leaves them to others.
+        redrive_every: between two looks for letters that are due.
+        poison_claims: when a partition was taken so often and never moved, its next owner works in single file.
+        poison_tries: an event that was begun so often in single file and never ended is buried.
+        backoff: waits while the database or the broker is away.
+    """
+
+    lanes: int = 8
+    batch: int = 200
+    order: Order = Order.KEY
+    ahead: int = 2000
+    ahead_bytes: int = 16 * 1024 * 1024
+    timeout: float = 30.0
+    idle_timeout: float = 30.0
+    unknown: Literal["ignore", "refuse"] = "ignore"
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    drain: float = 10.0
+    save_every: float = 0.1
+    redrives: int = 2
+    redrive_every: float = 1.0
+    poison_claims: int = 3
+    poison_tries: int = 3
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def __post_init__(self) -> None:
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ConfigurationError(f"{name}={value!r}.", cure=f"use {least} to {most}.")
+        if self.unknown not in ("ignore", "refuse"):
+            raise ConfigurationError(f"unknown={self.unknown!r}.", cure="use 'ignore' or 'refuse'.")
+        if self.idle_timeout < self.timeout:
+            raise ConfigurationError(
+                f"idle_timeout={self.idle_timeout} is less than timeout={self.timeout}.",
+                cure="PostgreSQL would end transactions of handlers that may still work: raise idle_timeout.",
+            )
+        object.__setattr__(self, "order", _order(self.order))
+
+
+_RANGES = (
+    ("lanes", 1, 1000),
+    ("batch", 1, 10_000),
+    ("ahead", 1, 1_000_000),
+    ("ahead_bytes", 1024, 1 << 40),
+    ("timeout", 0.05, 86_400),
+    ("drain", 0.0, 3600),
+    ("save_every", 0.001, 60),
+    ("redrives", 0, 100),
+    ("redrive_every", 0.01, 3600),
+    ("poison_claims", 1, 1000),
+    ("poison_tries", 1, 1000),
+)
+
+
+def _order(given: str) -> Order:
+    try:
+        return Order(given)
+    except ValueError:
+        raise ConfigurationError(f"order={given!r}.", cure="use key, partition or none.") from None
