@@ -21,6 +21,7 @@ from soma_common.consumer.source import Drain, Partition, Record
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, TransactionConflict
 from soma_common.events.codec import JsonCodec, placed
+from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
@@ -252,8 +253,7 @@ class LogSource:
         partitions = {number: Partition(self.reader, number) for number in shards}
         async for row in in_strides(rows):
             number, event = row[_KEY_HASH] & mask, recorded_event(row)
-            key = f"{event.tenant_id}:{event.aggregate_type}:{event.aggregate_id}".encode()
-            after, size = diff.after(row[0]), _ENVELOPE + len(row[_PAYLOAD])
+            after, size, key = diff.after(row[0]), _ENVELOPE + len(row[_PAYLOAD]), kafka_key(event.stream)[0]
             records.append(Record(partitions[number], row[0], shards[number].epoch, after, event, None, key, size))
         return records
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from soma_common.consumer.handlers import HandlerContext, Handlers
-from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.worker import ConsumerWorker
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore

@@ -17,7 +17,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from soma_common.consumer.handlers import EVERY_TYPE, Handle, HandlerContext, Handlers
-from soma_common.consumer.worker import ConsumerSettings, ConsumerWorker
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.worker import ConsumerWorker
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.keys import kafka_key

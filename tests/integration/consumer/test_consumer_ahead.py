@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from soma_common.consumer.worker import ConsumerSettings
+from soma_common.consumer.settings import ConsumerSettings
 from soma_common.errors import TransactionConflict
 from soma_common.events.keys import kafka_key, partition_of
 from tests.waiting import until

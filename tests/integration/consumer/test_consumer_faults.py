@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from soma_common.consumer.worker import ConsumerSettings
+from soma_common.consumer.settings import ConsumerSettings
 from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool
 from soma_common.retry import Backoff

@@ -11,7 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from soma_common.consumer.worker import ConsumerSettings
+from soma_common.consumer.settings import ConsumerSettings
 from soma_common.errors import CodecError, OffsetLost
 from soma_common.events.codec import JsonCodec
 from soma_common.events.keys import kafka_key, partition_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from soma_common.consumer.worker import ConsumerSettings
+from soma_common.consumer.settings import ConsumerSettings
 from soma_common.errors import ConfigurationError, HandlerFailed, PayloadInvalid, TransactionConflict
 from soma_common.events.models import Event
 from soma_common.events.payloads import Payload
