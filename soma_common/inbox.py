@@ -70,7 +70,8 @@ class Inbox(NamedTuple):
             return Claim((True,) * len(events), (False,) * len(events))
         new = set(places) if fresh is None else {places[number - 1] for number in fresh}
         waits = {places[number - 1] for number in blocked or ()}
-        return Claim([place in new for place in range(len(events))], [place in waits for place in range(len(events))])
+        every = range(len(events))
+        return Claim(tuple(place in new for place in every), tuple(place in waits for place in every))
 
 
 def known_by_id(event: RecordedEvent) -> bool:
