@@ -27,8 +27,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from benchmarks.reporting import report
 from soma_common.consumer.handlers import HandlerContext, Handlers
-from soma_common.consumer.source import Source
 from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.source import Source
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec

@@ -17,11 +17,21 @@ _SQL = blocks("consumer")
 class LaneCount(NamedTuple):
     """A lane and how many batches it has committed, as far as its worker knows."""
 
-    lane_id: int | None
+    lane_id: int
     batches: int
 
+    async def advance(self, tx: Any) -> LaneCount:
+        """Count one more as the last statement of the batch's transaction ``tx``; what to know once it has committed.
 
-NO_LANE = LaneCount(None, 0)
+        It fails when the transaction has failed before: a handler may have swallowed the error, and PostgreSQL would
+        answer COMMIT with a silent ROLLBACK.
+
+        Raises:
+            LeaseLost: the database was set back to an earlier moment. Roll ``tx`` back.
+        """
+        if not await fetch(tx, _SQL["count_batch"], self):
+            raise LeaseLost("The database was set back to an earlier moment: effects of this consumer are gone.")
+        return LaneCount(self.lane_id, self.batches + 1)
 
 
 class Claim(NamedTuple):
@@ -44,28 +54,19 @@ class Inbox(NamedTuple):
     consumer_id: int
     idle_timeout: float = 30.0
 
-    async def claim(
-        self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes], lane: LaneCount = NO_LANE
-    ) -> Claim:
+    async def claim(self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes]) -> Claim:
         """Enter events in the transaction ``tx``, and look for open letters afterwards (decision 0007).
 
         The second of two equal events of one call is not new. Also makes the commit wait for the disk.
 
         Args:
             sequences: of each event, what it stays in order with.
-            lane: is raised by one batch.
-
-        Raises:
-            LeaseLost: the lane is not where its worker knows it: the database was set back. Roll ``tx`` back.
         """
         ids, keys = _distinct(events)
         places = [*ids.values(), *keys.values()]
         columns = (*_columns(ids), *_columns(keys), [sequences[place] for place in places])
         silence = f"{int(self.idle_timeout * 1000)}ms"
-        rows = await fetch(tx, _SQL["claim"], (self.consumer_id, silence, *lane, *columns))
-        stale, fresh, blocked = rows[0]
-        if stale:
-            raise LeaseLost("The database was set back to an earlier moment: effects of this consumer are gone.")
+        fresh, blocked = (await fetch(tx, _SQL["claim"], (self.consumer_id, silence, *columns)))[0]
         if fresh is None and blocked is None and len(places) == len(events):
             return Claim((True,) * len(events), (False,) * len(events))
         new = set(places) if fresh is None else {places[number - 1] for number in fresh}

@@ -139,10 +139,12 @@ class Effects:
 
     def _meaning(self, lane: Lane, tx: Any, place: int | None, error: Exception) -> Exception:
         """What an error in a handler is: a conflict, the loss of our connection, or the event's."""
+        lost = tx.is_closed() or isinstance(translate(error), DatabaseUnavailable)
+        took = time.monotonic() - (lane.handling or time.monotonic())
+        if lost and took > self._timeout:  # it blocked the process: nobody could cancel it, and PostgreSQL hung up
+            lane.blame = Blamed(place, HandlerTimeout(f"The handler blocked its process for {took:.1f} s."))
+            return DatabaseUnavailable("The connection to PostgreSQL was lost in a handler that blocked its process.")
         if tx.is_closed():
-            took = time.monotonic() - (lane.handling or time.monotonic())
-            if took > self._timeout:  # it blocked this whole process: nobody could cancel it, and PostgreSQL hung up
-                lane.blame = Blamed(place, HandlerTimeout(f"The handler blocked its process for {took:.1f} s."))
             return DatabaseUnavailable(f"The connection to PostgreSQL was lost in a handler: {_told(error)}.")
         # A handler's own OSError or TimeoutError is not the database's: only what PostgreSQL said counts.
         known = translate(error) if getattr(error, "sqlstate", None) else None

@@ -194,14 +194,18 @@ class Pipeline:
         try:
             async with self._p.begin() as tx:
                 applied, blocked, published = await self._apply(tx, lane, records, handled)
+                counted = await lane.count.advance(tx)
         except (Blamed, LeaseLost, _Reopened, *PASSING, *ENDING) as error:
             blame, lane.blame = lane.blame, None
             raise (blame or error) from error.__cause__
         except Exception as error:
+            blame, lane.blame = lane.blame, None
+            if blame is not None:
+                raise blame from error
             if isinstance(error, SomaError) or is_from_driver(error):
                 raise Blamed(None, error) from error
             raise  # a fault of this library or of the source ends the worker: no event is blamed for it
-        lane.count = LaneCount(lane.count.lane_id, lane.count.batches + 1)
+        lane.count = counted
         self._gate.success()
         self.tally.applied += applied
         self.tally.blocked += blocked
@@ -237,7 +241,7 @@ class Pipeline:
         self, tx: Any, lane: Lane, records: Sequence[Record], handled: Sequence[Handled]
     ) -> tuple[int, int, int]:
         sequences = [self._p.sequence_of(records[place]) for place, _, _ in handled]
-        claim = await self._p.inbox.claim(tx, [event for _, event, _ in handled], sequences, lane.count)
+        claim = await self._p.inbox.claim(tx, [event for _, event, _ in handled], sequences)
         fresh, waiting = [], []
         for entry, sequence, is_new, is_blocked in zip(handled, sequences, *claim, strict=True):
             if is_blocked:

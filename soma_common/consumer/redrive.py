@@ -32,7 +32,7 @@ from soma_common.errors import (
     ValidationError,
 )
 from soma_common.events.models import RecordedEvent
-from soma_common.inbox import NO_LANE
+from soma_common.inbox import LaneCount
 from soma_common.postgres.errors import is_from_driver
 from soma_common.retry import Backoff
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _MOST_LEASES = 5  # owners of a sequence that may die over its first letter
 _PAGE = 100
+_NO_LANE = LaneCount(0, 0)  # a letter's own row fences it
 _MOST_CONFLICTS = 20
 _CONFLICTED = Backoff(base=0.005, maximum=1.0)
 
@@ -68,7 +69,7 @@ class Redriver:
         self._p, self._source, self._settings, self._tally = parts, source, settings, tally
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._seconds = 2 * settings.timeout + 30.0
-        self.lanes = [Lane(NO_LANE, 1, parts.sequence_of) for _ in range(settings.redrives)]
+        self.lanes = [Lane(_NO_LANE, 1, parts.sequence_of) for _ in range(settings.redrives)]
         self._outages = 0
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, record_columns
 from soma_common.errors import LeaseLost, LetterChanged
 from soma_common.events.ids import uuid7
 from soma_common.events.models import RecordedEvent
-from soma_common.inbox import NO_LANE, Inbox, LaneCount
+from soma_common.inbox import Inbox, LaneCount
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -56,7 +56,7 @@ class DeadLetters:
 
     async def park(
         self, failed: Undelivered, failure: Failure, *, attempts: int, retry_in: float | None = None,
-        automatic_left: int = 0, lane: LaneCount = NO_LANE,
+        automatic_left: int = 0, lane: LaneCount | None = None,
     ) -> bool:  # fmt: skip
         """Write the letter of an event that failed for good; whether it was new. Commits by itself.
 
@@ -67,23 +67,32 @@ class DeadLetters:
             attempts: how often it was tried so far.
             retry_in: seconds until its first automatic try; None: it is dead.
             automatic_left: automatic tries that are left.
-            lane: is raised by one batch.
+            lane: counts this transaction too.
 
         Raises:
             InfrastructureError, TransactionConflict: nothing was written, or it is unknown: call again.
             LeaseLost: the lane is not where its worker knows it.
         """
-        events = [] if failed.event is None else [failed.event]
         async with self._pool.transaction(synchronous=True) as tx:
-            claimed = await self._inbox.claim(tx, events, [failed.sequence] * len(events), lane)
-            if not all(claimed.fresh):
+            written = await self._park(tx, failed, failure, (attempts, retry_in, automatic_left))
+            if lane is not None:
+                await lane.advance(tx)
+            return written
+
+    async def _park(
+        self, tx: Any, failed: Undelivered, failure: Failure, numbers: tuple[int, float | None, int]
+    ) -> bool:
+        if failed.event is not None:
+            claimed = await self._inbox.claim(tx, [failed.event], [failed.sequence])
+            if not claimed.fresh[0]:
                 return False
-            await fetch(tx, self._sql["lock_sequence"], (self._consumer_id, failed.sequence, retry_in))
-            status = Status.DEAD if retry_in is None else Status.RETRYING
-            written = await self._write(tx, [failed], status, failure, (attempts, retry_in, automatic_left))
-            if not written:  # the record has a letter: if that is settled, the row just made has no letter
-                await fetch(tx, self._sql["advance"], (self._consumer_id, failed.sequence))
-            return bool(written)
+        retry_in = numbers[1]
+        await fetch(tx, self._sql["lock_sequence"], (self._consumer_id, failed.sequence, retry_in))
+        status = Status.DEAD if retry_in is None else Status.RETRYING
+        written = await self._write(tx, [failed], status, failure, numbers)
+        if not written:  # the record has a letter: if that is settled, the row just made has no letter
+            await fetch(tx, self._sql["advance"], (self._consumer_id, failed.sequence))
+        return bool(written)
 
     async def block(self, tx: Any, waiting: Sequence[Undelivered]) -> bool:
         """Write events behind the open letters of their sequences, in the batch's transaction, in the given order.

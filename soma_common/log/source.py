@@ -11,8 +11,9 @@ import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -342,8 +343,8 @@ class LogSource:
 
     def raw(self, record: Record) -> RawRecord:
         """The event as the relay would have sent it in JSON."""
-        event = record.event
-        assert event is not None, "every row of the log is an event"
+        assert record.event is not None, "every row of the log is an event"
+        event = replace(record.event, event_id=UUID(int=record.event.event_id.int))  # a driver's own kind of UUID
         return RawRecord(
             topic=self.reader,
             partition=record.partition.number,

@@ -7,9 +7,12 @@ ON CONFLICT (name) DO UPDATE SET name = excluded.name
 RETURNING consumer_id
 
 -- :name claim : enter events into the inbox, and tell which are fresh and which of those stand behind open letters
-SELECT stale, fresh, blocked FROM soma.claim(
-    $1::integer, $2::text, $3::bigint, $4::bigint, $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::bytea[])
+SELECT fresh, blocked FROM soma.claim(
+    $1::integer, $2::text, $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[])
+
+-- :name count_batch : a lane commits one more batch; no row: it is not where its worker knows it
+UPDATE soma.consumer_lanes l SET batches = l.batches + 1 WHERE l.lane_id = $1::bigint AND l.batches = $2::bigint
+RETURNING l.batches
 
 -- :name make_lanes : a row per lane of a worker; those of workers that died long ago go (one that still lives begins anew)
 WITH old AS (

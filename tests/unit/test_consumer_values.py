@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soma_common.consumer.handlers import EVERY_TYPE, HandlerContext, Handlers
-from soma_common.consumer.source import Partition, Record
 from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.source import Partition, Record
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.payloads import Payload

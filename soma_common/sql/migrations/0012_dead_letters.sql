@@ -83,12 +83,10 @@ CREATE TABLE soma.dead_letter_history (
 -- Events are numbered from 1: first those known by their id, then those known by a key; the sequences are in that order.
 -- Of equal events only one may be given. fresh: the new ones (null: all of them); blocked: of these, those whose
 -- sequence has open letters (null: none).
---
--- p_lane (null: none) is raised from p_batches; stale: it is not at p_batches, nothing was entered, roll back.
 CREATE FUNCTION soma.claim(
-    p_consumer integer, p_idle_timeout text, p_lane bigint, p_batches bigint, p_ids uuid[], p_id_tenants text[],
-    p_id_services text[], p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
-    OUT stale boolean, OUT fresh integer[], OUT blocked integer[]
+    p_consumer integer, p_idle_timeout text, p_ids uuid[], p_id_tenants text[], p_id_services text[],
+    p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
+    OUT fresh integer[], OUT blocked integer[]
 )
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -105,14 +103,6 @@ BEGIN
     -- Assignments, not a query: that would cost as much as entering an event.
     v_setting := set_config('synchronous_commit', 'on', true);
     v_setting := set_config('idle_in_transaction_session_timeout', p_idle_timeout, true);
-    stale := false;
-    IF p_lane IS NOT NULL THEN
-        UPDATE soma.consumer_lanes l SET batches = l.batches + 1 WHERE l.lane_id = p_lane AND l.batches = p_batches;
-        IF NOT FOUND THEN
-            stale := true;
-            RETURN;
-        END IF;
-    END IF;
     IF v_ids = 1 THEN
         -- The usual batch of an idle consumer: the number of rows says all.
         INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)

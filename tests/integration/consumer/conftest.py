@@ -12,13 +12,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from soma_common.consumer.handlers import EVERY_TYPE, Handle, HandlerContext, Handlers
+from soma_common.consumer.retries import RetryPolicy
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.worker import ConsumerWorker
+from soma_common.dlq.handler import DLQHandler
+from soma_common.dlq.models import FullLetter, RedrivePolicy
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.keys import kafka_key
@@ -39,6 +43,10 @@ EFFECT = "INSERT INTO effect (event_id, tenant, key, number, worker) VALUES ($1,
 PROGRAM = Path(__file__).with_name("program.py")
 
 
+# A failing event is dead at once.
+AT_ONCE = RetryPolicy(tries=1, parked=RedrivePolicy(tries=0))
+
+
 async def apply(event: RecordedEvent, ctx: HandlerContext) -> None:
     """The plain handler: a row per application, so that a second one shows."""
     number = event.payload.get("n", 0) if isinstance(event.payload, dict) else 0
@@ -51,6 +59,7 @@ class World:
     def __init__(self, pool: Pool, dsn: str) -> None:
         self.pool, self.dsn = pool, dsn
         self.store = EventStore(pool, AppendSettings("tests"))
+        self.dlq = DLQHandler(pool, who="tests")
         self.processes: list[subprocess.Popen[str]] = []
         self.workers: list[ConsumerWorker] = []
 
@@ -77,6 +86,7 @@ class World:
     ) -> ConsumerWorker:  # fmt: skip
         handlers = Handlers(typed)
         handlers.add(handle, *(types or (EVERY_TYPE,)))
+        settings = settings or ConsumerSettings(retry=AT_ONCE, redrive_every=0.05)
         worker = ConsumerWorker(
             self.pool,
             consumer,
@@ -130,6 +140,11 @@ class World:
         for row in rows:
             found.setdefault(row[2], []).append(row[0])
         assert found == wanted
+
+    async def letters(self) -> list[FullLetter]:
+        """All dead letters, in order."""
+        rows = await self.pool.fetch("SELECT letter_id FROM soma.dead_letters ORDER BY place")
+        return [await self.dlq.show(UUID(int=row[0].int)) for row in rows]
 
     async def close(self) -> None:
         for worker in self.workers:
@@ -201,6 +216,16 @@ class Topic:
 @pytest.fixture
 def topic(soma_kafka: KafkaHandle, soma_topic: Callable[..., str]) -> Topic:
     return Topic(soma_kafka.bootstrap, soma_topic("soma.consume", partitions=4))
+
+
+@pytest.fixture
+def settings() -> Callable[..., ConsumerSettings]:
+    """Settings under which a failing event is dead at once, and letters are looked for often."""
+
+    def made(**given: Any) -> ConsumerSettings:
+        return ConsumerSettings(**({"retry": AT_ONCE, "redrive_every": 0.05} | given))
+
+    return made
 
 
 @pytest.fixture(name="apply")

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from soma_common.consumer.handlers import EVERY_TYPE, HandlerContext, Handlers
-from soma_common.consumer.source import Record
 from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.source import Record
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec

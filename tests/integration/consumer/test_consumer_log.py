@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from soma_common.consumer.retries import RetryPolicy
 from soma_common.consumer.settings import ConsumerSettings
-from soma_common.errors import ConfigurationError, HandlerFailed, PayloadInvalid, TransactionConflict
+from soma_common.errors import ConfigurationError, TransactionConflict
 from soma_common.events.models import Event
 from soma_common.events.payloads import Payload
 from soma_common.log.source import LogSettings, LogSource
+from soma_common.retry import Backoff
 from tests.waiting import until
 
 
@@ -68,14 +71,16 @@ async def test_a_typed_handler_gets_its_model(world: Any) -> None:
     assert seen == [(OrderPaid(n=7), {"n": 7})]
 
 
-async def test_a_payload_that_is_not_the_model_stops_its_shard(world: Any) -> None:
+async def test_a_payload_that_is_not_the_model_is_dead_at_once(world: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         raise AssertionError("it must not be called")
 
     await world.store.publish(Event(payload={"x": 1}, event_type="order.paid", tenant_id="acme", aggregate_id="a"))
-    async with world.log_worker(handle, OrderPaid) as worker:
-        await until(lambda: worker.stats().failures)
-        assert isinstance(worker.stats().failures[0].error.__cause__, PayloadInvalid)
+    async with world.log_worker(handle, OrderPaid, settings=ConsumerSettings()) as worker:  # whatever the retries
+        await until(lambda: worker.stats().tally.dead)
+    (letter,) = await world.letters()
+    assert (letter.letter.stage, letter.letter.attempts) == ("validate", 1)
+    assert letter.letter.error_type == "soma_common.errors.PayloadInvalid"
 
 
 async def test_given_keys_are_known_again(world: Any) -> None:
@@ -105,7 +110,7 @@ async def test_publish_inherits_and_commits_with_the_effects(world: Any) -> None
 
     first, _ = await world.publish(2, keys=1)
     async with world.log_worker(handle, "order.paid") as worker:
-        await until(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().tally.dead)
     found = await world.store.query(tenant_id="acme", event_type="order.seen")
     assert len(await world.pool.fetch("SELECT * FROM total")) == 1  # the failing event left neither effect nor events
     assert [event.causation_id for event in found] == [str(first.event_id), "mine"]
@@ -113,7 +118,7 @@ async def test_publish_inherits_and_commits_with_the_effects(world: Any) -> None
     assert {event.trace_id for event in found} == {first.trace_id}
 
 
-async def test_a_failing_event_stops_only_its_shard_and_is_tried_again(
+async def test_a_failing_event_holds_back_only_its_key_and_is_redriven_in_order(
     world: Any, apply: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = True
@@ -125,65 +130,66 @@ async def test_a_failing_event_stops_only_its_shard_and_is_tried_again(
 
     events = await world.publish(400, keys=40)
     bad = events[100]
+    behind = [event.event_id for event in events[100:] if event.stream == bad.stream]
     worker = world.log_worker(handle)
     with caplog.at_level(logging.ERROR):
         async with worker:
-            await until(lambda: worker.stats().failures)
-            events += await world.publish(100, keys=40, start=400)  # to be seen going past the shard that stopped
-            shard = worker.stats().failures[0].partition.number
-            hashes = await world.pool.fetch("SELECT event_id, key_hash & 7 FROM soma.events")
-            behind = {row[0] for row in hashes if row[1] == shard}
-            stopped = {event.event_id for event in events[100:] if event.event_id in behind}
-            await world.applied(500 - len(stopped))
+            await world.applied(400 - len(behind))
+            await until(lambda: worker.stats().tally.blocked == len(behind) - 1)
             stats = worker.stats()
-    assert await world.count() == 500 - len(stopped)
-    assert {row[0] for row in await world.effects()}.isdisjoint(stopped)
-    assert not stats.healthy
-    assert [failure.offset for failure in stats.failures] == [bad.position]
-    assert isinstance(stats.failures[0].error, HandlerFailed)
-    told = [record.getMessage() for record in caplog.records if "stopped" in record.getMessage()]
+            assert stats.healthy  # a dead letter is an operator's matter, not the process's
+            assert {row[0] for row in await world.effects()}.isdisjoint(behind)
+            letters = await world.letters()
+            assert [letter.letter.event.event_id for letter in letters] == behind
+            assert [letter.letter.status for letter in letters] == ["dead"] + ["blocked"] * (len(behind) - 1)
+            broken = False
+            assert await world.dlq.retry_event(letters[0].letter.letter_id)
+            await world.applied(400)
+            events += await world.publish(100, keys=40, start=400)
+            await world.applied(500)
+    told = [record.getMessage() for record in caplog.records if "is dead" in record.getMessage()]
     assert len(told) == 1
     assert str(bad.event_id) in told[0]
     assert str(bad.stream) in told[0]
     assert "bad luck" in told[0]
-
-    broken = False
-    async with world.log_worker(handle):
-        await world.applied(500)
+    assert {letter.letter.status for letter in await world.letters()} == {"resolved"}
     await world.check(events)
 
 
-async def test_the_failing_event_is_found_in_a_handful_of_transactions(world: Any, apply: Any) -> None:
+async def test_the_failing_event_is_found_in_a_handful_of_transactions(world: Any, apply: Any, settings: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         await apply(event, ctx)
         if event.payload["n"] == 150:
             raise ValueError("bad luck")
 
-    await world.publish(200, keys=1)
-    async with world.log_worker(handle, settings=ConsumerSettings(batch=200)) as worker:
-        await until(lambda: worker.stats().failures)
-        assert worker.stats().tally.transactions == 3  # all, those before it, itself
-    assert await world.count() == 150
+    await world.publish(200, keys=200)
+    async with world.log_worker(handle, settings=settings(batch=200, lanes=1)) as worker:
+        await until(lambda: worker.stats().tally.settled == 200)
+        assert worker.stats().tally.transactions == 4  # all, those before it, itself, those behind it
+    assert await world.count() == 199
 
 
 @pytest.mark.parametrize("bad", [0, 77, 199])
-async def test_an_event_that_fails_only_at_commit_is_found_by_halving(world: Any, apply: Any, bad: int) -> None:
+async def test_an_event_that_fails_only_at_commit_is_found_by_halving(world: Any, settings: Any, bad: int) -> None:
     async with world.pool.connection() as connection:
         await connection.execute(
             "CREATE TABLE good (n bigint PRIMARY KEY);"
             f"INSERT INTO good SELECT n FROM generate_series(0, 199) n WHERE n <> {bad};"
             "ALTER TABLE effect ADD FOREIGN KEY (number) REFERENCES good DEFERRABLE INITIALLY DEFERRED"
         )
-    await world.publish(200, keys=1)
-    async with world.log_worker(settings=ConsumerSettings(batch=200)) as worker:
-        await until(lambda: worker.stats().failures)
+    await world.publish(200, keys=200)
+    async with world.log_worker(settings=settings(batch=200, lanes=1)) as worker:
+        await until(lambda: worker.stats().tally.settled == 200)
         stats = worker.stats()
     assert stats.tally.transactions <= 2 * 8 + 1  # log2(200) levels
-    assert await world.count() == bad
+    assert await world.count() == 199
 
 
-async def test_a_handler_that_swallows_a_database_error_is_found(world: Any, apply: Any) -> None:
-    """The transaction is broken from then on, and the next handler fails in its stead."""
+@pytest.mark.parametrize("keys", [1, 200])
+async def test_a_handler_that_swallows_a_database_error_is_found(
+    world: Any, apply: Any, settings: Any, keys: int
+) -> None:
+    """The transaction is broken from then on: the next handler fails in its stead, or COMMIT rolls back silently."""
 
     async def handle(event: Any, ctx: Any) -> None:
         if event.payload["n"] == 60:
@@ -192,12 +198,12 @@ async def test_a_handler_that_swallows_a_database_error_is_found(world: Any, app
             return
         await apply(event, ctx)
 
-    await world.publish(200, keys=1)
-    async with world.log_worker(handle, settings=ConsumerSettings(batch=200)) as worker:
-        await until(lambda: worker.stats().failures)
-        (failure,) = worker.stats().failures
-    assert await world.count() == 60
-    assert "InFailedSQLTransaction" in str(failure.error)
+    await world.publish(200, keys=keys)
+    async with world.log_worker(handle, settings=settings(batch=200, lanes=1)) as worker:
+        await until(lambda: worker.stats().tally.settled == 200)
+    assert await world.count() == (60 if keys == 1 else 199)
+    letter = (await world.letters())[0].letter
+    assert letter.error_type == "asyncpg.exceptions.InFailedSQLTransactionError"
 
 
 async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: Any) -> None:
@@ -212,8 +218,9 @@ async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: An
 
     await world.publish(6, keys=1)
     async with world.log_worker(handle) as worker:
-        await until(lambda: worker.stats().failures)
-        assert "ended the transaction" in str(worker.stats().failures[0].error)
+        await until(lambda: worker.stats().tally.dead)
+    (letter,) = await world.letters()
+    assert "ended the transaction" in letter.message
     assert await world.count() == 5
     assert not await world.pool.fetch("SELECT * FROM total")
 
@@ -224,7 +231,7 @@ async def test_a_handlers_own_network_error_is_the_events_fault(world: Any) -> N
 
     await world.publish(1)
     async with world.log_worker(handle) as worker:
-        await until(lambda: worker.stats().failures)
+        await until(lambda: worker.stats().tally.dead)
         assert worker.stats().away is None
 
 
@@ -243,9 +250,10 @@ async def test_a_conflict_between_transactions_is_tried_again(world: Any, apply:
     events = await world.publish(20)
     async with world.log_worker(handle) as worker:
         await world.applied(20)
-        assert not worker.stats().failures
+        assert worker.stats().tally.conflicts == 3
     await world.check(events)
     assert tries > 20
+    assert not await world.letters()
 
 
 async def test_shards_are_shared_and_change_hands_without_loss(world: Any) -> None:
@@ -341,21 +349,63 @@ async def test_a_worker_that_is_cancelled_loses_nothing(world: Any, apply: Any) 
     await world.check(events)
 
 
-async def test_a_silent_transaction_is_ended_and_tried_again(world: Any, apply: Any) -> None:
+async def test_a_handler_that_takes_too_long_is_cancelled_and_tried_again(
+    world: Any, apply: Any, settings: Any
+) -> None:
     slow = True
 
     async def handle(event: Any, ctx: Any) -> None:
         nonlocal slow
         if slow:
             slow = False
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(60)
         await apply(event, ctx)
 
     events = await world.publish(5)
-    async with world.log_worker(handle, settings=ConsumerSettings(idle_timeout=0.3)) as worker:
+    policy = RetryPolicy(tries=2, backoff=Backoff(base=0.01, maximum=0.02))
+    async with world.log_worker(handle, settings=settings(timeout=0.2, retry=policy)) as worker:
         await world.applied(5)
-        assert not worker.stats().failures
+        assert worker.stats().tally.timeouts == 1
     await world.check(events)
+    assert not await world.letters()
+
+
+async def test_a_handler_that_blocks_its_process_is_found_out(world: Any, apply: Any, settings: Any) -> None:
+    """Nobody can cancel it; PostgreSQL hangs up on its transaction, and the event is to blame for that."""
+
+    async def handle(event: Any, ctx: Any) -> None:
+        if event.payload["n"] == 1:
+            time.sleep(1.0)  # noqa: ASYNC251 - that is the point
+        await apply(event, ctx)
+
+    await world.publish(5, keys=5)
+    async with world.log_worker(handle, settings=settings(timeout=0.3, idle_timeout=0.3, lanes=1)) as worker:
+        await until(lambda: worker.stats().tally.settled == 5)
+    (letter,) = await world.letters()
+    assert letter.letter.error_type == "soma_common.errors.HandlerTimeout"
+    assert await world.count() == 4
+
+
+async def test_a_handler_that_does_not_let_itself_be_cancelled_is_left_behind(
+    world: Any, apply: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("soma_common.consumer.session._GRACE", 0.3)
+    over = asyncio.Event()
+
+    async def handle(event: Any, ctx: Any) -> None:
+        while event.payload["n"] == 1 and not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await over.wait()
+        await apply(event, ctx)
+
+    await world.publish(50, keys=5)
+    async with world.log_worker(handle, settings=settings(timeout=0.3)) as worker:
+        await until(lambda: worker.stats().tally.settled >= 50)
+        over.set()
+    letters = await world.letters()
+    assert [letter.letter.status for letter in letters] == ["dead"] + ["blocked"] * 9
+    assert letters[0].letter.error_type == "soma_common.errors.HandlerTimeout"
+    assert await world.count() == 40
 
 
 async def test_events_of_foreign_shape_do_not_pass_for_known_ones(world: Any) -> None:
