@@ -60,6 +60,7 @@ class Effects:
         ``handled`` are (place in the batch, event, its handlers). Raises Blamed, or what is nobody's fault.
         """
         collected: list[Event] = []
+        lane.tx = tx
         try:
             if self.handlers.batches:
                 await self._in_runs(tx, lane, handled, collected, redriven)
@@ -68,7 +69,7 @@ class Effects:
                     context = HandlerContext(self._consumer, event, tx, collected, redriven=redriven)
                     await self._one(lane, handlers, place, context)
         finally:
-            lane.handling = None
+            lane.handling = lane.tx = None
         if collected:
             await self._record(lane, tx, collected)
         return len(collected)
@@ -163,7 +164,9 @@ def _overdue(lane: Lane, place: int | None) -> BaseException:
     if task is not None:
         task.uncancel()
     began = lane.handling or time.monotonic()
-    return Blamed(place, HandlerTimeout(f"The handler did not end within {time.monotonic() - began:.1f} s."))
+    # Kept in the lane as well: the rollback may find that PostgreSQL has hung up meanwhile.
+    lane.blame = Blamed(place, HandlerTimeout(f"The handler did not end within {time.monotonic() - began:.1f} s."))
+    return lane.blame
 
 
 def _check_open(tx: Any, place: int | None) -> None:

@@ -32,9 +32,10 @@ class _Held(NamedTuple):
 class Lane:
     """What waits for one worker, in order, and the sequences that wait for their next try.
 
-    ``count`` are its batches in the database. ``trying`` are the records of the transaction that runs; ``handling`` is
-    when a handler began, by the monotonic clock, while one runs, and ``place`` which of the records it has (None:
-    several). ``overdue`` is set when it was cancelled for taking too long, ``blame`` when it outlived its connection.
+    ``count`` are its batches in the database. ``trying`` are the records of the transaction ``tx`` that runs;
+    ``handling`` is when a handler began, by the monotonic clock, while one runs, and ``place`` which of the records it
+    has (None: several). ``overdue`` is set when it was cancelled for taking too long, ``blame`` when it may have
+    outlived its connection.
     """
 
     def __init__(self, count: LaneCount, batch: int, sequence_of: SequenceOf) -> None:
@@ -42,6 +43,7 @@ class Lane:
         self.handling: float | None = None
         self.trying: Sequence[Record] = ()
         self.place: int | None = None
+        self.tx: Any = None
         self.overdue = False
         self.blame: Exception | None = None
         self.working: Sequence[Record] = ()

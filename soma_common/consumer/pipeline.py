@@ -154,10 +154,11 @@ class Pipeline:
                     break
                 await asyncio.sleep(_CONFLICTED.delay(attempt))
             except Blamed as blamed:
-                if len(records) == 1:
+                if blamed.place == 0 or len(records) == 1:  # the first had nobody before it who could be to blame
                     await self._failed(lane, records[0], blamed.cause, again)
-                    return
-                await self._in_parts(lane, records, blamed.place, again)
+                    await self._part(lane, records[1:], again)
+                else:
+                    await self._in_parts(lane, records, blamed.place, again)
                 return
         if len(records) == 1:
             raise TransactionConflict(f"{_named(records[0])} met other transactions {_MOST_CONFLICTS} times.")

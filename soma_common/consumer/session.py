@@ -184,6 +184,7 @@ class Session:
                 if over > _GRACE:
                     hung = HandlerTimeout(f"The handler did not end within {timeout + over:.1f} s, not even cancelled.")
                     self._memory.hung(lane.subject, hung)
+                    lane.tx.terminate()  # what it holds locked is free again, and nothing of it commits
                     raise LeaseLost(hung.message)
                 if over > 0 and not lane.overdue:
                     lane.overdue = True

@@ -82,7 +82,7 @@ class DeadLetters:
     async def _park(
         self, tx: Any, failed: Undelivered, failure: Failure, numbers: tuple[int, float | None, int]
     ) -> bool:
-        if failed.event is not None:
+        if failed.event is not None and _can_be_claimed(failed.event):
             claimed = await self._inbox.claim(tx, [failed.event], [failed.sequence])
             if not claimed.fresh[0]:
                 return False
@@ -188,3 +188,9 @@ class DeadLetters:
         if said == "changed":
             raise LetterChanged(f"Letter {known.letter_id} was settled, discarded or edited meanwhile.")
         return Outcome(said)
+
+
+def _can_be_claimed(event: RecordedEvent) -> bool:
+    """Whether the inbox can hold its names. Those of a foreign event may be such that it failed for that very reason."""
+    names = (event.tenant_id, event.service_id, event.idempotency_key)
+    return all(storable(name, len(name) * 4) == name for name in names)

@@ -49,11 +49,19 @@ def test_handlers_are_found_by_type_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("handle", "types"),
-    [(plain, ("order.paid",)), (first, ()), (first, ("order.paid", "order.paid")), (first, (Payload,))],
+    [("no function", ("order.paid",)), (first, ()), (first, ("order.paid", "order.paid")), (first, (Payload,))],
 )
 def test_wrong_registrations_are_refused(handle: Any, types: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigurationError):
         Handlers().add(handle, *types)
+
+
+def test_plain_and_async_functions_do_not_share_a_transaction() -> None:
+    handlers = Handlers()
+    handlers.add(plain, "order.paid")
+    assert handlers.blocking
+    with pytest.raises(ConfigurationError, match="consumer of its own"):
+        handlers.add(first, "order.paid")
 
 
 def test_a_wrong_type_name_is_refused() -> None:

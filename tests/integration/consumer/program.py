@@ -1,7 +1,7 @@
 """A consumer in a process of its own, for tests that kill it. Its one argument is a JSON object.
 
-``die``: {"stage": "handler" | "save" | "saved" | "committed", "after": n}: SIGKILL itself at that stage of its n-th
-event or transaction. Prints ``ready`` when it begins, and its statistics when it ends by SIGTERM.
+``die``: {"stage": "handler" | "batch" | "save" | "saved" | "stored", "after": n}: SIGKILL itself at that stage of its n-th
+event, batch or write of positions. Prints ``ready`` when it begins, and its statistics when it ends by SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from soma_common.consumer.handlers import EVERY_TYPE, HandlerContext, Handlers
+from soma_common.consumer.session import Session
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Record
 from soma_common.consumer.worker import ConsumerWorker
@@ -46,7 +47,7 @@ class Death:
 
 
 class Dying:
-    """Adds to a source the places where a process may die; "committed" comes before Kafka is told anything."""
+    """Adds to a source the places where a process may die; "stored" comes before Kafka is told anything."""
 
     death = Death()
 
@@ -55,9 +56,9 @@ class Dying:
         await super().save(tx, records)  # type: ignore[misc]  # a mixin
         self.death.reached("saved")
 
-    async def committed(self, records: Sequence[Record]) -> None:
-        self.death.reached("committed")
-        await super().committed(records)  # type: ignore[misc]  # a mixin
+    async def saved(self, records: Sequence[Record]) -> None:
+        self.death.reached("stored")
+        await super().saved(records)  # type: ignore[misc]  # a mixin
 
 
 class DyingLog(Dying, LogSource):
@@ -119,8 +120,23 @@ async def main(given: dict[str, Any]) -> None:
             source,
             handlers=_handlers(given, source.death),
             append=lambda events, tx: store.publish(events, tx=tx),
-            settings=ConsumerSettings(batch=given.get("batch", 50), drain=5.0, idle_timeout=given.get("idle", 30.0)),
+            settings=ConsumerSettings(
+                batch=given.get("batch", 50),
+                lanes=given.get("lanes", 8),
+                drain=5.0,
+                timeout=given.get("idle", 30.0),
+                idle_timeout=given.get("idle", 30.0),
+                save_every=given.get("save_every", 0.1),
+                **given.get("settings", {}),
+            ),
         )
+        settle = Session._settle
+
+        def settled(session: Session, records: Iterable[Record]) -> None:
+            source.death.reached("batch")
+            settle(session, records)
+
+        Session._settle = settled  # type: ignore[method-assign]  # right after the COMMIT of a batch
         print("ready", flush=True)
         await run_until_signalled(worker)
         print(json.dumps({"applied": worker.stats().tally.applied}), flush=True)

@@ -25,15 +25,17 @@ async def _ended(process: Any, within: float = 30.0) -> int:
     return await asyncio.wait_for(asyncio.to_thread(process.wait), within)
 
 
-@pytest.mark.parametrize("stage", ["handler", "save", "saved", "committed"])
+@pytest.mark.parametrize("stage", ["handler", "batch", "save", "saved", "stored"])
 async def test_killed_at_a_stage(world: Any, stage: str) -> None:
-    """Before the position, before COMMIT, right after it: the next process goes on with what is not there yet."""
+    """In a handler, right after a COMMIT, while positions are written: the next process goes on with what is missing."""
     events = await world.publish(300, keys=10)
-    after = 120 if stage == "handler" else 2
-    victim = world.process(batch=50, lease=1.0, echo=True, die={"stage": stage, "after": after})
+    after = {"handler": 120, "batch": 2}.get(stage, 1)
+    quick = {"batch": 50, "lanes": 1, "save_every": 0.005, "slow": 0.001}
+    victim = world.process(lease=1.0, echo=True, die={"stage": stage, "after": after}, **quick)
     assert await _ended(victim) == -signal.SIGKILL
-    expected = {"handler": 100, "save": 50, "saved": 50, "committed": 100}[stage]
-    assert await world.count() == expected
+    count = await world.count()
+    assert count == 100 if stage in ("handler", "batch") else 0 < count < 300
+    assert count % 50 == 0
     world.process(batch=50, lease=1.0, echo=True)
     await world.applied(300)
     await world.check(events)
@@ -106,7 +108,6 @@ async def test_the_connection_is_cut_at_commit(world: Any, when: CommitCut) -> N
             proxy.cut_at_commit(when, times=4)
             async with worker:
                 await until(lambda: _effects(pool, 300), what="300 effects")
-                assert not worker.stats().failures
             assert proxy.commit_cuts == 4
         world.pool = pool
     await world.check(events)
