@@ -29,6 +29,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   └── IncompatibleSchema      the registry refused a schema change
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               a handler raised; its partition stops until that is mended
+    ├── ReplayRefused               a replay cannot be done as it was asked for
     └── InfrastructureError         something outside is away: retried, never blamed on an event
         ├── DatabaseUnavailable
         ├── BrokerUnavailable
@@ -191,6 +192,10 @@ class MigrationError(SomaError):
 
 class HandlerFailed(SomaError):
     """A handler raised; its partition stays where it is until that is mended."""
+
+
+class ReplayRefused(SomaError):
+    """This replay cannot be done as it was asked for."""
 
 
 class InfrastructureError(SomaError):

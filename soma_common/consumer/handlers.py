@@ -19,18 +19,37 @@ Typed = Callable[[RecordedEvent], RecordedEvent]
 EVERY_TYPE: Final = "*"
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How events come to a handler.
+
+    ``replaying``: by a replay, not live. ``external_effects``: whether the handler may act outside of the database;
+    not when tables are rebuilt from events whose mails were sent long ago.
+    """
+
+    replaying: bool = False
+    external_effects: bool = True
+
+
+LIVE: Final = Delivery()
+
+
 class HandlerContext:
     """What a handler works with, valid only while it runs.
 
     ``tx`` is the connection in the batch's transaction: what is written through it commits together with the mark
     that the event was applied, or not at all. Do not commit or roll it back; savepoints (``tx.transaction()``) are
-    fine. ``event`` is the event as it was recorded, with its payload as a dict.
+    fine. ``event`` is the event as it was recorded, with its payload as a dict. ``replaying`` and
+    ``external_effects`` tell a replay (:class:`Delivery`).
     """
 
-    __slots__ = ("_collected", "consumer", "event", "tx")
+    __slots__ = ("_collected", "consumer", "event", "external_effects", "replaying", "tx")
 
-    def __init__(self, consumer: str, event: RecordedEvent, tx: Tx, collected: list[Event]) -> None:
+    def __init__(
+        self, consumer: str, event: RecordedEvent, tx: Tx, collected: list[Event], delivery: Delivery = LIVE
+    ) -> None:
         self.consumer, self.event, self.tx = consumer, event, tx
+        self.replaying, self.external_effects = delivery.replaying, delivery.external_effects
         self._collected = collected
 
     def publish(self, *events: Event) -> None:

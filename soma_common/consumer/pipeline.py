@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from soma_common.consumer.dedup import Inbox
-from soma_common.consumer.handlers import Handler, HandlerContext, Handlers
+from soma_common.consumer.handlers import LIVE, Delivery, Handler, HandlerContext, Handlers
 from soma_common.consumer.source import Partition, Record, Source
 from soma_common.errors import (
     ClockAhead,
@@ -33,7 +33,7 @@ Append = Callable[[Sequence[Event], Any], Awaitable[object]]
 # Nobody's fault but the world's: the batch is tried again.
 PASSING: Final = (InfrastructureError, TransactionConflict, ClockAhead)
 # Not an event's fault either, and no retry mends it: the consumer ends with it.
-_ENDING: Final = (ConfigurationError, MigrationError, LogError)
+ENDING: Final = (ConfigurationError, MigrationError, LogError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Tally:
         )
 
 
-class _Blamed(Exception):
+class Blamed(Exception):
     """Applying failed because of an event: of the one at ``place`` as it seems, or (None) of some one."""
 
     def __init__(self, place: int | None, cause: Exception) -> None:
@@ -80,10 +80,14 @@ class Pipeline:
 
     Args:
         append: records new events in a transaction: ``await append(events, tx)``.
+        delivery: what handlers are told about how their events come.
     """
 
-    def __init__(self, pool: Pool, consumer: str, handlers: Handlers, append: Append) -> None:
+    def __init__(
+        self, pool: Pool, consumer: str, handlers: Handlers, append: Append, *, delivery: Delivery = LIVE
+    ) -> None:
         self._pool, self._consumer, self._handlers, self._append = pool, consumer, handlers, append
+        self._delivery = delivery
 
     async def apply(self, source: Source, inbox: Inbox, batch: Sequence[Record]) -> Tally:
         """Apply a batch as far as it goes: a partition with a failing event stops before that event.
@@ -107,7 +111,7 @@ class Pipeline:
             return Tally()
         try:
             return await self._commit(source, inbox, records)
-        except _Blamed as blamed:
+        except Blamed as blamed:
             if len(records) == 1:
                 return Tally(transactions=1, failures=(_halt(source, records[0], blamed.cause),))
             place = blamed.place
@@ -119,21 +123,27 @@ class Pipeline:
         return tally
 
     async def _commit(self, source: Source, inbox: Inbox, records: Sequence[Record]) -> Tally:
-        """One transaction; raises _Blamed when an event is to blame."""
+        """One transaction; raises Blamed when an event is to blame."""
         try:
             async with self._pool.connection() as tx, tx.transaction(isolation="read_committed"):
-                tally = await self._effects(tx, inbox, records)
+                tally = await self.effects(tx, inbox, records)
                 await source.save(tx, records)
-        except (_Blamed, LeaseLost, *PASSING, *_ENDING):
+        except (Blamed, LeaseLost, *PASSING, *ENDING):
             raise
         except Exception as error:
             if isinstance(error, SomaError) or is_from_driver(error):
-                raise _Blamed(None, error) from error
+                raise Blamed(None, error) from error
             raise  # a fault of this library or of the source ends the worker: no event is blamed for it
         await source.committed(records)
         return tally
 
-    async def _effects(self, tx: Any, inbox: Inbox, records: Sequence[Record]) -> Tally:
+    async def effects(self, tx: Any, inbox: Inbox, records: Sequence[Record]) -> Tally:
+        """What the records do inside a transaction: inbox rows, handlers, new events. The caller commits.
+
+        Raises:
+            Blamed: an event is to blame; roll back.
+            InfrastructureError, TransactionConflict, ClockAhead: try again.
+        """
         handled = [
             (place, record.event, handlers)
             for place, record in enumerate(records)
@@ -143,7 +153,9 @@ class Pipeline:
         collected: list[Event] = []
         for (place, event, handlers), is_new in zip(handled, fresh, strict=True):
             if is_new:
-                await self._handle(handlers, place, HandlerContext(self._consumer, event, tx, collected))
+                await self._handle(
+                    handlers, place, HandlerContext(self._consumer, event, tx, collected, self._delivery)
+                )
         if collected:
             await self._record(tx, collected)
         applied = sum(fresh)
@@ -153,10 +165,10 @@ class Pipeline:
         """Append what the handlers published; which of them is to blame for a refusal is not known."""
         try:
             await self._append(events, tx)
-        except (*PASSING, *_ENDING):
+        except (*PASSING, *ENDING):
             raise
         except Exception as error:
-            raise _Blamed(None, error) from error
+            raise Blamed(None, error) from error
 
     async def _handle(self, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
         event, tx = context.event, cast("Any", context.tx)
@@ -167,9 +179,9 @@ class Pipeline:
             passing = _passing(tx, error)
             if passing is not None:
                 raise passing from error
-            raise _Blamed(place, error) from error
+            raise Blamed(place, error) from error
         if not tx.is_in_transaction():
-            raise _Blamed(place, ConfigurationError("A handler ended the transaction of its batch.", cure=_KEEP_OPEN))
+            raise Blamed(place, ConfigurationError("A handler ended the transaction of its batch.", cure=_KEEP_OPEN))
 
 
 _KEEP_OPEN = "leave COMMIT and ROLLBACK to the consumer; use `async with ctx.tx.transaction()` for a savepoint."
