@@ -23,7 +23,7 @@ def db() -> None:
 )
 def upgrade(grant_to: str | None) -> None:
     """Apply missing migrations. Safe while applications run, and from several machines at once."""
-    with _dsn(SomaConfig.from_env()) as dsn:
+    with database_dsn(SomaConfig.from_env()) as dsn:
         applied = asyncio.run(migrate.upgrade(dsn, grant_to=grant_to))
     for name in applied:
         click.echo(f"applied {name}")
@@ -34,7 +34,7 @@ def upgrade(grant_to: str | None) -> None:
 @db.command()
 def status() -> None:
     """What is applied. Exit code 1 when something is missing."""
-    with _dsn(SomaConfig.from_env()) as dsn:
+    with database_dsn(SomaConfig.from_env()) as dsn:
         known = asyncio.run(migrate.status(dsn))
     for migration in known:
         when = f"{migration.applied_at:%Y-%m-%d %H:%M:%S}Z" if migration.applied_at else "missing"
@@ -51,7 +51,7 @@ def repair() -> None:
     With SOMA_EXACTLY_ONCE the relay's cursors in Kafka are forgotten too: it resumes from the database's own.
     """
     config = SomaConfig.from_env()
-    with _dsn(config) as dsn:
+    with database_dsn(config) as dsn:
         done = asyncio.run(migrate.repair(dsn))
     click.echo(f"cluster {done.old_cluster} -> {done.new_cluster}")
     click.echo(f"history until position {done.history_until}, era {done.new_era} begins after it")
@@ -73,7 +73,7 @@ async def _forget_relay_cursors(config: SomaConfig) -> None:
 
 
 @contextmanager
-def _dsn(config: SomaConfig) -> Iterator[str]:
+def database_dsn(config: SomaConfig) -> Iterator[str]:
     """The database of the environment; the embedded one is started for the command when it is not running."""
     if config.postgres_dsn:
         yield config.postgres_dsn

@@ -15,6 +15,7 @@ from soma_common.errors import SomaError
 # Name -> (module, attribute, one line of help).
 _COMMANDS = {
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
+    "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay."),
     "relay": ("soma_common.cli.relay", "relay", "Bring events from the outbox to Kafka until SIGTERM."),
     "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check and push."),
 }

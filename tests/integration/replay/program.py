@@ -50,9 +50,9 @@ async def main(given: dict[str, Any]) -> None:
     settings = ReplaySettings(batch=given.get("batch", 20), page=given.get("page", 50), lease=given.get("lease", 0.5))
     async with ReplayEngine(PoolSettings(given["dsn"]), "billing", handlers=handlers, settings=settings) as engine:
         engine._checkpoints = Dying(engine._pool, lease=settings.lease)
-        async for progress in engine.run(given["run"]):
+        async for _ in engine.run(given["run"]):
             reached("committed")
-    print(progress.state, flush=True)
+        print((await engine.progress(given["run"])).state, flush=True)
 
 
 if __name__ == "__main__":
