@@ -46,7 +46,7 @@ class Runner:
         self._batch = batch if run.rate is None else max(1, min(batch, int(run.rate)))
         self._page, self._backoff = page, backoff
         self._bucket = TokenBucket(run.rate, burst=self._batch)
-        self._tries = 0
+        self._tries, self._doubtful = 0, False
         self._begin(run)
 
     def _begin(self, run: Progress) -> None:
@@ -83,6 +83,10 @@ class Runner:
     async def _turn(self) -> bool:
         """One batch, or one wait; False at the end."""
         try:
+            if self._doubtful:
+                # Under a new epoch: a transaction of unknown outcome took effect, and is read here, or never will.
+                self._begin(await self._claimed())
+                self._doubtful = False
             if not self._waiting and not await self._refill():
                 return False
             if self._waiting:
@@ -92,7 +96,7 @@ class Runner:
             log.log(logging.INFO if self._tries else logging.WARNING, "Replay %s waits: %s", self.run.run_id, error)
             await asyncio.sleep(self._backoff.delay(self._tries))
             self._tries += 1
-            await self._again()
+            self._doubtful = True
         return True
 
     async def _refill(self) -> bool:
@@ -115,12 +119,6 @@ class Runner:
             self._waiting.popleft()
         self._cursor = records[-1].after if self._waiting else self._after
         self.run = replace(self.run, cursor=records[-1].after, counts=self.run.counts + counts)
-
-    async def _again(self) -> None:
-        """Begin again at the stored cursor under a new epoch: a transaction of unknown outcome took effect or never
-        will."""
-        with suppress(*PASSING):
-            self._begin(await self._claimed())
 
     async def _claimed(self) -> Progress:
         try:

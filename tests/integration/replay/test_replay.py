@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from soma_common.consumer.handlers import Handlers
 from soma_common.errors import (
     ConfigurationError,
     CursorLost,
+    DatabaseUnavailable,
     HandlerFailed,
     LeaseLost,
     ReplayRefused,
@@ -21,7 +24,14 @@ from soma_common.errors import (
 )
 from soma_common.events.models import Event
 from soma_common.events.store import ALL_TENANTS
+from soma_common.postgres import migrate
+from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.replay.applying import Batches
+from soma_common.replay.checkpoints import Checkpoints
+from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
+from soma_common.replay.running import Runner
+from soma_common.retry import Backoff
 from tests.integration.consumer.conftest import apply
 
 
@@ -375,6 +385,64 @@ async def test_what_handlers_publish_commits_with_the_batch(replays: Any) -> Non
         await replays.finish(engine, await engine.start(replays.everything))
         await replays.finish(engine, await engine.start(replays.everything))
     assert len(await replays.store.query(tenant_id="acme", event_type="order.seen")) == 5
+
+
+async def test_a_lost_answer_to_a_commit_while_the_database_stays_away(replays: Any) -> None:
+    """The batch took effect, nobody heard of it, and the first looks at the cursor fail: nothing is applied twice."""
+    lost: list[str] = []
+
+    class Deaf(Batches):
+        async def apply(self, run: Any, records: Any) -> Any:
+            counts = await super().apply(run, records)
+            if len(lost) == 0:
+                lost.append("answer")
+                raise DatabaseUnavailable
+            return counts
+
+    class Away(Checkpoints):
+        async def claim(self, run_id: Any, owner: Any) -> Any:
+            if 0 < len(lost) < 4:
+                lost.append("claim")
+                raise DatabaseUnavailable
+            return await super().claim(run_id, owner)
+
+    await replays.publish(100)
+    await replays.passed_by(nothing)
+    async with replays.engine() as engine:
+        planned = await engine.start(replays.everything, "force", requested_by="t", reason="t")
+        checkpoints, owner = Away(engine._pool), uuid4()
+        run = await checkpoints.claim(planned.run_id, owner)
+        batches = Deaf(engine._pool, checkpoints, engine._pipeline(run), engine._inbox(run))
+        runner = Runner(
+            engine._pool, checkpoints, batches, run, owner, batch=20, page=40, backoff=Backoff(base=0.01, maximum=0.01)
+        )
+        done = [progress async for progress in runner.steps()][-1]
+    assert lost == ["answer", "claim", "claim", "claim"]
+    assert (done.state, done.counts.read) == (ReplayState.DONE, 100)
+    assert [row[3] for row in await replays.effects()] == list(range(100))
+
+
+async def test_the_runtime_role_replays_and_cannot_rewrite_the_audit(replays: Any) -> None:
+    role = "soma_app_" + replays.dsn[-8:]
+    await replays.publish(30)
+    await replays.passed_by(nothing)
+    await replays.forget()
+    await replays.pool.fetch(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'")
+    try:
+        await migrate.upgrade(replays.dsn, grant_to=role)
+        await replays.pool.fetch(f"GRANT ALL ON effect, effect_seq_seq TO {role}")
+        mine = PoolSettings(re.sub(r"//[^@]+@", f"//{role}:pw@", replays.dsn))
+        handlers = Handlers()
+        handlers.add(apply, "order.paid")
+        async with ReplayEngine(mine, "billing", handlers=handlers) as engine, Pool(mine) as pool:
+            done = await replays.finish(engine, await engine.start(replays.everything, requested_by="ann"))
+            assert done.counts.applied == 30
+            for statement in ("UPDATE soma.replays SET requested_by = 'bob'", "DELETE FROM soma.replays"):
+                with pytest.raises(SomaError, match="permission|right|grant"):
+                    await pool.fetch(statement)
+    finally:
+        await replays.pool.fetch(f"DROP OWNED BY {role}")
+        await replays.pool.fetch(f"DROP ROLE {role}")
 
 
 async def test_a_replay_goes_through_the_eras_of_a_restored_database(replays: Any) -> None:
