@@ -51,7 +51,7 @@ async def consume(results: Path) -> None:
     delays: list[float] = []
     async with application() as soma:
         worker = soma.consumer("pong")
-        committed = worker.source.committed
+        committed = worker.source.saved
 
         async def noting(records: Sequence[Any]) -> None:
             now = time.time()
@@ -59,7 +59,7 @@ async def consume(results: Path) -> None:
             results.with_suffix(".count").write_text(str(len(delays)))
             await committed(records)
 
-        worker.source.committed = noting  # type: ignore[method-assign]  # the benchmark's own measuring point
+        worker.source.saved = noting  # type: ignore[method-assign]  # the benchmark's own measuring point
         await run_until_signalled(worker)
     results.write_text(json.dumps(delays))
 

@@ -18,6 +18,7 @@ from soma_common.events.store import EventStore
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
+from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
 from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
@@ -120,14 +121,25 @@ class Soma:
         """
         return SyncEventStore(sync_settings(self.config, self.models, self._topic))
 
-    def consumer(self, name: str = "default") -> ConsumerWorker:
-        """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""
+    def _handlers_of(self, name: str) -> Handlers:
         handlers = self._handlers.get(name)
         if handlers is None:
             known = ", ".join(self._handlers) or "none"
             raise ConfigurationError(
                 f"No consumer is called {name!r}.", cure=f"declare handlers for it; known: {known}."
             )
+        return handlers
+
+    def replays(self, consumer: str = "default", *, settings: ReplaySettings | None = None) -> ReplayEngine:
+        """Replays of a declared consumer, on connections of their own: ``async with soma.replays(…) as engine``."""
+        ground, handlers = self._open_ground, self._handlers_of(consumer)
+        return ReplayEngine(
+            ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings
+        )
+
+    def consumer(self, name: str = "default") -> ConsumerWorker:
+        """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""
+        handlers = self._handlers_of(name)
         ground = self._open_ground
         source = ground.source(name, self._reads.get(name, self._own_topics))
         return ConsumerWorker(

@@ -32,6 +32,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── DeadLetterError             a dead letter cannot be handled as asked
     │   ├── LetterNotFound          there is no such letter
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
+    ├── ReplayRefused               a replay cannot be done as it was asked for
     └── InfrastructureError         something outside is away: retried, never blamed on an event
         ├── DatabaseUnavailable
         ├── BrokerUnavailable
@@ -222,6 +223,10 @@ class LetterNotFound(DeadLetterError):
 
 class LetterChanged(DeadLetterError):
     """The dead letter was settled, discarded or edited by somebody else."""
+
+
+class ReplayRefused(SomaError):
+    """This replay cannot be done as it was asked for."""
 
 
 class InfrastructureError(SomaError):

@@ -45,10 +45,9 @@ class StagedSource:
         """As the source does."""
         await self._source.start(consumer_id, drain)
 
-    async def fetch(self, most: int) -> Sequence[Record]:
-        """Waiting for records; with them the handlers begin."""
-        self._enter(Stage.WAITING)
-        records = await self._source.fetch(most)
+    async def fetch(self, most: int, without: Collection[Partition] = ()) -> Sequence[Record]:
+        """With records the handlers begin."""
+        records = await self._source.fetch(most, without)
         if records:
             self._enter(Stage.HANDLING, len(records))
         return records
@@ -58,11 +57,27 @@ class StagedSource:
         await self._source.save(tx, records)
         self._enter(Stage.COMMITTING)
 
-    async def committed(self, records: Sequence[Record]) -> None:
+    async def saved(self, records: Sequence[Record]) -> None:
         """The database has committed; the source has not heard of it yet."""
         self._enter(Stage.COMMITTED)
-        await self._source.committed(records)
+        await self._source.saved(records)
         self._enter(Stage.WAITING)
+
+    def delivers(self, record: Record) -> bool:
+        """As the source says."""
+        return self._source.delivers(record)
+
+    def lag(self) -> Mapping[Partition, int]:
+        """As the source says."""
+        return self._source.lag()
+
+    def raw(self, record: Record) -> RawRecord:
+        """As the source says."""
+        return self._source.raw(record)
+
+    async def decode(self, raw: RawRecord) -> RecordedEvent:
+        """As the source does."""
+        return await self._source.decode(raw)
 
     async def rewind(self) -> None:
         """As the source does."""

@@ -16,6 +16,7 @@ from soma_common.errors import SomaError
 _COMMANDS = {
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),
+    "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay."),
     "relay": ("soma_common.cli.relay", "relay", "Bring events from the outbox to Kafka until SIGTERM."),
     "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check and push."),
 }

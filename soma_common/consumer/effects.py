@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
-from soma_common.consumer.handlers import BatchContext, Handler, HandlerContext, Handlers
+from soma_common.consumer.handlers import LIVE, BatchContext, Delivery, Handler, HandlerContext, Handlers
 from soma_common.consumer.lanes import Lane
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
 from soma_common.errors import (
@@ -54,7 +54,7 @@ class Effects:
         self._consumer, self.handlers, self._append = consumer, handlers, append
         self._retry, self._timeout = retry, timeout
 
-    async def apply(self, tx: Any, lane: Lane, handled: Sequence[Handled], *, redriven: bool = False) -> int:
+    async def apply(self, tx: Any, lane: Lane, handled: Sequence[Handled], delivery: Delivery = LIVE) -> int:
         """Run the handlers in the transaction ``tx``; how many events they published.
 
         ``handled`` are (place in the batch, event, its handlers). Raises Blamed, or what is nobody's fault.
@@ -63,10 +63,10 @@ class Effects:
         lane.tx = tx
         try:
             if self.handlers.batches:
-                await self._in_runs(tx, lane, handled, collected, redriven)
+                await self._in_runs(tx, lane, handled, collected, delivery)
             else:
                 for place, event, handlers in handled:
-                    context = HandlerContext(self._consumer, event, tx, collected, redriven=redriven)
+                    context = HandlerContext(self._consumer, event, tx, collected, delivery)
                     await self._one(lane, handlers, place, context)
         finally:
             lane.handling = lane.tx = None
@@ -75,7 +75,7 @@ class Effects:
         return len(collected)
 
     async def _in_runs(
-        self, tx: Any, lane: Lane, handled: Sequence[Handled], collected: list[Event], redriven: bool
+        self, tx: Any, lane: Lane, handled: Sequence[Handled], collected: list[Event], delivery: Delivery
     ) -> None:
         """Events that follow each other and have the same handlers go together."""
         for handlers, group in groupby(handled, key=lambda entry: entry[2]):
@@ -83,10 +83,10 @@ class Effects:
             place = run[0][0] if len(run) == 1 else None
             for handler in handlers:
                 if handler.batch:
-                    await self._many(lane, handler, place, [event for _, event, _ in run], tx, collected, redriven)
+                    await self._many(lane, handler, place, [event for _, event, _ in run], tx, collected, delivery)
                 else:
                     for at, event, _ in run:
-                        context = HandlerContext(self._consumer, event, tx, collected, redriven=redriven)
+                        context = HandlerContext(self._consumer, event, tx, collected, delivery)
                         await self._one(lane, (handler,), at, context)
 
     async def _one(self, lane: Lane, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
@@ -109,12 +109,12 @@ class Effects:
         events: Sequence[RecordedEvent],
         tx: Any,
         collected: list[Event],
-        redriven: bool,
+        delivery: Delivery,
     ) -> None:
         lane.handling, lane.place = time.monotonic(), place
         try:
             prepared = [handler.prepared(event, self.handlers.typed) for event in events]
-            await self._call(handler, prepared, BatchContext(self._consumer, events, tx, collected, redriven=redriven))
+            await self._call(handler, prepared, BatchContext(self._consumer, events, tx, collected, delivery))
         except asyncio.CancelledError:
             raise _overdue(lane, place) from None
         except Exception as error:

@@ -19,21 +19,37 @@ Typed = Callable[[RecordedEvent], RecordedEvent]
 EVERY_TYPE: Final = "*"
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How events come to a handler.
+
+    ``redriven``: from the dead letters. ``replaying``: by a replay, not live. ``external_effects``: whether the handler
+    may act outside of the database; not when tables are rebuilt from events whose mails were sent long ago.
+    """
+
+    redriven: bool = False
+    replaying: bool = False
+    external_effects: bool = True
+
+
+LIVE: Final = Delivery()
+REDRIVEN: Final = Delivery(redriven=True)
+
+
 class HandlerContext:
     """What a handler works with, valid only while it runs.
 
     ``tx`` is the connection in the batch's transaction: what is written through it commits together with the mark
     that the event was applied, or not at all. Do not commit or roll it back; savepoints (``tx.transaction()``) are
-    fine. ``event`` is the event as it was recorded, with its payload as a dict. ``redriven`` tells that the event comes
-    from the dead letters.
+    fine. ``event`` is the event as it was recorded, with its payload as a dict; ``delivery`` tells how it comes.
     """
 
-    __slots__ = ("_collected", "consumer", "event", "redriven", "tx")
+    __slots__ = ("_collected", "consumer", "delivery", "event", "tx")
 
     def __init__(
-        self, consumer: str, event: RecordedEvent, tx: Tx, collected: list[Event], *, redriven: bool = False
+        self, consumer: str, event: RecordedEvent, tx: Tx, collected: list[Event], delivery: Delivery = LIVE
     ) -> None:
-        self.consumer, self.event, self.tx, self.redriven = consumer, event, tx, redriven
+        self.consumer, self.event, self.tx, self.delivery = consumer, event, tx, delivery
         self._collected = collected
 
     def publish(self, *events: Event) -> None:
@@ -48,18 +64,12 @@ class HandlerContext:
 class BatchContext:
     """What a batch handler works with; as :class:`HandlerContext`, for several events."""
 
-    __slots__ = ("_collected", "consumer", "events", "redriven", "tx")
+    __slots__ = ("_collected", "consumer", "delivery", "events", "tx")
 
     def __init__(
-        self,
-        consumer: str,
-        events: Sequence[RecordedEvent],
-        tx: Tx,
-        collected: list[Event],
-        *,
-        redriven: bool = False,
+        self, consumer: str, events: Sequence[RecordedEvent], tx: Tx, collected: list[Event], delivery: Delivery = LIVE
     ) -> None:
-        self.consumer, self.events, self.tx, self.redriven = consumer, events, tx, redriven
+        self.consumer, self.events, self.tx, self.delivery = consumer, events, tx, delivery
         self._collected = collected
 
     def publish(self, *events: Event, cause: RecordedEvent | None) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from soma_common.consumer.effects import ENDING, Blamed
+from soma_common.consumer.handlers import REDRIVEN
 from soma_common.consumer.lanes import Lane
 from soma_common.consumer.pipeline import PASSING, Parts
 from soma_common.consumer.retries import ErrorClass, stage_of
@@ -169,7 +170,7 @@ class Redriver:
                     # The inbox row of a letter is its own; of one that could not be decoded it may be another record's.
                     if handlers and (claim.fresh[0] or letter.letter.event.event_id is not None):
                         turn.lane.trying = ()
-                        published = await self._p.effects.apply(tx, turn.lane, [(0, event, handlers)], redriven=True)
+                        published = await self._p.effects.apply(tx, turn.lane, [(0, event, handlers)], REDRIVEN)
                         self._tally.published += published
                     return await self._p.letters.resolve(tx, turn.lease, letter)
             except TransactionConflict:

@@ -191,6 +191,6 @@ class DeadLetters:
 
 
 def _can_be_claimed(event: RecordedEvent) -> bool:
-    """Whether the inbox can hold its names. Those of a foreign event may be such that it failed for that very reason."""
+    """Whether the inbox can hold its names. A foreign event may have failed for the very reason that it cannot."""
     names = (event.tenant_id, event.service_id, event.idempotency_key)
     return all(storable(name, len(name) * 4) == name for name in names)

@@ -151,9 +151,9 @@ class TickReader:
         Raises:
             CursorLost: the cursor's tick is not part of this database's history.
         """
-        base = await self._tick(cursor.from_tick, cursor.from_token)
+        base = await self.at(cursor.from_tick, cursor.from_token)
         if cursor.to_tick is not None and cursor.to_token is not None:
-            target = await self._tick(cursor.to_tick, cursor.to_token)
+            target = await self.at(cursor.to_tick, cursor.to_token)
             return Diff(base, target, max(cursor.position, base.era_start))
         if base.tick_id >= latest.tick_id:
             return None
@@ -166,7 +166,12 @@ class TickReader:
         opening = await self._one(_sql("first_of_era"), base.era + 1)
         return await self.next_diff(Cursor(opening.tick_id, opening.token), latest)
 
-    async def _tick(self, tick_id: int, token: int) -> Tick:
+    async def at(self, tick_id: int, token: int) -> Tick:
+        """A tick that was seen before.
+
+        Raises:
+            CursorLost: it is not part of this database's history.
+        """
         known = self._known.get(tick_id)
         if known is None:
             known = await self._one(_sql("tick_by_id"), tick_id)

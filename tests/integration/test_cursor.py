@@ -256,7 +256,7 @@ async def test_a_ticks_cache_stays_small(soma_database: str) -> None:
             "INSERT INTO soma.ticks SELECT n, n, '5:5:', 0, 0, 1, 0, clock_timestamp() FROM generate_series(1, 4200) n"
         )
         for number in range(4200):
-            await store.ticks._tick(number, number)
+            await store.ticks.at(number, number)
         assert len(store.ticks._known) <= 4096
 
 

@@ -97,7 +97,7 @@ def _order_by_position(folder: Path) -> None:
         return Diff(beginning, latest, cursor.position)
 
     async def one(self: TickReader, tick_id: int) -> Tick:
-        return await self._tick(tick_id, 0)
+        return await self.at(tick_id, 0)
 
     def after(self: Diff, position: int) -> Cursor:
         _highest[0] = max(_highest[0], position)

@@ -292,7 +292,7 @@ async def test_a_failing_event_is_parked_and_tried_again_by_itself(world: Any, t
     async def handle(event: Any, ctx: Any) -> None:
         await apply(event, ctx)
         if event.payload["n"] == 60:
-            tries.append(ctx.redriven)
+            tries.append(ctx.delivery.redriven)
             if sum(tries) < 3:
                 raise ValueError("bad luck")
 

@@ -1,0 +1,242 @@
+"""``somastack events``: the recorded events of the application's database, and replays of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from soma_common.app import Soma
+from soma_common.cli.db import dsn_of
+from soma_common.cli.show import as_json, as_line, show_events, show_plan, watch
+from soma_common.config import SomaConfig
+from soma_common.errors import ConfigurationError, ValidationError
+from soma_common.events.append import AppendSettings
+from soma_common.events.models import RecordedEvent
+from soma_common.events.store import ALL_TENANTS, EventFilter, EventStore
+from soma_common.postgres.cursor import Cursor
+from soma_common.replay.engine import ReplayEngine
+from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
+from soma_common.wiring import make_pool
+
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
+
+
+@click.group()
+def events() -> None:
+    """Recorded events: list, show, tail, replay. Every command names its tenant, or --all-tenants."""
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which events."""
+    options = [
+        click.option("--tenant", "tenant_id", metavar="NAME"),
+        click.option("--all-tenants", is_flag=True, help="Events of every tenant."),
+        click.option("--trace", "trace_id", metavar="ID", help="32 hexadecimal digits."),
+        click.option(
+            "--since", type=click.DateTime(_TIMES), metavar="TIME", help="Inclusive; UTC unless it has an offset."
+        ),
+        click.option("--until", type=click.DateTime(_TIMES), metavar="TIME", help="Exclusive."),
+        click.option("--service", "service_id", metavar="NAME"),
+        click.option("--type", "event_type", metavar="TYPE"),
+        click.option("--aggregate-type", metavar="TYPE"),
+        click.option("--aggregate", "aggregate_id", metavar="ID"),
+        click.option("--json", "json", is_flag=True, help="One JSON object per line."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _conditions(given: dict[str, Any]) -> dict[str, Any]:
+    """The options as conditions; times without an offset are UTC."""
+    if given.pop("all_tenants"):
+        if given["tenant_id"] is not None:
+            raise click.UsageError("--tenant and --all-tenants exclude each other.")
+        given["tenant_id"] = ALL_TENANTS
+    times = {name: _utc(given[name]) for name in ("since", "until")}
+    return given | times
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+@events.command("list")
+@_filters
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--after", type=click.IntRange(0), help="Go on after this position.")
+@click.option("--newest-first", is_flag=True)
+def list_events(limit: int, after: int | None, newest_first: bool, json: bool, **given: Any) -> None:
+    """A page of events by position."""
+    wanted = EventFilter(**_conditions(given))
+
+    async def query() -> None:
+        async with _store() as store:
+            page = await store.query(wanted, limit=limit, after=after, newest_first=newest_first)
+        show_events(page.events, json=json)
+        if page.next_after is not None and not json:
+            click.echo(f"more: --after {page.next_after}", err=True)
+
+    asyncio.run(query())
+
+
+@events.command()
+@click.argument("event_id")
+@click.option("--tenant", "tenant_id", metavar="NAME")
+@click.option("--all-tenants", is_flag=True, help="Whichever tenant's it is.")
+def show(event_id: str, tenant_id: str | None, all_tenants: bool) -> None:
+    """One event, whole, as indented JSON. Exit code 1 when there is none."""
+    wanted = EventFilter(event_id=event_id, tenant_id=ALL_TENANTS if all_tenants else tenant_id)
+
+    async def query() -> None:
+        async with _store() as store:
+            found = await store.query(wanted, limit=1)
+        if not found:
+            raise ValidationError(f"There is no event {event_id:.80}.", cure="check its id and its tenant.")
+        click.echo(as_json(found[0], indent=True))
+
+    asyncio.run(query())
+
+
+@events.command()
+@_filters
+@click.option("-n", "--lines", default=10, show_default=True, type=click.IntRange(0, 10_000))
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is recorded from now on, until Ctrl-C.")
+def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
+    """The newest events, the oldest of them first."""
+    conditions = _conditions(given)
+    wanted = EventFilter(**conditions)
+
+    def tell(event: RecordedEvent) -> None:
+        click.echo(as_json(event) if json else as_line(event))
+
+    async def read() -> None:
+        async with _store() as store:
+            latest = await store.ticks.latest()
+            page = await store.query(wanted, limit=lines, newest_first=True) if lines else ()
+            for event in reversed(page):
+                tell(event)
+            told = {event.position for event in page}
+            if not follow:
+                return
+            async for event, _ in store.subscribe(after=Cursor(latest.tick_id, latest.token)):
+                if event.position not in told and _fits(event, conditions):
+                    tell(event)
+                    sys.stdout.flush()
+
+    _until_interrupted(read)
+
+
+@events.command()
+@_filters
+@click.option("--consumer", default="default", show_default=True, metavar="NAME")
+@click.option("--app", metavar="MODULE:NAME", help="The Soma whose handlers apply the events; not for --dry-run.")
+@click.option("--mode", default="missing", show_default=True, type=click.Choice(["missing", "force"]))
+@click.option("--rate", type=float, help="Most events per second.")
+@click.option("--by", "requested_by", default="", help="Who wants it; --mode force asks for it.")
+@click.option("--why", "reason", default="", help="Why; --mode force asks for it.")
+@click.option("--dry-run", is_flag=True, help="Print what it would read.")
+@click.option("--resume", metavar="RUN", help="Go on with a run that was paused, failed, or interrupted.")
+@click.option("--pause", metavar="RUN", help="Stop a run; it can be resumed.")
+@click.option("--cancel", metavar="RUN", help="End a run for good.")
+def replay(consumer: str, app: str | None, dry_run: bool, **given: Any) -> None:
+    """Replay events of the log to a consumer.
+
+    Each has its effect once: what the consumer's inbox knows is passed over, except with --mode force.
+    """
+    json, mode = given.pop("json"), ReplayMode(given.pop("mode"))
+    acts = {name: given.pop(name) for name in ("resume", "pause", "cancel")}
+    order = {name: given.pop(name) for name in ("rate", "requested_by", "reason")}
+    if sum(act is not None for act in acts.values()) + dry_run > 1:
+        raise click.UsageError("--dry-run, --resume, --pause and --cancel exclude each other.")
+    conditions = _conditions(given)
+
+    async def work() -> None:
+        applies = not dry_run and acts["pause"] is None and acts["cancel"] is None
+        async with _engine(consumer, app, applies=applies) as engine:
+            if dry_run:
+                show_plan(await engine.plan(ReplayFilter(**conditions), mode), json=json)
+            elif not applies:
+                run = await (engine.pause(acts["pause"]) if acts["pause"] else engine.cancel(acts["cancel"]))
+                click.echo(f"replay {run.run_id} is {run.state}")
+            else:
+                run_id = acts["resume"]
+                if run_id is None:
+                    run_id = (await engine.start(ReplayFilter(**conditions), mode, **order)).run_id
+                elif (await engine.progress(run_id)).state in (ReplayState.PAUSED, ReplayState.FAILED):
+                    await engine.resume(run_id)
+                click.echo(f"replay {run_id} of {consumer}", err=True)
+                await watch(engine.run(run_id), json=json)
+
+    _until_interrupted(work)
+
+
+def _until_interrupted(work: Callable[[], Any]) -> None:
+    try:
+        asyncio.run(work())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@asynccontextmanager
+async def _store() -> AsyncIterator[EventStore]:
+    config = SomaConfig.from_env()
+    with dsn_of(config) as dsn:
+        async with make_pool(config, dsn) as pool:
+            yield EventStore(pool, AppendSettings(config.service_id or "somastack"))
+
+
+@asynccontextmanager
+async def _engine(consumer: str, app: str | None, *, applies: bool) -> AsyncIterator[ReplayEngine]:
+    """The replays of a consumer: with the application's handlers, or (to plan, pause and cancel) without."""
+    async with AsyncExitStack() as stack:
+        if app is not None:
+            soma = await stack.enter_async_context(load_app(app))
+            yield await stack.enter_async_context(soma.replays(consumer))
+            return
+        if applies:
+            raise ConfigurationError("No application is named.", cure="pass --app MODULE:NAME, or --dry-run.")
+        config = SomaConfig.from_env()
+        dsn = stack.enter_context(dsn_of(config))
+        yield await stack.enter_async_context(ReplayEngine(make_pool(config, dsn).settings, consumer))
+
+
+def load_app(name: str) -> Soma:
+    """The application that ``module:NAME`` stands for.
+
+    Raises:
+        ConfigurationError: there is no such module or name, or it is no Soma.
+    """
+    module_name, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        cure = "name it as package.module:NAME, importable from here."
+        raise ConfigurationError(f"The application {name!r:.100} cannot be loaded: {error}.", cure=cure) from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(found, Soma):
+        raise ConfigurationError(f"{name!r:.100} is a {type(found).__name__}.", cure="name a Soma.")
+    return found
+
+
+def _fits(event: RecordedEvent, conditions: dict[str, Any]) -> bool:
+    """Whether an event is one of those that a query with these conditions finds."""
+    exact = {
+        n: v for n, v in conditions.items() if v is not None and v is not ALL_TENANTS and n not in ("since", "until")
+    }
+    since, until = conditions["since"], conditions["until"]
+    if (since is not None and event.timestamp < since) or (until is not None and event.timestamp >= until):
+        return False
+    if "trace_id" in exact:
+        exact["trace_id"] = exact["trace_id"].replace("-", "").lower()
+    return all(getattr(event, name) == value for name, value in exact.items())

@@ -1,0 +1,114 @@
+"""How commands show events, plans and progress: tables and bars on a terminal, lines elsewhere, JSON when asked."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from soma_common.events.models import RecordedEvent
+from soma_common.replay.models import Plan
+from soma_common.replay.models import Progress as Run
+
+_EVERY = 5.0  # seconds between two lines of progress where there is no terminal
+_FIELDS = (
+    "position", "version", "event_id", "event_type", "schema_version", "tenant_id", "aggregate_type", "aggregate_id",
+    "service_id", "correlation_id", "causation_id", "idempotency_key", "trace_id", "timestamp", "occurred_at",
+    "recorded_at", "payload", "metadata",
+)  # fmt: skip
+
+
+def as_json(event: RecordedEvent, *, indent: bool = False) -> str:
+    """An event as one JSON object."""
+    return _json({name: getattr(event, name) for name in _FIELDS}, indent=indent)
+
+
+def as_line(event: RecordedEvent) -> str:
+    """An event as one line. What could move a terminal's cursor is shown as an escape."""
+    return "  ".join(_cells(event))
+
+
+def show_events(events: Sequence[RecordedEvent], *, json: bool) -> None:
+    """Events as a table on a terminal, else one per line."""
+    if json or not sys.stdout.isatty():
+        for event in events:
+            click.echo(as_json(event) if json else as_line(event))
+        return
+    table = Table("position", "time", "type", "tenant", "key", "trace")
+    for event in events:
+        table.add_row(*map(Text, _cells(event)))
+    Console().print(table)
+
+
+def show_plan(plan: Plan, *, json: bool) -> None:
+    """What a replay would read."""
+    if json:
+        days = {str(day): count for day, count in plan.by_day.items()}
+        told = {"consumer": plan.consumer, "mode": plan.mode.value, "total": plan.total, "known": plan.known}
+        click.echo(_json(told | {"by_type": plan.by_type, "by_service": plan.by_service, "by_day": days}))
+        return
+    click.echo(f"{plan.mode} replay of {plain(plan.consumer)}: {plan.total} events, {plan.known} known to its inbox")
+    for title, counts in (("type", plan.by_type), ("service", plan.by_service), ("day", plan.by_day)):
+        for name, count in counts.items():
+            click.echo(f"  {title:<8} {plain(str(name)):<40} {count:>12}")
+
+
+async def watch(steps: AsyncIterator[Run], *, json: bool) -> None:
+    """Follow a run to its end: a bar on a terminal, else a line every five seconds and at the end."""
+    if not json and sys.stderr.isatty():
+        await _bar(steps)
+        return
+    told, last = time.monotonic(), None
+    async for last in steps:
+        if time.monotonic() - told >= _EVERY:
+            told = time.monotonic()
+            _tell(last, json=json)
+    if last is not None:
+        _tell(last, json=json)
+
+
+async def _bar(steps: AsyncIterator[Run]) -> None:
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}% {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=1.0)
+        async for run in steps:
+            bar.update(task, completed=run.fraction, description=_counts(run))
+    _tell(run, json=False)
+
+
+def _tell(run: Run, *, json: bool) -> None:
+    if json:
+        counts = {name: getattr(run.counts, name) for name in ("read", "applied", "repeated", "skipped", "held")}
+        told = {"run_id": run.run_id, "state": run.state.value, "fraction": round(run.fraction, 4)}
+        click.echo(_json(told | counts))
+    else:
+        click.echo(f"{run.state} {run.fraction:.0%}: {_counts(run)}")
+
+
+def _counts(run: Run) -> str:
+    c = run.counts
+    return f"{c.read} read, {c.applied} applied, {c.repeated} known, {c.skipped} without handler, {c.held} held"
+
+
+def _cells(event: RecordedEvent) -> list[str]:
+    moment = f"{event.timestamp:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z"
+    key = f"{event.aggregate_type}/{event.aggregate_id}@{event.version}"
+    cells = [str(event.position), moment, event.event_type, event.tenant_id, key, event.trace_id[:8]]
+    return [plain(cell) for cell in cells]
+
+
+def plain(text: str) -> str:
+    """Text without control characters: they are written as escapes."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _json(value: Any, *, indent: bool = False) -> str:
+    return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 if indent else None).decode()

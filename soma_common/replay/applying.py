@@ -1,0 +1,130 @@
+"""A replay's batch: inbox, effects and the run's cursor in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from soma_common.consumer.effects import ENDING, Blamed, Effects
+from soma_common.consumer.handlers import Delivery
+from soma_common.consumer.lanes import Lane
+from soma_common.consumer.pipeline import PASSING
+from soma_common.consumer.source import Record
+from soma_common.dlq.models import sequence_of_key
+from soma_common.errors import HandlerFailed, LeaseLost, SomaError
+from soma_common.events.keys import kafka_key
+from soma_common.events.models import RecordedEvent
+from soma_common.inbox import Claim, Inbox, LaneCount, known_by_id
+from soma_common.postgres.errors import is_from_driver
+from soma_common.postgres.pool import Pool, fetch
+from soma_common.replay.checkpoints import Checkpoints
+from soma_common.replay.models import Counts, Progress
+from soma_common.sql.loader import blocks
+
+
+class ForcedInbox(Inbox):
+    """An inbox that learns what is applied, and lets it be applied whether it knew it or not."""
+
+    async def claim(self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes]) -> Claim:
+        """Enter the events; each is new, except the second of two equal ones of this call."""
+        await Inbox.claim(self, tx, events, sequences)
+        known = [(e.event_id if known_by_id(e) else e.idempotency_key, e.tenant_id, e.service_id) for e in events]
+        fresh = tuple(known.index(one) == place for place, one in enumerate(known))
+        return Claim(fresh, (False,) * len(events))
+
+
+async def held_places(tx: Any, consumer_id: int, sequences: Sequence[bytes]) -> frozenset[int]:
+    """The places of the events whose key has open dead letters: they are left to the re-drive, which keeps the order.
+
+    This is the one place where a replay asks about letters.
+    """
+    rows = await fetch(tx, blocks("replays")["held"], (consumer_id, sequences))
+    held = {bytes(row[0]) for row in rows}
+    return frozenset(place for place, sequence in enumerate(sequences) if sequence in held)
+
+
+class Batches:
+    """Applies batches of a run; a failing event ends it, and what lies before it is applied."""
+
+    def __init__(
+        self, pool: Pool, checkpoints: Checkpoints, effects: Effects, inbox: Inbox, delivery: Delivery
+    ) -> None:
+        self._pool, self._checkpoints, self._effects, self._inbox = pool, checkpoints, effects, inbox
+        self._delivery, self._lane = delivery, Lane(LaneCount(0, 0), 1, _sequence)
+
+    async def apply(self, run: Progress, records: Sequence[Record]) -> Counts:
+        """Apply them all, or find the event that is to blame by halving.
+
+        Raises:
+            HandlerFailed: an event failed when it was tried alone; all before it are applied, and the cursor stands
+                before it.
+            LeaseLost: the run is not ours any more, or was paused or cancelled: nothing of the last transaction took
+                effect.
+            InfrastructureError, TransactionConflict, ClockAhead: try again from the stored cursor.
+        """
+        if not records:
+            return Counts()
+        try:
+            return await self._commit(run, records)
+        except Blamed as blamed:
+            if len(records) == 1:
+                raise _failed(records[0], blamed.cause) from blamed.cause
+            place = blamed.place
+        cuts = (len(records) // 2,) if place is None else (place, place + 1)
+        counts = Counts()
+        for start, end in zip((0, *cuts), (*cuts, len(records)), strict=True):
+            counts += await self.apply(run, records[start:end])
+        return counts
+
+    async def _commit(self, run: Progress, records: Sequence[Record]) -> Counts:
+        """One transaction; raises Blamed when an event is to blame."""
+        try:
+            async with self._pool.connection() as tx, tx.transaction(isolation="read_committed"):
+                return await self._inside(tx, run, records)
+        except (Blamed, LeaseLost, *PASSING, *ENDING):
+            raise
+        except Exception as error:
+            if isinstance(error, SomaError) or is_from_driver(error):
+                raise Blamed(None, error) from error  # a deferred constraint, for one
+            raise
+
+    async def _inside(self, tx: Any, run: Progress, records: Sequence[Record]) -> Counts:
+        silence = f"{int(self._inbox.idle_timeout * 1000)}ms"
+        await fetch(tx, blocks("readers")["guard_transaction"], (silence,))
+        of, handled = self._effects.handlers.of, []
+        for place, record in enumerate(records):
+            if record.event is not None and (handlers := of(record.event.event_type)):
+                handled.append((place, record.event, handlers))
+        sequences = [_sequence(records[place]) for place, _, _ in handled]
+        held = await held_places(tx, run.scope.consumer_id, sequences)
+        free = [entry for place, entry in enumerate(handled) if place not in held]
+        claim = await self._inbox.claim(
+            tx, [event for _, event, _ in free], [_sequence(records[place]) for place, _, _ in free]
+        )
+        fresh = [entry for entry, is_new in zip(free, claim.fresh, strict=True) if is_new]
+        await self._effects.apply(tx, self._lane, fresh, self._delivery)
+        counts = Counts(
+            read=len(records),
+            applied=len(fresh),
+            repeated=len(free) - len(fresh),
+            skipped=len(records) - len(handled),
+            held=len(held),
+        )
+        # Last: it locks the run's row, and whoever pauses or takes the run waits for this commit.
+        await self._checkpoints.save(tx, run, records[-1].after, counts)
+        return counts
+
+
+def _sequence(record: Record) -> bytes:
+    assert record.event is not None
+    return sequence_of_key(kafka_key(record.event.stream)[0])
+
+
+def _failed(record: Record, cause: Exception) -> HandlerFailed:
+    event = record.event
+    assert event is not None
+    return HandlerFailed(
+        f"Event {event.event_id} ({event.event_type}) of key {event.stream} at {record.offset} failed: "
+        f"{type(cause).__name__}: {cause}",
+        cure="mend the handler or the event and resume the replay; it goes on exactly here.",
+    )

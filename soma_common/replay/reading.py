@@ -1,0 +1,117 @@
+"""What a replay reads: the log as its end tick shows it, narrowed by a filter, in order of position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from soma_common.consumer.source import Partition, Record
+from soma_common.events.rows import SELECT, recorded_event
+from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, Tick, TickReader
+from soma_common.postgres.pool import Pool, Row
+from soma_common.replay.models import Progress, ReplayFilter, Scope
+from soma_common.sql.loader import blocks
+
+
+class Page(NamedTuple):
+    """Events in order, and the cursor once all of them are done."""
+
+    records: list[Record]
+    after: Cursor
+
+
+class LogPages:
+    """Pages of the events of one run.
+
+    It begins at the beginning of the log, where a diff has no stragglers: an era's rows in order of position are the
+    order of each key (docs/explanation/reading-in-order.md), and a restart goes on behind the last position.
+    """
+
+    def __init__(self, pool: Pool, run: Progress) -> None:
+        self._pool, self._scope, self._wanted = pool, run.scope, run.wanted
+        self._ticks = TickReader(pool)
+        self._partition = Partition(f"replay:{run.run_id}", 0)
+        self._end: Tick | None = None
+
+    async def next(self, cursor: Cursor, limit: int) -> Page | None:
+        """The next events after a cursor, at most ``limit``; None at the end.
+
+        Raises:
+            CursorLost: the database was promoted or restored to an earlier moment.
+        """
+        if self._end is None:
+            self._end = await self._ticks.at(self._scope.end_tick, self._scope.end_token)
+        diff = await self._ticks.next_diff(cursor, self._end)
+        if diff is None:
+            return None
+        rows = await self._rows(diff, limit)
+        records = [self._record(diff, row) for row in rows]
+        return Page(records, records[-1].after if len(rows) == limit else diff.done())
+
+    async def _rows(self, diff: Diff, limit: int) -> Sequence[Row]:
+        low, high = _span(diff, self._scope)
+        if low >= high:
+            return []
+        sql, args = page_query(self._wanted, low, high, diff.target.snapshot, limit)
+        return await self._pool.fetch_planned(sql, *args)
+
+    def _record(self, diff: Diff, row: Row) -> Record:
+        return Record(self._partition, row[0], 0, diff.after(row[0]), recorded_event(row))
+
+
+def _span(diff: Diff, scope: Scope) -> tuple[int, int]:
+    """Above which position, and up to which, the rows of a diff lie that belong to a run."""
+    return max(diff.low, scope.first_position - 1), min(diff.target.position_after, scope.last_position)
+
+
+async def bounds(pool: Pool, wanted: ReplayFilter, end: Tick) -> tuple[int, int]:
+    """The first and the last position that a run has to look at. A time range is looked up once, for all its pages."""
+    times = {name: value for name, value in wanted.conditions().items() if isinstance(value, datetime)}
+    if not times:
+        return 1, end.position_after
+    sql, args = bounds_query(times)
+    first, last = (await pool.fetch_planned(sql, *args))[0]
+    return first, min(last, end.position_after)
+
+
+async def counts(pool: Pool, wanted: ReplayFilter, scope: Scope, inbox_id: int) -> Sequence[Row]:
+    """Events of a run by (type, service, day): how many there are, and how many of them the inbox knows."""
+    ticks, found, cursor = TickReader(pool), [], BEGINNING
+    end = await ticks.at(scope.end_tick, scope.end_token)
+    while (diff := await ticks.next_diff(cursor, end)) is not None:
+        low, high = _span(diff, scope)
+        if low < high:
+            sql, args = counts_query(wanted, low, high, diff.target.snapshot, inbox_id)
+            found += await pool.fetch_planned(sql, *args)
+        cursor = diff.done()
+    return found
+
+
+def page_query(wanted: ReplayFilter, low: int, high: int, snapshot: str, limit: int) -> tuple[str, list[Any]]:
+    """The statement of a page, and its arguments."""
+    where, args = _where(wanted.conditions(), {"page": low, "page_end": high, "page_visible": snapshot})
+    order = blocks("store")["oldest_first"].replace("$n", f"${len(args) + 1}")
+    return f"{SELECT}{where}{order}", [*args, limit]
+
+
+def bounds_query(times: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """The statement that finds where a time range lies, and its arguments."""
+    where, args = _where(times, {})
+    return f"{blocks('replays')['bounds']}\n{where}", args
+
+
+def counts_query(wanted: ReplayFilter, low: int, high: int, snapshot: str, inbox_id: int) -> tuple[str, list[Any]]:
+    """The statement of a plan, and its arguments."""
+    sql = blocks("replays")
+    where, args = _where(wanted.conditions(), {"page": low, "page_end": high, "page_visible": snapshot})
+    columns = sql["counts"].replace("$n", f"${len(args) + 1}")
+    return f"{columns}\n{where}{sql['counted']}", [*args, inbox_id]
+
+
+def _where(conditions: Mapping[str, Any], place: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Named fragments as one condition; values are always parameters."""
+    store, replays = blocks("store"), blocks("replays")
+    parts = [store[f"where_{name}"] for name in conditions] + [replays[name] for name in place]
+    numbered = [part.replace("$n", f"${number}") for number, part in enumerate(parts, 1)]
+    return f"WHERE {' AND '.join(numbered)}\n", [*conditions.values(), *place.values()]

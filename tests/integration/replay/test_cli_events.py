@@ -1,0 +1,177 @@
+"""``somastack events`` as an operator runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soma_common.cli.show import plain
+from soma_common.events.models import Event
+
+APP = """
+from soma_common import Soma
+
+soma = Soma.from_env(service_id="tests")
+broken = "{broken}"
+
+
+@soma.handler("order.paid", consumer="billing")
+async def apply(event, ctx):
+    if broken and event.payload["n"] == 30:
+        raise ValueError(broken)
+    await ctx.tx.execute("INSERT INTO effect (event_id, number) VALUES ($1, $2)", event.event_id, event.payload["n"])
+
+
+number = 7
+"""
+
+
+async def nothing(event: Any, ctx: Any) -> None:
+    """A handler without an effect."""
+
+
+def environment(dsn: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SOMA")}
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return clean | {"SOMA_DEPLOY_MODE": "standalone", "SOMASTACK_POSTGRES_DSN": dsn, "PYTHONPATH": paths}
+
+
+class Somastack:
+    """Runs the command against one database, in a folder that holds an application."""
+
+    def __init__(self, dsn: str, folder: Path) -> None:
+        self.dsn, self.folder = dsn, folder
+        self.write()
+
+    def write(self, broken: str = "") -> None:
+        (self.folder / "shop.py").write_text(APP.replace("{broken}", broken))
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "soma_common.cli.main", "events", *arguments]
+        done = subprocess.run(
+            command,
+            env=environment(self.dsn),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def follow(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "soma_common.cli.main", "events", *arguments]
+        return subprocess.Popen(
+            command,
+            env=environment(self.dsn),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def somastack(replays: Any, tmp_path: Path) -> Somastack:
+    return Somastack(replays.dsn, tmp_path)
+
+
+async def test_list_and_show(replays: Any, somastack: Somastack) -> None:
+    events = await replays.publish(30)
+    await replays.publish(3, tenant_id="globex", event_type="order.shipped")
+    assert len(somastack("list", "--tenant", "acme", "--limit", "7").splitlines()) == 7
+    rows = [json.loads(line) for line in somastack("list", "--all-tenants", "--json", "--limit", "100").splitlines()]
+    assert [row["position"] for row in rows] == sorted(row["position"] for row in rows)
+    assert len(rows) == 33
+    for option, value in (("--type", "order.shipped"), ("--tenant", "globex")):
+        found = somastack("list", *(() if option == "--tenant" else ("--all-tenants",)), option, value, "--json")
+        assert len(found.splitlines()) == 3
+    whole = json.loads(somastack("show", str(events[4].event_id), "--tenant", "acme"))
+    assert (whole["event_id"], whole["payload"]) == (str(events[4].event_id), {"n": 4})
+    assert "There is no event" in somastack("show", str(events[4].event_id), "--tenant", "globex", code=1)
+
+
+async def test_bad_input_is_one_line_with_a_cure(somastack: Somastack) -> None:
+    assert "tenant" in somastack("list", code=1)
+    assert "exclude each other" in somastack("list", "--tenant", "a", "--all-tenants", code=2)
+    assert "not an id" in somastack("show", "x'; DROP TABLE soma.events", "--all-tenants", code=1)
+    assert "--since" in somastack("list", "--all-tenants", "--since", "yesterday", code=2)
+    assert "trace_id" in somastack("list", "--all-tenants", "--trace", "zz", code=1)
+    assert "No application" in somastack("replay", "--all-tenants", code=1)
+    assert "cannot be loaded" in somastack("replay", "--all-tenants", "--app", "no.such:thing", code=1)
+    assert "is a int" in somastack("replay", "--all-tenants", "--app", "shop:number", code=1)
+    assert "exclude" in somastack("replay", "--dry-run", "--cancel", "x", code=2)
+    assert "No consumer 'billing'" in somastack("replay", "--dry-run", "--all-tenants", "--consumer", "billing", code=1)
+
+
+async def test_tail_and_follow(replays: Any, somastack: Somastack) -> None:
+    await replays.publish(20)
+    lines = somastack("tail", "--all-tenants", "-n", "5", "--json").splitlines()
+    assert [json.loads(line)["payload"]["n"] for line in lines] == [15, 16, 17, 18, 19]
+    following = somastack.follow("tail", "--tenant", "acme", "-n", "1", "--follow", "--json", "--type", "order.paid")
+    try:
+        assert following.stdout is not None
+        assert json.loads(following.stdout.readline())["payload"]["n"] == 19
+        await replays.publish(2, start=50, tenant_id="globex")
+        await replays.publish(2, start=60, event_type="order.shipped")
+        await replays.publish(2, start=70)
+        assert [json.loads(following.stdout.readline())["payload"]["n"] for _ in range(2)] == [70, 71]
+        following.send_signal(signal.SIGINT)
+        assert following.wait(30) == 130
+    finally:
+        following.kill()
+        following.communicate()
+
+
+async def test_a_dry_run_counts_and_records_nothing(replays: Any, somastack: Somastack) -> None:
+    await replays.publish(40)
+    await replays.passed_by()
+    await replays.forget("e.position <= 10")
+    told = somastack("replay", "--dry-run", "--all-tenants", "--consumer", "billing")
+    assert "missing replay of billing: 40 events, 30 known to its inbox" in told
+    plan = json.loads(somastack("replay", "--dry-run", "--tenant", "acme", "--consumer", "billing", "--json"))
+    assert (plan["total"], plan["known"], plan["by_type"]) == (40, 30, {"order.paid": 40})
+    assert await replays.pool.fetch("SELECT FROM soma.replays") == []
+
+
+async def test_replay_fails_is_resumed_and_is_done(replays: Any, somastack: Somastack) -> None:
+    await replays.publish(60)
+    await replays.passed_by(nothing)
+    await replays.forget()
+    arguments = ("replay", "--all-tenants", "--consumer", "billing", "--app", "shop:soma")
+    somastack.write(broken="bad luck")
+    told = somastack(*arguments, code=1)
+    assert "bad luck" in told
+    assert await replays.count() == 30
+    somastack.write()
+    run = str((await replays.pool.fetch("SELECT run_id FROM soma.replays"))[0][0])
+    done = json.loads(somastack(*arguments, "--resume", run, "--json").splitlines()[-1])
+    assert (done["state"], done["read"], done["applied"], done["fraction"]) == ("done", 60, 60, 1.0)
+    assert [row[3] for row in await replays.effects()] == list(range(60))
+    assert "is done" in somastack("replay", "--tenant", "acme", "--consumer", "billing", "--cancel", run, code=1)
+    assert "who wants it" in somastack(*arguments, "--mode", "force", code=1)
+    somastack(*arguments, "--mode", "force", "--by", "ann", "--why", "ticket 7", "--rate", "1000")
+    assert await replays.count() == 120
+    audit = await replays.pool.fetch("SELECT requested_by, reason FROM soma.replays WHERE mode = 'force'")
+    assert [tuple(row) for row in audit] == [("ann", "ticket 7")]
+
+
+async def test_what_could_move_a_cursor_is_escaped(replays: Any, somastack: Somastack) -> None:
+    """Names hold no control characters; payloads may, and old rows written by hand."""
+    await replays.store.publish(
+        Event(payload={"x": "\x1b[2J"}, event_type="order.paid", tenant_id="a", aggregate_id="b\u202ec")
+    )
+    for told in (somastack("list", "--all-tenants"), somastack("list", "--all-tenants", "--json")):
+        assert "\x1b" not in told
+        assert len(told.splitlines()) == 1
+    assert "\u202e" not in somastack("list", "--all-tenants")
+    assert plain("\x1b[2J\r\n") == r"\x1b[2J\r\n"
+    assert plain("é 🔗") == "é 🔗"
