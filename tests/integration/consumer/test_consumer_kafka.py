@@ -88,6 +88,7 @@ async def test_positions_belong_to_postgresql(world: Any, topic: Any, running: b
             await tx.execute("TRUNCATE effect")
             await tx.execute("TRUNCATE soma.inbox")
             await tx.execute("UPDATE soma.consumer_offsets SET next_offset = 0, epoch = 1")
+            await tx.execute("UPDATE soma.consumer_lanes SET batches = 0")
         events += await world.publish(100, keys=40, start=100)
         await topic.produce(events[100:])
         await worker.start()
