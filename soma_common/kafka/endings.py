@@ -84,10 +84,10 @@ class Endings:
         """The last commit is about to be repeated, over whatever connection there is."""
         self._connection = None
 
-    def left_behind(self, known: str | None, stored: str | None) -> Ending | None:
+    def left_behind(self, known: str | None, stored: str | None, heir: Endings) -> Ending | None:
         """What the identity's next publisher has to write again; None: nothing, or somebody else has gone on since.
 
-        ``known`` was stored as far as this publisher knew, ``stored`` is what the next one finds.
+        ``known`` was stored as far as this publisher knew, ``stored`` is what the ``heir`` finds.
 
         Records of the open transaction can be in a partition only after a partition was added to it, and then the
         transaction before is complete.
@@ -96,9 +96,16 @@ class Endings:
             if self._to_store is not None and stored == (self._to_store or None):
                 return Ending(stored, frozenset(self._written))
             return Ending(None, frozenset(self._written)) if stored == known else None
-        if self._last is not None and stored in (self._last.before, self._last.stored):
+        if self._last is None or (stored is None and not self._precedes(heir)):
+            return None  # in between somebody took the identity and made Kafka forget the cursor
+        if stored in (self._last.before, self._last.stored):
             return Ending(self._last.stored, self._last.partitions)
         return None
+
+    def _precedes(self, heir: Endings) -> bool:
+        """Whether nobody had the identity in between: each holder raises its epoch by one."""
+        mine, next_one = self._producer._txn_manager, heir._producer._txn_manager
+        return bool((mine.producer_id, mine.producer_epoch + 1) == (next_one.producer_id, next_one.producer_epoch))
 
     def _coordinator(self) -> Any:
         """The open connection to the transaction coordinator, or None."""

@@ -264,7 +264,7 @@ class KafkaPublishers:
     async def _end_again(self, identity: str, publisher: KafkaPublisher) -> None:
         """What the publisher before may have left without its end, ends now."""
         before = self._opened.get(identity)
-        ending = before.endings.left_behind(before.stored, publisher.stored) if before is not None else None
+        ending = before.endings.left_behind(before.stored, publisher.stored, publisher.endings) if before else None
         if ending is not None:
             await publisher.end_again(ending)
         self._opened[identity] = publisher
