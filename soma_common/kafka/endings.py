@@ -23,13 +23,6 @@ class Ending:
 _GONE = object()
 
 
-@dataclass(frozen=True, slots=True)
-class _Committed:
-    before: str | None
-    stored: str | None
-    partitions: Written
-
-
 class Endings:
     """Follows the transactions of one producer.
 
@@ -41,7 +34,8 @@ class Endings:
 
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
-        self._last: _Committed | None = None
+        self._last: Ending | None = None
+        self._before: str | None = None
         self._written: set[tuple[str, int]] = set()
         self._to_store: str | None = None
         self._added = False
@@ -60,7 +54,7 @@ class Endings:
 
     def committed(self, before: str | None) -> None:
         """The coordinator said so; ``before`` was stored until then."""
-        self._last = _Committed(before, self._to_store or None, frozenset(self._written))
+        self._before, self._last = before, Ending(self._to_store or None, frozenset(self._written))
         self.aborted()
 
     def aborted(self) -> None:
@@ -78,7 +72,7 @@ class Endings:
         """The last commit, when the connection over which it was made is gone. To be repeated before anything else."""
         if self._last is None or self._connection is None or self._coordinator() is self._connection:
             return None
-        return Ending(self._last.stored, self._last.partitions)
+        return self._last
 
     def repeats(self) -> None:
         """The last commit is about to be repeated, over whatever connection there is."""
@@ -98,9 +92,7 @@ class Endings:
             return Ending(None, frozenset(self._written)) if stored == known else None
         if self._last is None or (stored is None and not self._precedes(heir)):
             return None  # in between somebody took the identity and made Kafka forget the cursor
-        if stored in (self._last.before, self._last.stored):
-            return Ending(self._last.stored, self._last.partitions)
-        return None
+        return self._last if stored in (self._before, self._last.stored) else None
 
     def _precedes(self, heir: Endings) -> bool:
         """Whether nobody had the identity in between: each holder raises its epoch by one."""

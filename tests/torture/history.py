@@ -218,7 +218,7 @@ def _kafka_keeps_order(history: History) -> Iterator[str]:
             yield f"{record.key} is in partitions {home[record.key]} and {record.partition}"
         if record.event_id in seen or record.event_id not in logged:
             continue
-        if record.event_id in reborn and record.version != reborn[record.event_id].version:
+        if _is_former_life(record, reborn):
             continue
         seen.add(record.event_id)
         if record.version != last[record.key] + 1:
@@ -230,7 +230,7 @@ def _repeats_are_identical(history: History) -> Iterator[str]:
     first: dict[str, Delivered] = {}
     reborn = _reborn(history)
     for record in history.delivered or ():
-        if record.event_id in reborn and record.version != reborn[record.event_id].version:
+        if _is_former_life(record, reborn):
             continue
         before = first.setdefault(record.event_id, record)
         if before.digest != record.digest:
@@ -343,6 +343,11 @@ def _reborn(history: History) -> dict[str, Logged]:
         and record.version != logged[record.event_id].version
         and record.offset < promotion.ends.get(record.partition, 0)
     }
+
+
+def _is_former_life(record: Delivered, reborn: Mapping[str, Logged]) -> bool:
+    event = reborn.get(record.event_id)
+    return event is not None and record.version != event.version
 
 
 def _by_key(events: Sequence[Logged]) -> dict[str, list[Logged]]:

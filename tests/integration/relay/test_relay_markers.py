@@ -15,10 +15,6 @@ from soma_common.testing.lane.kafka_wire import Topic
 from tests.integration.relay.lab import World, check, reading, take, world
 from tests.waiting import until
 
-ROWS = (
-    "SELECT position, key_hash, topic, key, event_id, event_type, version, 0::bigint, value, headers, shard "
-    "FROM soma.outbox ORDER BY position"
-)
 IDENTITY = "soma-relay-markers-0"
 
 
@@ -65,7 +61,7 @@ async def _visible(lab: World, rows: list[Any]) -> list[Any]:
 async def _committed_and_hanging(lab: World) -> tuple[KafkaPublisher, list[Any]]:
     """A publisher whose commit was acknowledged and whose records got no marker; and all rows, five of them sent."""
     await lab.write(10, keys=1)
-    rows = list(await lab.pool.fetch(ROWS))
+    rows = await lab.outbox()
     publisher = await _hanging(lab, rows[:5])
     await publisher.commit("first")
     manager = publisher._producer._txn_manager
@@ -138,7 +134,7 @@ async def test_nothing_is_repeated_after_another_process_had_the_identity(lab: W
 @pytest.mark.xdist_group("relay-careless-broker")
 async def test_records_of_a_transaction_that_does_not_count_are_not_committed_by_the_next(lab: World) -> None:
     await lab.write(5, keys=1)
-    rows = list(await lab.pool.fetch(ROWS))
+    rows = await lab.outbox()
     old = await _hanging(lab, rows)
     await old.close()
     new = await lab.publishers.open(f"{IDENTITY}-{lab.topic}")
@@ -152,7 +148,7 @@ async def test_records_of_a_transaction_that_does_not_count_are_not_committed_by
 @pytest.mark.xdist_group("relay-careless-broker")
 async def test_records_of_a_transaction_that_counts_become_visible(lab: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await lab.write(5, keys=1)
-    rows = list(await lab.pool.fetch(ROWS))
+    rows = await lab.outbox()
     old = await _hanging(lab, rows)
     commit = old._producer.commit_transaction
 
