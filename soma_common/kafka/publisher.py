@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from soma_common.config import KafkaSecurity
-from soma_common.errors import ConfigurationError, LeaseLost
+from soma_common.errors import ConfigurationError, LeaseLost, SomaError
 from soma_common.kafka.admin import TopicAdmin, TopicSettings
 from soma_common.kafka.batches import Batch, batches_of
 from soma_common.kafka.clients import client_arguments, unreachable
+from soma_common.kafka.endings import Ending, Endings
 from soma_common.outbox.publishing import Delivery, Sending
 
 if TYPE_CHECKING:
@@ -47,16 +48,6 @@ class PublisherSettings:
     transaction_timeout: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """A transaction that its publisher did not see end: what it was to store (None: it was not to be committed yet),
-    what was stored before it, and the partitions it wrote to."""
-
-    stored: str | None
-    before: str | None
-    partitions: frozenset[tuple[str, int]]
-
-
 class KafkaPublisher:
     """One producer. See :class:`soma_common.outbox.publishing.Publisher` for what it promises.
 
@@ -71,8 +62,7 @@ class KafkaPublisher:
         self._broken = False
         self._in_transaction = False
         self._acknowledged_at = 0.0
-        self._written: set[tuple[str, int]] = set()
-        self._to_store: str | None = None
+        self.endings = Endings(producer)
         self.stored: str | None = None
 
     async def send(self, sending: Sending) -> Delivery:
@@ -94,42 +84,37 @@ class KafkaPublisher:
         """Commit what was sent, and ``stored`` as the metadata of an offset."""
         from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-        self._to_store = stored
         try:
             async with asyncio.timeout(self._settings.delivery_timeout):
                 await self._begin()
                 place = {TopicPartition(CURSOR_TOPIC, 0): OffsetAndMetadata(0, stored)}
                 await self._producer.send_offsets_to_transaction(place, self._identity)
+                self.endings.commits(stored)
                 await self._producer.commit_transaction()
         except Exception as error:
             self._broken = True
             raise self.meaning(error) from error
-        self._in_transaction, self.stored, self._to_store = False, stored or None, None
-        self._written.clear()
+        self.endings.committed(self.stored)
+        self._in_transaction, self.stored = False, stored or None
 
-    @property
-    def unfinished(self) -> Unfinished | None:
-        """The transaction that has written and was not seen to end."""
-        if self._identity is None or not self._written:
-            return None
-        return Unfinished(self._to_store, self.stored, frozenset(self._written))
-
-    async def end_again(self, transaction: Unfinished) -> None:
+    async def end_again(self, ending: Ending) -> None:
         """Write the end of an earlier transaction of this identity into its partitions once more (decision 0009).
 
-        What is stored tells how it ended. Does nothing when somebody else has stored a cursor since.
+        Raises:
+            LeaseLost, BrokerUnavailable: as ``commit``.
         """
         from aiokafka.structs import TopicPartition
 
-        if self.stored not in (transaction.stored, transaction.before):
-            return
+        self.endings.repeats()
         await self._begin()
-        for partition in transaction.partitions:
+        for partition in ending.partitions:
+            self.endings.writes(*partition)
             self._producer._txn_manager.maybe_add_partition_to_txn(TopicPartition(*partition))
-        if transaction.stored is not None and self.stored == transaction.stored:
-            await self._producer.commit_transaction()
-        else:
-            await self._producer.abort_transaction()
+        if ending.stored is not None:
+            await self.commit(ending.stored)
+            return
+        await self._producer.abort_transaction()
+        self.endings.aborted()
         self._in_transaction = False
 
     async def close(self) -> None:
@@ -167,12 +152,15 @@ class KafkaPublisher:
 
     async def _begin(self) -> None:
         if self._identity is not None and not self._in_transaction:
+            doubtful = self.endings.doubtful
+            if doubtful is not None:
+                await self.end_again(doubtful)
             await self._producer.begin_transaction()
             self._in_transaction = True
 
     async def _deliver(self, batch: Batch) -> None:
         lane = self._lanes.setdefault((batch.topic, batch.partition), asyncio.Lock())
-        self._written.add((batch.topic, batch.partition))
+        self.endings.writes(batch.topic, batch.partition)
         async with lane:
             if self._broken:
                 return
@@ -227,7 +215,10 @@ class KafkaPublisher:
         """
         from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
+        if isinstance(error, SomaError):
+            return error
         if isinstance(error, ProducerFenced | InvalidProducerEpoch):
+            self.endings.handed_over()
             return LeaseLost(f"Another process took {self._identity} over.")
         return unreachable(self._settings.bootstrap, error)
 
@@ -271,10 +262,11 @@ class KafkaPublishers:
         return publisher
 
     async def _end_again(self, identity: str, publisher: KafkaPublisher) -> None:
-        """What the publisher before did not see end, ends now."""
+        """What the publisher before may have left without its end, ends now."""
         before = self._opened.get(identity)
-        if before is not None and before.unfinished is not None:
-            await publisher.end_again(before.unfinished)
+        ending = before.endings.left_behind(before.stored, publisher.stored, publisher.endings) if before else None
+        if ending is not None:
+            await publisher.end_again(ending)
         self._opened[identity] = publisher
 
     async def partitions(self, topic: str) -> int:

@@ -209,7 +209,7 @@ def _log_is_in_kafka(history: History) -> Iterator[str]:
 
 
 def _kafka_keeps_order(history: History) -> Iterator[str]:
-    logged = {event.event_id for event in history.logged}
+    logged, reborn = {event.event_id for event in history.logged}, _reborn(history)
     last: dict[str, int] = defaultdict(int)
     home: dict[str, int] = {}
     seen: set[str] = set()
@@ -217,6 +217,8 @@ def _kafka_keeps_order(history: History) -> Iterator[str]:
         if home.setdefault(record.key, record.partition) != record.partition:
             yield f"{record.key} is in partitions {home[record.key]} and {record.partition}"
         if record.event_id in seen or record.event_id not in logged:
+            continue
+        if _is_former_life(record, reborn):
             continue
         seen.add(record.event_id)
         if record.version != last[record.key] + 1:
@@ -226,7 +228,10 @@ def _kafka_keeps_order(history: History) -> Iterator[str]:
 
 def _repeats_are_identical(history: History) -> Iterator[str]:
     first: dict[str, Delivered] = {}
+    reborn = _reborn(history)
     for record in history.delivered or ():
+        if _is_former_life(record, reborn):
+            continue
         before = first.setdefault(record.event_id, record)
         if before.digest != record.digest:
             where = f"{record.partition}/{record.offset}"
@@ -253,12 +258,15 @@ def _effects_are_once(history: History) -> Iterator[str]:
 
 
 def _effects_keep_order(history: History) -> Iterator[str]:
-    logged = {event.event_id for event in history.logged}
+    logged, reborn = {event.event_id for event in history.logged}, _reborn(history)
+    elsewhere = {(event.key, event.version) for event in reborn.values()}
     last: dict[str, int] = defaultdict(int)
     for effect in history.effects or ():
-        if effect.event_id not in logged:
+        if effect.event_id not in logged or effect.event_id in reborn:
             continue
         found = last[effect.key]
+        while (effect.key, found + 1) in elsewhere:
+            found += 1
         if effect.version != found + 1:
             yield f"{effect.key}: version {effect.version} was applied after {found}"
         if history.limits.promotion is None and effect.previous != effect.version - 1:
@@ -319,6 +327,27 @@ def _excused(history: History) -> frozenset[str] | set[str]:
     if history.limits.promotion is None:
         return frozenset()
     return history.limits.promotion.may_be_lost - history.known.absent
+
+
+def _reborn(history: History) -> dict[str, Logged]:
+    """Events with two lives: relayed, lost with the old primary, and written again under the same id by a writer that
+    had not learnt the outcome. Consumers apply the first life that they meet, which has another version and place."""
+    promotion = history.limits.promotion
+    if promotion is None:
+        return {}
+    logged = {event.event_id: event for event in history.logged if event.event_id in promotion.may_be_lost}
+    return {
+        record.event_id: logged[record.event_id]
+        for record in history.delivered or ()
+        if record.event_id in logged
+        and record.version != logged[record.event_id].version
+        and record.offset < promotion.ends.get(record.partition, 0)
+    }
+
+
+def _is_former_life(record: Delivered, reborn: Mapping[str, Logged]) -> bool:
+    event = reborn.get(record.event_id)
+    return event is not None and record.version != event.version
 
 
 def _by_key(events: Sequence[Logged]) -> dict[str, list[Logged]]:

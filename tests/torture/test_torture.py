@@ -164,6 +164,25 @@ def test_what_a_promotion_took_is_counted_and_the_survivors_are_judged() -> None
     assert {violation.check for violation in check(twice)} == {"effects", "effect order"}
 
 
+def test_an_event_that_was_lost_by_a_promotion_may_be_written_again_under_its_id() -> None:
+    """Its record of the lost history has another version; the effect is that record's, once."""
+    old = replace(RECORDS[-1], version=9, digest=b"old life", offset=50)
+    event_id = old.event_id
+    born_again = [replace(record, offset=102) if record.event_id == event_id else record for record in RECORDS]
+    effects = [replace(e, version=9) if e.event_id == event_id else e for e in EFFECTS]
+    history = replace(
+        WHOLE,
+        delivered=[*RECORDS[:-1], old, *[record for record in born_again if record.event_id == event_id]],
+        effects=effects,
+        limits=Limits(promotion=Promotion(frozenset({event_id}), {old.partition: 101})),
+    )
+    assert check(history) == []
+    survivor = replace(history, limits=Limits(promotion=Promotion(frozenset(), {old.partition: 101})))
+    assert {"order", "identity"} <= {violation.check for violation in check(survivor)}
+    twice = replace(history, effects=[*effects, EFFECTS[-1]])
+    assert "effects" in {violation.check for violation in check(twice)}
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("exactly_once", [False, True], ids=["at-least-once", "exactly-once"])
 def test_ten_seconds_of_torture(exactly_once: bool) -> None:

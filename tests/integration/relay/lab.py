@@ -155,6 +155,15 @@ class World:
         assert not wanted, f"{len(wanted)} of {len(self.journal.ids())} events did not arrive within {within} s"
         return found
 
+    async def outbox(self) -> list[Any]:
+        """All rows of the outbox, as a publisher takes them."""
+        return list(
+            await self.pool.fetch(
+                "SELECT position, key_hash, topic, key, event_id, event_type, version, 0::bigint, value, headers, shard "
+                "FROM soma.outbox ORDER BY position"
+            )
+        )
+
     async def close(self) -> None:
         await self.publishers.close()
         await self.pool.close()

@@ -52,10 +52,7 @@ async def test_a_new_holder_fences_first_and_reads_then(lab: World) -> None:
 
 async def test_rows_of_a_fenced_holder_never_become_visible(lab: World) -> None:
     await lab.write(5, keys=1)
-    rows = await lab.pool.fetch(
-        "SELECT position, key_hash, topic, key, event_id, event_type, version, 0::bigint, value, headers, shard "
-        "FROM soma.outbox ORDER BY position"
-    )
+    rows = await lab.outbox()
     old = await lab.publishers.open(identities(lab.name)[0])
     assert not (await old.send(Sending(rows, {lab.topic: 6}))).unsent
     async with lab.relay(exactly_once=True):
