@@ -34,6 +34,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
     ├── ReplayRefused               a replay cannot be done as it was asked for
     └── InfrastructureError         something outside is away: retried, never blamed on an event
+        ├── Stalled                 work waits, and what it waits for does not answer
         ├── DatabaseUnavailable
         ├── BrokerUnavailable
         ├── RegistryUnavailable
@@ -231,6 +232,10 @@ class ReplayRefused(SomaError):
 
 class InfrastructureError(SomaError):
     """Something outside the library is away."""
+
+
+class Stalled(InfrastructureError):
+    """Work waits, and what it waits for does not answer."""
 
 
 class DatabaseUnavailable(InfrastructureError):

@@ -113,7 +113,7 @@ class Pipeline:
     """
 
     def __init__(self, parts: Parts, gate: Gate, tally: Tally, memory: Memory, settle: Settle) -> None:
-        self._p, self._gate, self.tally, self._memory, self._settle = parts, gate, tally, memory, settle
+        self._p, self.gate, self.tally, self._memory, self._settle = parts, gate, tally, memory, settle
         self.away: str | None = None
 
     async def apply(self, lane: Lane, batch: Sequence[Record]) -> Sequence[Again]:
@@ -141,7 +141,7 @@ class Pipeline:
             if not records:
                 return
             try:
-                async with self._gate:
+                async with self.gate:
                     await self._commit(lane, records)
                 self._done(records)
                 return
@@ -149,7 +149,7 @@ class Pipeline:
                 continue
             except TransactionConflict:
                 self.tally.conflicts += 1
-                self._gate.conflict()
+                self.gate.conflict()
                 if len(records) > 1:
                     break
                 await asyncio.sleep(_CONFLICTED.delay(attempt))
@@ -207,7 +207,7 @@ class Pipeline:
                 raise Blamed(None, error) from error
             raise  # a fault of this library or of the source ends the worker: no event is blamed for it
         lane.count = counted
-        self._gate.success()
+        self.gate.success()
         self.tally.applied += applied
         self.tally.blocked += blocked
         self.tally.published += published

@@ -35,6 +35,8 @@ class ConsumerSettings:
         poison_claims: when a partition was taken so often and never moved, its next owner works in single file.
         poison_tries: an event that was begun so often in single file and never ended is buried.
         backoff: waits while the database or the broker is away.
+        stuck: without any progress for so long, while no handler runs, the worker hangs up and begins anew; after three
+            times as long it is not live. Looking for events and finding none is progress.
     """
 
     lanes: int = 8
@@ -53,6 +55,7 @@ class ConsumerSettings:
     poison_claims: int = 3
     poison_tries: int = 3
     backoff: Backoff = field(default_factory=Backoff)
+    stuck: float = 60.0
 
     def __post_init__(self) -> None:
         for name, least, most in _RANGES:
@@ -81,6 +84,7 @@ _RANGES = (
     ("redrive_every", 0.01, 3600),
     ("poison_claims", 1, 1000),
     ("poison_tries", 1, 1000),
+    ("stuck", 0.1, 86_400),
 )
 
 

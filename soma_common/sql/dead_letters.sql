@@ -162,3 +162,11 @@ SELECT soma.discard_letter($1::uuid, $2::text, $3::text)
 -- :name history : what was done with a letter, oldest first
 SELECT h.at, h.who, h.what, h.why, h.value FROM soma.dead_letter_history h
 WHERE h.letter_id = $1::uuid ORDER BY h.history_id
+
+-- :name gauges : open letters by consumer and status, and the age of the oldest in seconds
+SELECT c.name, g.status, g.count, extract(epoch FROM soma.now() - g.oldest)::float8
+FROM (
+    SELECT l.consumer_id, l.status, count(*) AS count, min(l.parked_at) AS oldest FROM soma.dead_letters l
+    WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving')
+    GROUP BY l.consumer_id, l.status
+) g JOIN soma.consumers c USING (consumer_id)
