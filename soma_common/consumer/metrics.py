@@ -24,6 +24,8 @@ _COUNTERS: Final = {
     "conflicts": "Batches that met another transaction.",
     "timeouts": "Handlers that took too long.",
     "stalls": "Times the worker hung up and began anew, because nothing answered.",
+    "alerts": "Calls of on_dead_letter that ended well.",
+    "alerts_lost": "Calls of on_dead_letter that failed or were not made.",
 }
 
 

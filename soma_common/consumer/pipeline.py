@@ -16,8 +16,9 @@ from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.retries import ErrorClass, RetryPolicy, stage_of
 from soma_common.consumer.source import Partition, Record
 from soma_common.consumer.tally import Tally
+from soma_common.dlq.alerts import Alerts
 from soma_common.dlq.failures import Failure
-from soma_common.dlq.models import RawRecord
+from soma_common.dlq.models import Known, LetterNotice, RawRecord, Status
 from soma_common.dlq.store import DeadLetters, Undelivered
 from soma_common.errors import (
     ClockAhead,
@@ -63,8 +64,10 @@ class Parts:
         begin: opens a transaction: ``async with begin() as tx``.
         raw: a record as it came.
         refuse_unknown: an event type without a handler is an error.
+        alerts: are told of letters.
     """
 
+    consumer: str
     begin: Begin
     inbox: Inbox
     letters: DeadLetters
@@ -73,6 +76,7 @@ class Parts:
     sequence_of: SequenceOf
     raw: Callable[[Record], RawRecord]
     refuse_unknown: bool = False
+    alerts: Alerts
 
 
 class Memory:
@@ -290,11 +294,18 @@ class Pipeline:
         failed = Undelivered(record=self._p.raw(record), sequence=self._p.sequence_of(record), event=record.event)
         failure = Failure.of(stage_of(cause), cause, event_type=event_type)
         retry_in, left = automatic
+        notice = LetterNotice(
+            consumer=self._p.consumer, status=Status.DEAD if retry_in is None else Status.RETRYING,
+            record=failed.record, event=Known.of(record.event), failure=failure, attempts=attempts, retry_in=retry_in,
+        )  # fmt: skip
         try:
             new = await self._p.letters.park(
                 failed, failure, attempts=attempts, retry_in=retry_in, automatic_left=left, lane=lane.count
             )
-        except (LeaseLost, *PASSING, *ENDING):
+        except PASSING:
+            self._p.alerts.tell(notice, doubtful=True)
+            raise
+        except (LeaseLost, *ENDING):
             raise
         except Exception as error:
             raise DeadLetterRefused(
@@ -305,6 +316,7 @@ class Pipeline:
         if not new:
             self.tally.repeated += 1
             return
+        self._p.alerts.tell(notice)
         if retry_in is None:
             self.tally.dead += 1
             log.error("%s is dead: %s: %s", _named(record), failure.error_type, failure.message, exc_info=cause)

@@ -22,6 +22,7 @@ class Tally:
         conflicts: batches that met another transaction.
         timeouts: handlers that took too long.
         stalls: how often the worker hung up and began anew, because nothing answered.
+        alerts: calls of ``on_dead_letter`` that ended well; ``alerts_lost``: that did not.
     """
 
     applied: int = 0
@@ -37,6 +38,8 @@ class Tally:
     conflicts: int = 0
     timeouts: int = 0
     stalls: int = 0
+    alerts: int = 0
+    alerts_lost: int = 0
 
     @property
     def settled(self) -> int:

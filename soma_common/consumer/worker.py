@@ -18,6 +18,7 @@ from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Partition, Source
 from soma_common.consumer.tally import Tally
 from soma_common.consumer.watchdog import Progress
+from soma_common.dlq.alerts import Alerts
 from soma_common.dlq.store import DeadLetters
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, SomaError, Stalled
 from soma_common.inbox import Inbox, LaneCount, consumer_id
@@ -87,6 +88,7 @@ class ConsumerWorker(Service):
         self._pool = pool
         self._effects = Effects(consumer, handlers, append, retry=self.settings.retry, timeout=self.settings.timeout)
         self._tally, self._memory = Tally(), Memory()
+        self._alerts = Alerts(self.settings.on_dead_letter, pool)
         self._parts: Parts | None = None
         self._session: Session | None = None
         self._running, self._tries = False, 0
@@ -96,6 +98,7 @@ class ConsumerWorker(Service):
     def stats(self) -> ConsumerStats:
         """How it stands now."""
         session, idle = self._session, self._progress.idle
+        self._tally.alerts, self._tally.alerts_lost = self._alerts.told, self._alerts.lost
         away = self._away or (session.pipeline.away if session else None)
         return ConsumerStats(
             consumer=self.consumer,
@@ -125,6 +128,7 @@ class ConsumerWorker(Service):
         finally:
             self._running = False
             await self._leave()
+            await self._alerts.stop()
 
     async def _turn(self) -> None:
         try:
@@ -186,6 +190,7 @@ class ConsumerWorker(Service):
         if self._parts is None:
             inbox = Inbox(await consumer_id(self._pool, self.consumer), self.settings.idle_timeout)
             self._parts = Parts(
+                consumer=self.consumer,
                 begin=self._pool.transaction,
                 inbox=inbox,
                 letters=DeadLetters(self._pool, inbox, self.name),
@@ -194,6 +199,7 @@ class ConsumerWorker(Service):
                 sequence_of=sequences(self.settings.order),
                 raw=self.source.raw,
                 refuse_unknown=self.settings.unknown == "refuse",
+                alerts=self._alerts,
             )
         return self._parts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -67,18 +67,21 @@ class LetterGauges:
             await asyncio.sleep(max(self._every, _SHARE * (time.monotonic() - began)))
 
     def metrics(self) -> Iterator[Metric]:
-        """Counts and ages by consumer and status, and how old that knowledge is; nothing before the first count."""
-        if self._counted_at is None:
-            return
-        since = time.monotonic() - self._counted_at
-        known = {(letters.consumer, letters.status): letters for letters in self._found}
-        every = [(name, status.value) for name in sorted({one.consumer for one in self._found}) for status in OPEN]
-        for name, words, aged in (
-            ("soma_dead_letters", "Open letters.", False),
-            ("soma_dead_letters_oldest_seconds", "Age of the oldest of them.", True),
-        ):
-            for consumer, status in every:
-                one = known.get((consumer, status), OpenLetters(consumer, status, 0, -since))
-                labels = {"consumer": consumer, "status": status}
-                yield Metric(name, "gauge", words, one.oldest + since if aged else one.count, labels)
-        yield Metric("soma_dead_letters_counted_seconds", "gauge", "Since they were counted.", since)
+        """What was counted last, and how old that is; nothing before the first count."""
+        if self._counted_at is not None:
+            yield from letter_metrics(self._found, time.monotonic() - self._counted_at)
+
+
+def letter_metrics(found: Sequence[OpenLetters], since: float) -> Iterator[Metric]:
+    """Counts and ages by consumer and status, as they were ``since`` seconds ago."""
+    known = {(letters.consumer, letters.status): letters for letters in found}
+    every = [(name, status.value) for name in sorted({one.consumer for one in found}) for status in OPEN]
+    for name, words, aged in (
+        ("soma_dead_letters", "Open letters.", False),
+        ("soma_dead_letters_oldest_seconds", "Age of the oldest of them.", True),
+    ):
+        for consumer, status in every:
+            one = known.get((consumer, status), OpenLetters(consumer, status, 0, -since))
+            labels = {"consumer": consumer, "status": status}
+            yield Metric(name, "gauge", words, one.oldest + since if aged else one.count, labels)
+    yield Metric("soma_dead_letters_counted_seconds", "gauge", "Since they were counted.", since)

@@ -170,3 +170,8 @@ FROM (
     WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving')
     GROUP BY l.consumer_id, l.status
 ) g JOIN soma.consumers c USING (consumer_id)
+
+-- :name exists : whether a record has a letter
+SELECT 1 FROM soma.dead_letters l
+WHERE l.consumer_id = (SELECT n.consumer_id FROM soma.consumers n WHERE n.name = $1::text)
+  AND l.topic = $2::text AND l.partition = $3::integer AND l.record_offset = $4::bigint AND l.digest = $5::bytea
