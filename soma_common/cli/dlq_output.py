@@ -108,6 +108,8 @@ def _console() -> Console:
 
 
 def _place(one: Letter) -> str:
+    if one.partition < 0:  # it never got as far as a partition
+        return f"{one.topic}, outbox row {one.offset}"
     return f"{one.topic}[{one.partition}]@{one.offset}"
 
 

@@ -23,6 +23,8 @@ MOST_LISTED = 1000
 MOST_VALUE = 16 * 1024 * 1024  # bytes of an edited value
 _MARKABLE = (Status.DEAD, Status.RETRYING)
 _BATCH = 500
+_RELAY = "relay:"  # the consumer of letters of the stage publish begins so
+_SENDING = "sending"  # what the database says of a row that is not given up now
 
 
 async def find(
@@ -141,9 +143,14 @@ async def edit(
         value: bytes, or what is written as JSON. Where the original is JSON, bytes must be JSON too, unless ``raw``.
 
     Raises:
-        ValidationError, EventTooLarge: the value cannot be a record's.
+        ValidationError, EventTooLarge: the value cannot be a record's, or the letter is a relay's.
         LetterNotFound, LetterChanged: it is gone, settled, or was edited meanwhile.
     """
+    if letter.letter.consumer.startswith(_RELAY):
+        raise ValidationError(
+            "The event of this letter is recorded in the log: its bytes cannot be changed.",
+            cure="mend the topic and retry it, or discard it and publish another event.",
+        )
     written = _bytes_of(value, letter.record.value, raw=raw)
     known = letter.letter
     args = (known.letter_id, written, storable(who, 512), _reason(why), known.revision)
@@ -166,7 +173,7 @@ async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -
     Raises:
         ValidationError: without a reason.
         LetterNotFound: there is no such letter.
-        LetterChanged: it was resolved.
+        LetterChanged: it was resolved, or the relay is sending it.
     """
     given = letter_id_of(letter_id)
     if not isinstance(reason, str) or not reason.strip():
@@ -176,6 +183,10 @@ async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -
         before = (await fetch(tx, blocks("dead_letters")["discard"], args))[0][0]
     if before is None:
         raise _not_found(given)
+    if before == _SENDING:
+        raise LetterChanged(
+            f"Letter {given} is being sent by its relay.", cure="see what becomes of it, then discard it."
+        )
     if before == Status.RESOLVED:
         raise LetterChanged(f"Letter {given} is resolved: it was applied.")
     return bool(before != Status.DISCARDED)

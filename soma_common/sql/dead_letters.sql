@@ -137,7 +137,7 @@ GROUP BY c.name, l.status, l.fingerprint
 ORDER BY count(*) DESC, c.name, l.status, l.fingerprint
 
 -- :name redrive : ask for another try of the whole sequences of letters; the letters that changed
-SELECT soma.redrive_letters($1::uuid[], $2::text, $3::text)
+SELECT soma.redrive_any($1::uuid[], $2::text, $3::text)
 
 -- :name status : where a letter stands
 SELECT l.status, l.revision FROM soma.dead_letters l WHERE l.letter_id = $1::uuid
@@ -156,8 +156,8 @@ WITH edited AS (
 )
 SELECT revision FROM edited
 
--- :name discard : give a letter up; its status before
-SELECT soma.discard_letter($1::uuid, $2::text, $3::text)
+-- :name discard : give a letter up; its status before, or that the relay is sending it
+SELECT soma.discard_any($1::uuid, $2::text, $3::text)
 
 -- :name history : what was done with a letter, oldest first
 SELECT h.at, h.who, h.what, h.why, h.value FROM soma.dead_letter_history h
