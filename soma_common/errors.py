@@ -30,6 +30,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               a handler raised; its partition stops until that is mended
     ├── DeadLetterError             a dead letter cannot be handled as asked
+    │   ├── RedriveStopped          a re-drive stopped by itself: the cause is not mended
     │   ├── LetterNotFound          there is no such letter
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
     ├── ReplayRefused               a replay cannot be done as it was asked for
@@ -216,6 +217,10 @@ class DeadLetterError(SomaError):
 
 class DeadLetterRefused(DeadLetterError):
     """An event failed, and its letter could not be written: it stays where it is."""
+
+
+class RedriveStopped(DeadLetterError):
+    """A re-drive of many letters stopped by itself."""
 
 
 class LetterNotFound(DeadLetterError):

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from soma_common.dlq.failures import storable
 from soma_common.dlq.filters import LetterFilter, cursor_of, letter_id_of, where
-from soma_common.dlq.models import FullLetter, HistoryEntry, LetterPage, Status, Summary
+from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Status, Summary
 from soma_common.dlq.rows import FULL_LETTERS, LETTERS, full_letter_of, letter_of
 from soma_common.errors import EventTooLarge, LetterChanged, LetterNotFound, ValidationError
 from soma_common.events.payloads import to_json
@@ -22,7 +22,7 @@ from soma_common.sql.loader import blocks
 MOST_LISTED = 1000
 MOST_VALUE = 16 * 1024 * 1024  # bytes of an edited value
 _MARKABLE = (Status.DEAD, Status.RETRYING)
-_BATCH = 500
+BATCH = 500
 _RELAY = "relay:"  # the consumer of letters of the stage publish begins so
 _SENDING = "sending"  # what the database says of a row that is not given up now
 
@@ -86,7 +86,7 @@ async def retry(pool: Pool, letter_id: UUID | str, *, who: str, why: str | None 
         LetterNotFound: there is no such letter.
     """
     given = letter_id_of(letter_id)
-    marked = await _mark(pool, [given], who, why)
+    marked = await mark(pool, [given], who, why)
     if not marked and not await pool.fetch(blocks("dead_letters")["status"], given):
         raise _not_found(given)
     return bool(marked)
@@ -105,15 +105,20 @@ async def retry_many(
     """
     after, left = 0, most
     while left is None or left > 0:
-        limit = _BATCH if left is None else min(_BATCH, left)
-        sql, args = compose(markable(wanted), after, limit)
-        letters = [letter_of(row) for row in await pool.fetch_planned(sql, *args)]
+        limit = BATCH if left is None else min(BATCH, left)
+        letters = await page_of_markable(pool, wanted, after, limit)
         if letters:
-            yield len(await _mark(pool, [letter.letter_id for letter in letters], who, why))
+            yield len(await mark(pool, [letter.letter_id for letter in letters], who, why))
             after = letters[-1].place
         if len(letters) < limit:
             return
         left = None if left is None else left - len(letters)
+
+
+async def page_of_markable(pool: Pool, wanted: LetterFilter, after: int | None, limit: int) -> list[Letter]:
+    """The next letters for which another try can be asked, oldest first."""
+    sql, args = compose(markable(wanted), after, limit)
+    return [letter_of(row) for row in await pool.fetch_planned(sql, *args)]
 
 
 async def count_markable(pool: Pool, wanted: LetterFilter) -> int:
@@ -127,7 +132,8 @@ def markable(wanted: LetterFilter) -> LetterFilter:
     return replace(wanted, statuses=[status for status in _MARKABLE if status in asked])
 
 
-async def _mark(pool: Pool, letters: list[UUID], who: str, why: str | None) -> list[UUID]:
+async def mark(pool: Pool, letters: list[UUID], who: str, why: str | None) -> list[UUID]:
+    """Ask for another try of the sequences of these letters, in one transaction; the letters that changed."""
     args = (letters, storable(who, 512), _reason(why))
     async with pool.transaction(synchronous=True) as tx:
         return [row[0] for row in await fetch(tx, blocks("dead_letters")["redrive"], args)]

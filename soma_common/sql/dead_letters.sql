@@ -175,3 +175,9 @@ FROM (
 SELECT 1 FROM soma.dead_letters l
 WHERE l.consumer_id = (SELECT n.consumer_id FROM soma.consumers n WHERE n.name = $1::text)
   AND l.topic = $2::text AND l.partition = $3::integer AND l.record_offset = $4::bigint AND l.digest = $5::bytea
+
+-- :name outcomes : what became of letters, in the order in which it did; and whether their sequence stands still
+SELECT l.letter_id, l.status, l.fingerprint,
+       EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = l.consumer_id AND d.sequence = l.sequence
+                 AND (d.next_at IS NULL OR d.next_at > (SELECT soma.now())))
+FROM soma.dead_letters l WHERE l.letter_id = ANY ($1::uuid[]) ORDER BY l.changed_at
