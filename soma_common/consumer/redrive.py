@@ -20,7 +20,7 @@ from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
 from soma_common.consumer.tally import Tally
 from soma_common.dlq.failures import Failure
-from soma_common.dlq.models import FullLetter, Lease
+from soma_common.dlq.models import FullLetter, Lease, LetterNotice, Status
 from soma_common.dlq.store import Outcome
 from soma_common.errors import (
     InfrastructureError,
@@ -197,6 +197,16 @@ class Redriver:
         if wait is None:
             self._tally.dead += 1
             log.error("Letter %s is dead: %s: %s", letter.letter.letter_id, failure.error_type, failure.message)
-        return await self._p.letters.fail(
+        outcome = await self._p.letters.fail(
             turn.lease, letter, failure, retry_in=wait, automatic_left=max(0, left - 1) if wait is not None else 0
         )
+        if wait is None:
+            self._p.alerts.tell(self._notice(letter, failure))
+        return outcome
+
+    def _notice(self, letter: FullLetter, failure: Failure) -> LetterNotice:
+        known = letter.letter
+        return LetterNotice(
+            consumer=self._p.consumer, status=Status.DEAD, record=letter.record, event=known.event, failure=failure,
+            attempts=known.attempts + 1,
+        )  # fmt: skip
