@@ -174,11 +174,12 @@ class Soma:
             await run_until_signalled(self.probes(*services, port=port), *services)
 
     async def drain(self, *consumers: str, patience: float = 60.0) -> None:
-        """Run consumers of the log until they have seen every event recorded before this call. For scripts and tests.
+        """Run consumers of the log until they have seen every event recorded before this call, and tried the letters
+        that are due. For scripts and tests.
 
         Raises:
             ConfigurationError: events come through Kafka in this mode.
-            HandlerFailed: an event stopped a consumer.
+            HandlerFailed: events failed and are dead letters now.
             TimeoutError: it took longer than ``patience`` seconds.
         """
         workers = [self.consumer(name) for name in consumers or self.consumers]

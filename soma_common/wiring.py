@@ -57,7 +57,7 @@ class Ground:
         return make_relay(self.config, self.pool, self._closing)
 
     async def caught_up(self, worker: ConsumerWorker, tick: int) -> None:
-        """Until a consumer of the log has passed a tick; raises what stopped it."""
+        """Until a consumer of the log has passed a tick and tried the letters that are due; raises what stopped it."""
         source = worker.source
         if not isinstance(source, LogSource):
             raise ConfigurationError("Only consumers of the log can be drained.", cure="run them instead.")
@@ -66,10 +66,14 @@ class Ground:
                 raise error
             if await worker.pause(0.01):
                 return
+        while (await self.pool.fetch(blocks("dead_letters")["any_due"], worker.consumer))[0][0]:
+            if await worker.pause(0.01):
+                return
         tally = worker.stats().tally
-        if tally.dead or tally.parked:
+        failed = tally.dead + tally.parked
+        if failed:
             raise HandlerFailed(
-                f"{tally.dead + tally.parked} events of consumer {worker.consumer} failed and are dead letters now.",
+                f"{failed} of the events that consumer {worker.consumer} met failed: see its dead letters.",
                 cure=f"see `somastack dlq list --consumer {worker.consumer}`.",
             )
 

@@ -50,6 +50,11 @@ SET lease = gen_random_uuid(), lease_owner = $3::text, leased_until = soma.now()
 WHERE d.consumer_id = $1::integer AND d.sequence = ANY (ARRAY(SELECT due.sequence FROM due))  -- a join reads all rows
 RETURNING d.sequence, d.lease, d.leased_until, d.leases
 
+-- :name any_due : whether letters of a consumer could be re-driven now
+SELECT EXISTS (
+    SELECT FROM soma.dead_sequences d JOIN soma.consumers c USING (consumer_id)
+    WHERE c.name = $1::text AND d.next_at <= soma.now())
+
 -- :name renew_lease : hold a lease longer; no row: it was lost
 UPDATE soma.dead_sequences d SET leased_until = soma.now() + make_interval(secs => $4::float8)
 WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid AND d.leased_until > soma.now()

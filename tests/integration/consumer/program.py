@@ -1,12 +1,14 @@
 """A consumer in a process of its own, for tests that kill it. Its one argument is a JSON object.
 
 ``die``: {"stage": "handler" | "batch" | "save" | "saved" | "stored", "after": n}: SIGKILL itself at that stage of its n-th
-event, batch or write of positions. Prints ``ready`` when it begins, and its statistics when it ends by SIGTERM.
+event, batch or write of positions. ``poison``: {"numbers": [n, …], "how": "exit" | "segv" | "kill"}: events that end
+whatever process handles them. Prints ``ready`` when it begins, and its statistics when it ends by SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
@@ -69,6 +71,17 @@ class DyingKafka(Dying, KafkaSource):
     """The Kafka source, mortal."""
 
 
+def _meet(poison: dict[str, Any], number: int) -> None:
+    """End this process if the event does that."""
+    if number not in poison.get("numbers", ()):
+        return
+    if poison["how"] == "segv":
+        ctypes.string_at(0)
+    if poison["how"] == "kill":  # as the kernel does when memory runs out
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(3)
+
+
 def _source(pool: Pool, given: dict[str, Any]) -> DyingLog | DyingKafka:
     if given["source"] == "log":
         lease, shards = given.get("lease", 10.0), given.get("shards", 8)
@@ -78,6 +91,7 @@ def _source(pool: Pool, given: dict[str, Any]) -> DyingLog | DyingKafka:
         group=given["group"],
         topics=(given["topic"],),
         session=given.get("session", 6.0),
+        instance=given.get("instance"),
         wait=0.05,
     )
     return DyingKafka(pool, settings, JsonCodec())
@@ -91,6 +105,7 @@ def _handlers(given: dict[str, Any], death: Death) -> Handlers:
             EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid()
         )
         death.reached("handler")
+        _meet(given.get("poison", {}), event.payload["n"])
         await ctx.tx.execute(TOTAL, str(event.stream))
         if given.get("echo"):
             ctx.publish(
