@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -22,10 +23,15 @@ from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
+from soma_common.replay.projection import Projection
 from soma_common.replay.reading import bounds, counts
+from soma_common.replay.rebuilding import Rebuilder, RebuildSettings
+from soma_common.replay.rebuilds import Rebuilds
 from soma_common.replay.running import Runner
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
+
+log = logging.getLogger(__name__)
 
 _CONNECTIONS: Final = 3  # a batch, the next page, the lease
 _MOST_TEXT: Final = 1000  # characters of who and why
@@ -41,6 +47,7 @@ class ReplaySettings:
         lease: seconds after which another process may go on with the run of a silent one.
         idle_timeout: seconds after which PostgreSQL ends a batch's transaction whose process fell silent.
         backoff: waits while the database is away.
+        rebuild: of rebuilds.
     """
 
     batch: int = 200
@@ -48,6 +55,7 @@ class ReplaySettings:
     lease: float = 10.0
     idle_timeout: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)
+    rebuild: RebuildSettings = field(default_factory=RebuildSettings)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.page <= 10_000:
@@ -78,8 +86,10 @@ class ReplayEngine:
         self.consumer, self.settings = consumer, settings or ReplaySettings()
         self._handlers, self._append = handlers or Handlers(), append or _refuse
         named = {**pool.settings, "application_name": "soma-replay"}
-        self._pool = Pool(replace(pool, size=_CONNECTIONS, settings=named))
+        size = _CONNECTIONS + self.settings.rebuild.lanes
+        self._pool = Pool(replace(pool, size=size, settings=named))
         self._checkpoints = Checkpoints(self._pool, lease=self.settings.lease)
+        self._rebuilds = Rebuilds(self._pool, self._checkpoints)
 
     async def __aenter__(self) -> ReplayEngine:
         await self._pool.open()
@@ -115,17 +125,20 @@ class ReplayEngine:
 
     async def start(
         self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING, *,
-        rate: float | None = None, requested_by: str = "", reason: str = "",
+        projection: Projection | None = None, rate: float | None = None, requested_by: str = "", reason: str = "",
     ) -> Progress:  # fmt: skip
-        """Record a run; :meth:`run` applies it. What it covers is fixed now: what the consumer has passed in the log.
+        """Record a run; :meth:`run` applies it. What it covers is fixed now: what the consumer has passed in the log. A
+        rebuild goes on to where the consumer is when its tables are swapped; it covers all events, of all tenants.
 
         Args:
+            projection: the tables that ``REBUILD`` fills anew; they are made now, empty.
             rate: most events per second, in all.
             requested_by, reason: who wants it and why; ``FORCE`` asks for both.
 
         Raises:
             ReplayRefused: the consumer is unknown or has no position in the log; it would reach behind the horizon of
-                the inbox; a forced one without who and why.
+                the inbox; a forced one without who and why; a rebuild without a projection, beside another one, or of
+                tables that cannot be swapped.
             ValidationError: a rate that is none, a text with a NUL or above 1,000 characters.
         """
         mode = _mode(mode)
@@ -133,19 +146,28 @@ class ReplayEngine:
         audit = _text("requested_by", requested_by), _text("reason", reason)
         if mode is ReplayMode.FORCE and not all(text.strip() for text in audit):
             raise ReplayRefused("A forced replay says who wants it, and why.", cure="pass requested_by and reason.")
+        if (mode is ReplayMode.REBUILD) != (projection is not None):
+            raise ReplayRefused(
+                f"A replay of mode {mode} {'names no' if projection is None else 'fills no new'} tables.",
+                cure="pass a projection with mode=REBUILD, and only there.",
+            )
         scope = await self._scope(wanted, mode)
-        run_id = uuid4()
-        await self._checkpoints.open(
-            run_id, scope, wanted, mode=mode, inbox_id=scope.consumer_id, rate=rate,
-            requested_by=requested_by, reason=reason,
-        )  # fmt: skip
+        order: dict[str, Any] = {"rate": rate, "requested_by": requested_by, "reason": reason}
+        if projection is not None:
+            run_id = await self._rebuilds.open(scope, wanted, projection, **order)
+        else:
+            run_id = uuid4()
+            await self._checkpoints.open(run_id, scope, wanted, mode=mode, inbox_id=scope.consumer_id, **order)
         return await self._checkpoints.find(run_id)
 
-    async def run(self, run_id: UUID | str) -> AsyncGenerator[Progress, None]:
+    async def run(self, run_id: UUID | str, *, swap: bool = True) -> AsyncGenerator[Progress, None]:
         """Apply a planned run, or go on with one whose process is gone; its progress after each batch.
 
         Ends with the state ``DONE``, or ``PAUSED`` or ``CANCELLED`` when somebody asked for it. Whoever leaves the loop
         early leaves the run to the next who runs it.
+
+        Args:
+            swap: False: a rebuild ends when its tables have caught up; run again, it goes on and swaps them.
 
         Raises:
             ReplayRefused: it is another consumer's, another process is at it, or it is paused, failed or over.
@@ -157,14 +179,33 @@ class ReplayEngine:
             raise ConfigurationError(f"Consumer {self.consumer} has no handler.", cure="pass handlers.")
         owner = uuid4()
         run = await self._checkpoints.claim(found.run_id, owner)
-        batches = self._batches(run)
-        runner = Runner(
-            self._pool, self._checkpoints, batches, run, owner,
-            batch=self.settings.batch, page=self.settings.page, backoff=self.settings.backoff,
-        )  # fmt: skip
+        rebuilds = run.mode is ReplayMode.REBUILD
+        runner = await self._rebuilder(run, owner, swap=swap) if rebuilds else self._runner(run, owner)
         async with aclosing(runner.steps()) as steps:
             async for progress in steps:
                 yield progress
+        await self._clean_after(runner.run)
+
+    def _runner(self, run: Progress, owner: UUID) -> Runner:
+        settings = self.settings
+        return Runner(
+            self._pool, self._checkpoints, self._batches(run), run, owner,
+            batch=settings.batch, page=settings.page, backoff=settings.backoff,
+        )  # fmt: skip
+
+    async def _rebuilder(self, run: Progress, owner: UUID, *, swap: bool) -> Rebuilder:
+        settings, shadow = self.settings, await self._rebuilds.shadow(run)
+        effects = self._effects(_dropped)
+        return Rebuilder(
+            self._pool, self._checkpoints, effects, run, shadow, owner, settings=settings.rebuild,
+            silence=settings.idle_timeout, backoff=settings.backoff, swap=swap,
+        )  # fmt: skip
+
+    async def _clean_after(self, run: Progress) -> None:
+        try:
+            await self._rebuilds.clean(run)
+        except ReplayRefused as error:  # it has done its work
+            log.warning("Rebuild %s is done, and its old tables are still there: %s", run.run_id, error)
 
     async def pause(self, run_id: UUID | str) -> Progress:
         """Stop a run; when this returns, no further effect of it commits.
@@ -183,13 +224,24 @@ class ReplayEngine:
         return await self._turn(run_id, [ReplayState.PAUSED, ReplayState.FAILED], ReplayState.PLANNED)
 
     async def cancel(self, run_id: UUID | str) -> Progress:
-        """End a run for good; when this returns, no further effect of it commits. What it applied stays.
+        """End a run for good; when this returns, no further effect of it commits. What it applied stays, but for a
+        rebuild: its tables are dropped.
 
         Raises:
             ReplayRefused: it is over.
         """
         states = [ReplayState.PLANNED, ReplayState.RUNNING, ReplayState.PAUSED, ReplayState.FAILED]
-        return await self._turn(run_id, states, ReplayState.CANCELLED)
+        cancelled = await self._turn(run_id, states, ReplayState.CANCELLED)
+        await self._rebuilds.clean(cancelled)
+        return cancelled
+
+    async def clean(self, run_id: UUID | str) -> None:
+        """Drop what a rebuild that is over left behind, when its process ended before it did so itself.
+
+        Raises:
+            ReplayRefused: there is no such run of this consumer, or somebody still reads the tables.
+        """
+        await self._rebuilds.clean(await self._mine(run_id))
 
     async def progress(self, run_id: UUID | str) -> Progress:
         """A run as it stands.
@@ -222,8 +274,6 @@ class ReplayEngine:
         return found
 
     async def _scope(self, wanted: ReplayFilter, mode: ReplayMode) -> Scope:
-        if mode is ReplayMode.REBUILD:
-            raise ReplayRefused("Rebuilding is not part of this version.", cure="use missing or force.")
         number, horizon = await self._consumer()
         if mode is ReplayMode.MISSING and horizon is not None and (wanted.since is None or wanted.since < horizon):
             told = horizon.astimezone(UTC)
@@ -254,17 +304,22 @@ class ReplayEngine:
             )
         return await TickReader(self._pool).at(*rows[0])
 
+    def _effects(self, append: Append) -> Effects:
+        timeout = self.settings.idle_timeout
+        return Effects(self.consumer, self._handlers, append, retry=RetryPolicy(), timeout=timeout)
+
     def _batches(self, run: Progress) -> Batches:
-        settings = self.settings
-        effects = Effects(
-            self.consumer, self._handlers, self._append, retry=RetryPolicy(), timeout=settings.idle_timeout
-        )
-        delivery = Delivery(replaying=True, external_effects=run.mode is not ReplayMode.REBUILD)
-        return Batches(self._pool, self._checkpoints, effects, self._inbox(run), delivery)
+        delivery = Delivery(replaying=True)
+        return Batches(self._pool, self._checkpoints, self._effects(self._append), self._inbox(run), delivery)
 
     def _inbox(self, run: Progress) -> Inbox:
         kind = ForcedInbox if run.mode is ReplayMode.FORCE else Inbox
         return kind(run.inbox_id, self.settings.idle_timeout)
+
+
+async def _dropped(events: Sequence[Event], tx: Any) -> object:
+    """What handlers publish in a rebuild was published when its causes were live."""
+    return None
 
 
 async def _refuse(events: Sequence[Event], tx: Any) -> object:

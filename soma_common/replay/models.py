@@ -165,4 +165,5 @@ class Progress:
         if self.state is ReplayState.DONE:
             return 1.0
         low, high = self.scope.first_position - 1, self.scope.last_position
-        return min(1.0, max(0.0, (self.cursor.position - low) / (high - low))) if high > low else 0.0
+        most = 0.99 if self.mode is ReplayMode.REBUILD else 1.0  # the end moves on, and the swap is still to come
+        return min(most, max(0.0, (self.cursor.position - low) / (high - low))) if high > low else 0.0

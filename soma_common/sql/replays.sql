@@ -56,11 +56,11 @@ SELECT e.event_type, e.service_id, (e."timestamp" AT TIME ZONE 'UTC')::date, cou
        count(*) FILTER (WHERE EXISTS (
            SELECT FROM soma.inbox i
            WHERE (i.event_id, i.tenant_id, i.service_id) = (e.event_id, e.tenant_id, e.service_id)
-             AND i.consumer_id = $n::integer)
+             AND i.consumer_id = (SELECT coalesce(c.inbox_id, c.consumer_id) FROM soma.consumers c WHERE c.consumer_id = $n::integer))
         OR EXISTS (
            SELECT FROM soma.inbox_keys k
            WHERE (k.idempotency_key, k.tenant_id, k.service_id) = (e.idempotency_key, e.tenant_id, e.service_id)
-             AND k.consumer_id = $n::integer))
+             AND k.consumer_id = (SELECT coalesce(c.inbox_id, c.consumer_id) FROM soma.consumers c WHERE c.consumer_id = $n::integer)))
 FROM soma.events e
 
 -- :name counted : by what

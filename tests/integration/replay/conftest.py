@@ -55,10 +55,10 @@ class ReplayWorld(World):
         )
 
     @staticmethod
-    async def finish(engine: ReplayEngine, run: Progress) -> Progress:
+    async def finish(engine: ReplayEngine, run: Progress, **given: Any) -> Progress:
         """Run to the end; the last progress."""
         last = run
-        async for progress in engine.run(run.run_id):
+        async for progress in engine.run(run.run_id, **given):
             last = progress
         return last
 
