@@ -103,12 +103,13 @@ class Batches:
         )
         fresh = [entry for entry, is_new in zip(free, claim.fresh, strict=True) if is_new]
         await self._effects.apply(tx, self._lane, fresh, self._delivery)
+        bare = sum(record.event is None for record in records)  # undecodable: the live consumer made letters of them
         counts = Counts(
             read=len(records),
             applied=len(fresh),
             repeated=len(free) - len(fresh),
-            skipped=len(records) - len(handled),
-            held=len(held),
+            skipped=len(records) - len(handled) - bare,
+            held=len(held) + bare,
         )
         # Last: it locks the run's row, and whoever pauses or takes the run waits for this commit.
         await self._checkpoints.save(tx, run, records[-1].after, counts)

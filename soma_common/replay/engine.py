@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -18,18 +17,18 @@ from soma_common.consumer.retries import RetryPolicy
 from soma_common.errors import ConfigurationError, ReplayRefused, ValidationError
 from soma_common.events.models import Event
 from soma_common.inbox import Inbox
-from soma_common.postgres.cursor import Tick, TickReader
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.checkpoints import Checkpoints
-from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
+from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState
 from soma_common.replay.projection import Projection
-from soma_common.replay.reading import bounds, counts
+from soma_common.replay.reading import LogPages, Pages
 from soma_common.replay.rebuilding import Rebuilder, RebuildSettings
 from soma_common.replay.rebuilds import Rebuilds
 from soma_common.replay.running import Runner
+from soma_common.replay.scopes import Scopes
+from soma_common.replay.topics import Told, TopicPages, Topics
 from soma_common.retry import Backoff
-from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +76,13 @@ class ReplayEngine:
         consumer: the consumer's name.
         handlers: its handlers; planning needs none.
         append: records new events in a transaction: ``await append(events, tx)``.
+        topics: makes a reader of the Kafka that the consumer reads; None: there is no Kafka.
     """
 
     def __init__(
         self, pool: PoolSettings, consumer: str, *,
         handlers: Handlers | None = None, append: Append | None = None, settings: ReplaySettings | None = None,
+        topics: Callable[[], Topics] | None = None,
     ) -> None:  # fmt: skip
         self.consumer, self.settings = consumer, settings or ReplaySettings()
         self._handlers, self._append = handlers or Handlers(), append or _refuse
@@ -90,6 +91,7 @@ class ReplayEngine:
         self._pool = Pool(replace(pool, size=size, settings=named))
         self._checkpoints = Checkpoints(self._pool, lease=self.settings.lease)
         self._rebuilds = Rebuilds(self._pool, self._checkpoints)
+        self._scopes, self._topics = Scopes(self._pool, consumer, topics), topics
 
     async def __aenter__(self) -> ReplayEngine:
         await self._pool.open()
@@ -98,47 +100,43 @@ class ReplayEngine:
     async def __aexit__(self, *exc: object) -> None:
         await self._pool.close()
 
-    async def plan(self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING) -> Plan:
-        """What a replay would read, as counts; nothing is applied or recorded. Reads every event of the filter.
+    async def plan(
+        self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING, *,
+        source: str | None = None, told: Told | None = None,
+    ) -> Plan:  # fmt: skip
+        """What a replay would read, as counts; nothing is applied or recorded. Reads every event of the filter, in
+        Kafka every record.
+
+        Args:
+            source: see :meth:`start`.
+            told: of a scan of Kafka, called now and then with how many offsets were passed, of how many.
 
         Raises:
             ReplayRefused: see :meth:`start`.
         """
         mode = _mode(mode)
-        scope = await self._scope(wanted, mode)
-        rows = await counts(self._pool, wanted, scope, scope.consumer_id)
-        types, services, days = Counter[str](), Counter[str](), Counter[date]()
-        for event_type, service, day, count, _ in rows:
-            types[event_type] += count
-            services[service] += count
-            days[day] += count
-        return Plan(
-            consumer=self.consumer,
-            mode=mode,
-            wanted=wanted,
-            total=sum(row[3] for row in rows),
-            known=sum(row[4] for row in rows),
-            by_type=dict(types.most_common()),
-            by_service=dict(services.most_common()),
-            by_day=dict(sorted(days.items())),
-        )
+        covered = await self._scopes.covered(wanted, mode, _source(source))
+        return await self._scopes.plan(wanted, mode, covered, told)
 
     async def start(
         self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING, *,
-        projection: Projection | None = None, rate: float | None = None, requested_by: str = "", reason: str = "",
+        source: str | None = None, projection: Projection | None = None, rate: float | None = None,
+        requested_by: str = "", reason: str = "",
     ) -> Progress:  # fmt: skip
-        """Record a run; :meth:`run` applies it. What it covers is fixed now: what the consumer has passed in the log. A
-        rebuild goes on to where the consumer is when its tables are swapped; it covers all events, of all tenants.
+        """Record a run; :meth:`run` applies it. What it covers is fixed now: what the consumer has passed in the log,
+        or settled in Kafka. A rebuild goes on to where the consumer is when its tables are swapped; it covers all
+        events, of all tenants.
 
         Args:
+            source: "log" or "kafka"; None: where the consumer reads.
             projection: the tables that ``REBUILD`` fills anew; they are made now, empty.
             rate: most events per second, in all.
             requested_by, reason: who wants it and why; ``FORCE`` asks for both.
 
         Raises:
-            ReplayRefused: the consumer is unknown or has no position in the log; it would reach behind the horizon of
-                the inbox; a forced one without who and why; a rebuild without a projection, beside another one, or of
-                tables that cannot be swapped.
+            ReplayRefused: the consumer is unknown or has no position there; it would reach behind the horizon of the
+                inbox; Kafka does not have what it would begin with; a forced one without who and why; a rebuild without
+                a projection, beside another one, of a consumer of Kafka, or of tables that cannot be swapped.
             ValidationError: a rate that is none, a text with a NUL or above 1,000 characters.
         """
         mode = _mode(mode)
@@ -151,13 +149,13 @@ class ReplayEngine:
                 f"A replay of mode {mode} {'names no' if projection is None else 'fills no new'} tables.",
                 cure="pass a projection with mode=REBUILD, and only there.",
             )
-        scope = await self._scope(wanted, mode)
+        covered = await self._scopes.covered(wanted, mode, _source(source))
         order: dict[str, Any] = {"rate": rate, "requested_by": requested_by, "reason": reason}
         if projection is not None:
-            run_id = await self._rebuilds.open(scope, wanted, projection, **order)
+            run_id = await self._rebuilds.open(covered.scope, wanted, projection, **order)
         else:
             run_id = uuid4()
-            await self._checkpoints.open(run_id, scope, wanted, mode=mode, inbox_id=scope.consumer_id, **order)
+            await self._checkpoints.open(run_id, covered.scope, wanted, mode=mode, offsets=covered.offsets, **order)
         return await self._checkpoints.find(run_id)
 
     async def run(self, run_id: UUID | str, *, swap: bool = True) -> AsyncGenerator[Progress, None]:
@@ -180,16 +178,31 @@ class ReplayEngine:
         owner = uuid4()
         run = await self._checkpoints.claim(found.run_id, owner)
         rebuilds = run.mode is ReplayMode.REBUILD
-        runner = await self._rebuilder(run, owner, swap=swap) if rebuilds else self._runner(run, owner)
-        async with aclosing(runner.steps()) as steps:
-            async for progress in steps:
-                yield progress
+        async with self._pages_of(run) as pages:
+            runner = await self._rebuilder(run, owner, swap=swap) if rebuilds else self._runner(run, owner, pages)
+            async with aclosing(runner.steps()) as steps:
+                async for progress in steps:
+                    yield progress
         await self._clean_after(runner.run)
 
-    def _runner(self, run: Progress, owner: UUID) -> Runner:
+    @asynccontextmanager
+    async def _pages_of(self, run: Progress) -> AsyncIterator[Callable[[Progress], Pages]]:
+        """What a run reads."""
+        if run.source != "kafka":
+            yield lambda run: LogPages(self._pool, run)
+            return
+        if self._topics is None:
+            raise ReplayRefused(f"Replay {run.run_id} reads Kafka, and no Kafka is named.", cure="pass topics.")
+        topics = self._topics()
+        try:
+            yield lambda run: TopicPages(self._pool, topics, run)
+        finally:
+            await topics.close()
+
+    def _runner(self, run: Progress, owner: UUID, pages: Callable[[Progress], Pages]) -> Runner:
         settings = self.settings
         return Runner(
-            self._pool, self._checkpoints, self._batches(run), run, owner,
+            self._pool, self._checkpoints, self._batches(run), run, owner, pages=pages,
             batch=settings.batch, page=settings.page, backoff=settings.backoff,
         )  # fmt: skip
 
@@ -256,7 +269,7 @@ class ReplayEngine:
 
         It only moves forward. Commit it before deleting from the inbox: ``MISSING`` replays refuse to go behind it.
         """
-        await self._checkpoints.raise_horizon((await self._consumer())[0], horizon)
+        await self._checkpoints.raise_horizon((await self._scopes.consumer())[0], horizon)
 
     async def _turn(self, run_id: UUID | str, before: Sequence[ReplayState], to: ReplayState) -> Progress:
         found = await self._mine(run_id)
@@ -272,37 +285,6 @@ class ReplayEngine:
                 f"Replay {run_id} is of consumer {found.consumer}, not of {self.consumer}.", cure="name that consumer."
             )
         return found
-
-    async def _scope(self, wanted: ReplayFilter, mode: ReplayMode) -> Scope:
-        number, horizon = await self._consumer()
-        if mode is ReplayMode.MISSING and horizon is not None and (wanted.since is None or wanted.since < horizon):
-            told = horizon.astimezone(UTC)
-            raise ReplayRefused(
-                f"The inbox of {self.consumer} is whole since {told} only: before it, nobody knows what was applied.",
-                cure=f"pass since={told.isoformat()} or later, or force the replay.",
-            )
-        end = await self._passed(number)
-        first, last = await bounds(self._pool, wanted, end)
-        return Scope(
-            consumer_id=number, end_tick=end.tick_id, end_token=end.token, first_position=first, last_position=last
-        )
-
-    async def _consumer(self) -> tuple[int, datetime | None]:
-        rows = await self._pool.fetch(_sql("consumer"), self.consumer)
-        if not rows:
-            raise ReplayRefused(f"No consumer {self.consumer!r:.100} is known here.", cure="check its name.")
-        return rows[0][0], rows[0][1]
-
-    async def _passed(self, number: int) -> Tick:
-        """The newest tick that the live consumer has passed with all its keys: a replay never overtakes it."""
-        rows = await self._pool.fetch(_sql("passed"), f"consumer:{self.consumer}")
-        if not rows:
-            kafka = (await self._pool.fetch(_sql("reads_kafka"), number))[0][0]
-            raise ReplayRefused(
-                f"Consumer {self.consumer} has no position in the log" + (": it reads Kafka." if kafka else "."),
-                cure="only consumers of the log can be replayed from it." if kafka else "run it first.",
-            )
-        return await TickReader(self._pool).at(*rows[0])
 
     def _effects(self, append: Append) -> Effects:
         timeout = self.settings.idle_timeout
@@ -333,6 +315,12 @@ def _mode(mode: ReplayMode | str) -> ReplayMode:
         raise ValidationError(f"{mode!r:.80} is no mode of replay.", cure="use missing, rebuild or force.") from error
 
 
+def _source(source: str | None) -> str | None:
+    if source not in (None, "log", "kafka"):
+        raise ValidationError(f"{source!r:.80} is no source of a replay.", cure="use log or kafka.")
+    return source
+
+
 def _check_rate(rate: float | None) -> None:
     if rate is None:
         return
@@ -346,7 +334,3 @@ def _text(name: str, value: str) -> str:
             f"{name} {value!r:.80} is not a line of text.", cure=f"use up to {_MOST_TEXT} characters."
         )
     return value
-
-
-def _sql(name: str) -> str:
-    return blocks("replays")[name]

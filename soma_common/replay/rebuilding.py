@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from soma_common.sql.loader import blocks
 log = logging.getLogger(__name__)
 
 _LOOK: Final = 0.05  # seconds between two looks whether the live consumer has moved
+_TELL: Final = 10.0  # seconds between two words about that
 _STOPPED = (ReplayState.PAUSED, ReplayState.CANCELLED, ReplayState.DONE)
 
 
@@ -95,7 +97,7 @@ class Rebuilder:
         self._swaps, self._tries = swap, 0
         self._most = settings.page if run.rate is None else max(1, min(settings.page, int(run.rate)))
         self._bucket = TokenBucket(run.rate, burst=self._most)
-        self._patience, self._analyzed = settings.swap_wait, False
+        self._patience, self._analyzed, self._told = settings.swap_wait, False, 0.0
         self._pages: Ahead[Page | None] = Ahead()
         self._filling: Filling | None = None
         self._lanes: Sequence[LaneCount] = ()
@@ -175,10 +177,19 @@ class Rebuilder:
                 self._pages.begin(self._past.next(self._most))  # read while these are applied
                 await self._fill(page)
             return True
-        if await self._past.behind() > self._settings.swap_lag:
-            await asyncio.sleep(_LOOK)  # the live consumer itself is behind
+        await self._applied(())  # letters that were resolved meanwhile
+        if (behind := await self._past.behind()) > self._settings.swap_lag:
+            self._tell_behind(behind)
+            await asyncio.sleep(_LOOK)
             return True
         return await self._try_swap() if self._swaps else False
+
+    def _tell_behind(self, behind: int) -> None:
+        """Say now and then what a rebuild waits for."""
+        now = time.monotonic()
+        if now - self._told > _TELL:
+            log.info("Rebuild %s waits: the live consumer is %d positions behind the log.", self.run.run_id, behind)
+            self._told = now
 
     async def _fill(self, page: Page) -> None:
         if delay := self._bucket.take(len(page.records)):
@@ -187,7 +198,7 @@ class Rebuilder:
         async with self._pool.transaction(synchronous=True) as tx:
             await self._check_lanes(tx)
             await self._checkpoints.save(tx, self.run, page.after, counts)
-        self.run = replace(self.run, cursor=page.after, counts=self.run.counts + counts)
+        self.run = self.run.advanced(page.after, counts)
 
     async def _applied(self, records: Sequence[Record]) -> Counts:
         """Apply a page. Letters that were resolved meanwhile go first, as often as there are any."""

@@ -119,9 +119,7 @@ async def _settled(tx: Any, run: Progress, rest: Sequence[Rest]) -> list[Record]
     """Those that a stored position has passed, or that the inbox knows."""
     open_ = [record.event for record, passed in rest if not passed and record.event is not None]
     ids = await known(tx, run.scope.consumer_id, open_)
-    return [
-        record for record, passed in rest if passed or (record.event is not None and record.event.event_id in ids)
-    ]
+    return [record for record, passed in rest if passed or (record.event is not None and record.event.event_id in ids)]
 
 
 def _sql(name: str) -> str:

@@ -21,6 +21,17 @@ SELECT soma.renew_replay($1::uuid, $2::bigint, $3::interval)
 SELECT soma.save_replay($1::uuid, $2::bigint, $3::interval, $4::bigint, $5::bigint, $6::bigint, $7::bigint, $8::bigint,
                         $9::bigint, $10::bigint, $11::bigint, $12::bigint, $13::bigint)
 
+-- :name save_offset : the same in a partition of Kafka
+SELECT soma.save_replay_offset($1::uuid, $2::bigint, $3::interval, $4::text, $5::integer, $6::bigint, $7::bigint,
+                               $8::bigint, $9::bigint, $10::bigint, $11::bigint)
+
+-- :name open_offsets : where a run that reads Kafka begins and ends
+SELECT soma.open_replay_offsets($1::uuid, $2::text[], $3::integer[], $4::bigint[], $5::bigint[])
+
+-- :name offsets : where it stands
+SELECT o.topic, o.partition, o.first_offset, o.next_offset, o.end_offset FROM soma.replay_offsets o
+WHERE o.run_id = $1::uuid ORDER BY o.topic, o.partition
+
 -- :name turn : change a run's state
 SELECT soma.turn_replay($1::uuid, $2::text[], $3::text, $4::bigint, $5::text)
 

@@ -442,6 +442,7 @@ $$;
 CREATE FUNCTION soma.rebuild_cleaned(p_run uuid) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
     DELETE FROM soma.replay_held h WHERE h.run_id = p_run;
+    DELETE FROM soma.consumer_lanes l USING soma.replays r WHERE r.run_id = p_run AND l.consumer_id = r.inbox_id;
     UPDATE soma.rebuilds b SET cleaned_at = soma.now() WHERE b.run_id = p_run AND b.cleaned_at IS NULL
 $$;
 
