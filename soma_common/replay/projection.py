@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from soma_common.errors import ReplayRefused, SomaError, ValidationError
+from soma_common.errors import InfrastructureError, ReplayRefused, SomaError, TransactionConflict, ValidationError
 from soma_common.postgres.errors import is_from_driver
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
@@ -151,18 +151,19 @@ async def make_tables(tx: Any, projection: Projection, shadow: str) -> None:
 
 
 async def _make_own(tx: Any, projection: Projection, shadow: str) -> None:
-    await fetch(tx, _sql("shadow_path"), (shadow,))
     try:
-        await tx.execute(projection.create)
+        await fetch(tx, _sql("make_own"), (projection.create, shadow))
     except Exception as error:
-        if isinstance(error, SomaError) or not is_from_driver(error):
+        if isinstance(error, InfrastructureError | TransactionConflict) or not (
+            isinstance(error, SomaError) or is_from_driver(error)
+        ):
             raise
         raise ReplayRefused(f"The new tables cannot be made: {error}.", cure="mend create.") from error
     made = {row[0] for row in await fetch(tx, _sql("made"), (shadow,))}
-    if not tx.is_in_transaction() or made != set(projection.tables):
+    if made != set(projection.tables):
         raise ReplayRefused(
             f"create makes {', '.join(sorted(made)) or 'nothing'}, not {', '.join(sorted(projection.tables))}.",
-            cure="create each table by its bare name, no more, and leave COMMIT alone.",
+            cure="create each table by its bare name, and no more.",
         )
 
 

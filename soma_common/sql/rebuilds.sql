@@ -31,8 +31,8 @@ SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', $1::text)
 -- :name analyze : statistics of a table
 SELECT format('ANALYZE %I.%I', $1::text, $2::text)
 
--- :name shadow_path : unqualified names mean the new tables
-SELECT set_config('search_path', concat_ws(', ', quote_ident($1::text), nullif(current_setting('search_path'), '')), true)
+-- :name make_own : the new tables, by the caller's statements
+SELECT soma.make_own($1::text, $2::text)
 
 -- :name make_shadow : an empty table like a live one
 SELECT soma.make_shadow($1::text, $2::text, $3::text)

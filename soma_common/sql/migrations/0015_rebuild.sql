@@ -321,6 +321,14 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Makes the new tables by the caller's statements, by bare names. COMMIT and ROLLBACK are no statements of a function.
+CREATE FUNCTION soma.make_own(p_statements text, p_shadow text) RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM set_config('search_path', concat_ws(', ', quote_ident(p_shadow), nullif(current_setting('search_path'), '')), true);
+    EXECUTE p_statements;
+END $$;
+
 -- Gives a new table the owner and the grants of the old one.
 CREATE FUNCTION soma.copy_rights(p_schema text, p_table text, p_shadow text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog AS $$

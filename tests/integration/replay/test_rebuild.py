@@ -284,7 +284,7 @@ def test_a_projection_that_cannot_be(given: Any) -> None:
         ("CREATE TABLE balance (a int); CREATE VIEW v AS SELECT * FROM balance", "makes balance, v"),
         ("CREATE TABLE balance (a nonsense)", "nonsense"),
         ("this is no SQL", "syntax error"),
-        ("CREATE TABLE balance (a int); COMMIT; BEGIN", "cannot be|makes|leave COMMIT"),
+        ("CREATE TABLE balance (a int); COMMIT; BEGIN", "cannot be made.*transaction commands"),
     ],
 )
 async def test_create_statements_that_make_something_else(replays: Any, create: str, told: str) -> None:
@@ -338,10 +338,10 @@ async def test_pause_resume_and_rate(replays: Any) -> None:
     await replays.passed_by(book)
     async with replays.engine(book, rebuild=RebuildSettings(page=10)) as engine:
         run = await engine.start(replays.everything, "rebuild", projection=BOTH, rate=200)
-        began = asyncio.get_running_loop().time()
+        began, paused = asyncio.get_running_loop().time(), None
         async for progress in engine.run(run.run_id):
-            if progress.counts.read >= 40:
-                await engine.pause(run.run_id)
+            if progress.counts.read >= 40 and not paused:
+                paused = await engine.pause(run.run_id)
         assert progress.state is ReplayState.PAUSED
         assert 40 <= progress.counts.read < 120
         await engine.resume(run.run_id)
