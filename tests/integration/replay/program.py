@@ -16,7 +16,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from soma_common.consumer.handlers import EVERY_TYPE, HandlerContext, Handlers
+from soma_common.events.codec import JsonCodec
 from soma_common.events.models import RecordedEvent
+from soma_common.kafka.reader import ReaderSettings, TopicReader
 from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import PoolSettings, fetch
 from soma_common.replay import swapping
@@ -83,7 +85,11 @@ async def main(given: dict[str, Any]) -> None:
         lease=given.get("lease", 0.5),
         rebuild=RebuildSettings(page=given.get("page", 50), lanes=3),
     )
-    async with ReplayEngine(PoolSettings(given["dsn"]), "billing", handlers=handlers, settings=settings) as engine:
+    reader = ReaderSettings(bootstrap=given.get("bootstrap", ""), wait=0.2)
+    async with ReplayEngine(
+        PoolSettings(given["dsn"]), "billing", handlers=handlers, settings=settings,
+        topics=lambda: TopicReader(reader, JsonCodec()),
+    ) as engine:  # fmt: skip
         engine._checkpoints = Dying(engine._pool, lease=settings.lease)
         async for _ in engine.run(given["run"]):
             reached("committed")
