@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from soma_common.config import SomaConfig
 from soma_common.consumer.handlers import Handle, Handlers
+from soma_common.consumer.order import Order
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.errors import ConfigurationError
@@ -134,9 +136,13 @@ class Soma:
     def replays(self, consumer: str = "default", *, settings: ReplaySettings | None = None) -> ReplayEngine:
         """Replays of a declared consumer, on connections of their own: ``async with soma.replays(…) as engine``."""
         ground, handlers = self._open_ground, self._handlers_of(consumer)
+        if self._settings is not None and self._settings.order is Order.PARTITION:
+            settings = settings or ReplaySettings()
+            settings = replace(settings, rebuild=replace(settings.rebuild, lanes=1))  # in the order of the log
         return ReplayEngine(
-            ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings
-        )
+            ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings,
+            topics=ground.topics(),
+        )  # fmt: skip
 
     def consumer(self, name: str = "default") -> ConsumerWorker:
         """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""

@@ -22,6 +22,7 @@ from soma_common.log.source import LogSource
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.replay.topics import Topics
 from soma_common.sql.loader import blocks
 from soma_common.tracing.tracer import TransactionTracer
 
@@ -51,6 +52,15 @@ class Ground:
             topics=tuple(topics),
         )
         return KafkaSource(self.pool, settings, self.store.settings.codec)
+
+    def topics(self) -> Callable[[], Topics] | None:
+        """Makes readers of Kafka that stand beside its consumers; None in standalone."""
+        if not self.config.uses_kafka:
+            return None
+        from soma_common.kafka.reader import ReaderSettings, TopicReader
+
+        settings = ReaderSettings(bootstrap=self.config.kafka_bootstrap, security=self.config.kafka_security)
+        return lambda: TopicReader(settings, self.store.settings.codec)
 
     def relay(self) -> Relay:
         """An outbox relay, connected to Kafka when it starts."""

@@ -32,6 +32,8 @@ SETTINGS = [
     "soma_common.retry.Backoff",
     "soma_common.log.source.LogSettings",
     "soma_common.kafka.source.SourceSettings",
+    "soma_common.replay.engine.ReplaySettings",
+    "soma_common.replay.rebuilding.RebuildSettings",
     "soma_common.outbox.settings.RelaySettings",
     "soma_common.kafka.publisher.PublisherSettings",
     "soma_common.postgres.pool.PoolSettings",
