@@ -9,7 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from soma_common.consumer.effects import ENDING, Blamed, Effects, Handled
+from soma_common.consumer.blocking import Handled
+from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.gate import Gate
 from soma_common.consumer.lanes import Again, Lane
 from soma_common.consumer.order import SequenceOf

@@ -100,7 +100,7 @@ class Redriver:
                 await self._p.letters.release(turn.lease)
             raise
         finally:
-            turn.lane.task = turn.lane.handling = None
+            turn.lane.task = turn.lane.running = None
         waits: float = task.result()
         return waits
 

@@ -178,16 +178,16 @@ class Session:
         while True:
             await asyncio.sleep(min(1.0, timeout / 4))
             for lane in lanes:
-                if lane.handling is None or lane.task is None:
+                running = lane.running
+                if running is None or lane.task is None or lane.tx is None:
                     continue
-                over = time.monotonic() - lane.handling - timeout
-                if over > _GRACE:
-                    hung = HandlerTimeout(f"The handler did not end within {timeout + over:.1f} s, not even cancelled.")
-                    self._memory.hung(lane.subject, hung)
+                if running.took > timeout + _GRACE:
+                    hung = HandlerTimeout(f"The handler did not end within {running.took:.1f} s, not even cancelled.")
+                    self._memory.hung(lane.subject(running), hung)
                     lane.tx.terminate()  # what it holds locked is free again, and nothing of it commits
                     raise LeaseLost(hung.message)
-                if over > 0 and not lane.overdue:
-                    lane.overdue = True
+                if running.took > timeout and lane.overdue is None:
+                    lane.overdue = running
                     lane.task.cancel()
 
 

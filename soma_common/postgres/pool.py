@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,17 +42,27 @@ class Tx(Protocol):
         """The first column of the first row."""
 
 
+class RunsStatements(ABC):
+    """A transaction that is no driver's connection, and runs the library's statements in its own way."""
+
+    @abstractmethod
+    async def fetch_rows(self, sql: str, args: Sequence[Any]) -> list[Row]:
+        """All rows of one statement with ``$1`` parameters; raises the library's errors."""
+
+
 def is_asyncpg(connection: object) -> bool:
     """Whether this is an asyncpg connection (or a pool's proxy of one), told without importing asyncpg."""
     return type(connection).__module__.partition(".")[0] == "asyncpg"
 
 
 async def fetch(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
-    """All rows of one statement with ``$1`` parameters, on an asyncpg or an async psycopg connection."""
+    """All rows of one statement with ``$1`` parameters, on an asyncpg or an async psycopg connection, or a thread's."""
     with translated():
         if is_asyncpg(connection):
             rows: list[Row] = await connection.fetch(sql, *args)
             return rows
+        if isinstance(connection, RunsStatements):
+            return await connection.fetch_rows(sql, args)
         import psycopg
 
         # Not closed: a cursor of the client's side holds nothing.

@@ -19,6 +19,7 @@ from soma_common.events.models import Event
 from soma_common.inbox import Inbox
 from soma_common.postgres.cursor import Tick, TickReader
 from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
@@ -69,16 +70,21 @@ class ReplayEngine:
         consumer: the consumer's name.
         handlers: its handlers; planning needs none.
         append: records new events in a transaction: ``await append(events, tx)``.
+        connect: how threads connect, where handlers are plain functions; None: by psycopg, with the pool's settings.
     """
 
     def __init__(
         self, pool: PoolSettings, consumer: str, *,
         handlers: Handlers | None = None, append: Append | None = None, settings: ReplaySettings | None = None,
+        connect: Connect | None = None,
     ) -> None:  # fmt: skip
         self.consumer, self.settings = consumer, settings or ReplaySettings()
         self._handlers, self._append = handlers or Handlers(), append or _refuse
         named = {**pool.settings, "application_name": "soma-replay"}
         self._pool = Pool(replace(pool, size=_CONNECTIONS, settings=named))
+        self._threads: Threads | None = None
+        if self._handlers.blocking:
+            self._threads = Threads(connect or connecting(self._pool.settings), "soma replay")
         self._checkpoints = Checkpoints(self._pool, lease=self.settings.lease)
 
     async def __aenter__(self) -> ReplayEngine:
@@ -86,6 +92,8 @@ class ReplayEngine:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._threads is not None:
+            await self._threads.close()
         await self._pool.close()
 
     async def plan(self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING) -> Plan:
@@ -157,6 +165,8 @@ class ReplayEngine:
             raise ConfigurationError(f"Consumer {self.consumer} has no handler.", cure="pass handlers.")
         owner = uuid4()
         run = await self._checkpoints.claim(found.run_id, owner)
+        if self._threads is not None:
+            self._threads.place = (await self._pool.fetch(blocks("consumer")["place"]))[0]
         batches = self._batches(run)
         runner = Runner(
             self._pool, self._checkpoints, batches, run, owner,
@@ -260,7 +270,8 @@ class ReplayEngine:
             self.consumer, self._handlers, self._append, retry=RetryPolicy(), timeout=settings.idle_timeout
         )
         delivery = Delivery(replaying=True, external_effects=run.mode is not ReplayMode.REBUILD)
-        return Batches(self._pool, self._checkpoints, effects, self._inbox(run), delivery)
+        begin = self._threads.transaction if self._threads else self._pool.transaction
+        return Batches(begin, self._checkpoints, effects, self._inbox(run), delivery)
 
     def _inbox(self, run: Progress) -> Inbox:
         kind = ForcedInbox if run.mode is ReplayMode.FORCE else Inbox

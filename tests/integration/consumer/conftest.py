@@ -74,18 +74,20 @@ class World:
 
     def log_worker(
         self, handle: Handle = apply, *types: Any, consumer: str = "billing", typed: Any = None,
-        settings: ConsumerSettings | None = None, **log: Any,
+        settings: ConsumerSettings | None = None, batch: bool = False, connect: Any = None, **log: Any,
     ) -> ConsumerWorker:  # fmt: skip
         """A consumer of the log in this process."""
         source = LogSource(self.pool, consumer, LogSettings(**({"most_idle": 0.02} | log)))
-        return self.worker(source, handle, *types, consumer=consumer, typed=typed, settings=settings)
+        return self.worker(
+            source, handle, *types, consumer=consumer, typed=typed, settings=settings, batch=batch, connect=connect
+        )
 
     def worker(
         self, source: Any, handle: Handle = apply, *types: Any, consumer: str = "billing", typed: Any = None,
-        settings: ConsumerSettings | None = None,
+        settings: ConsumerSettings | None = None, batch: bool = False, connect: Any = None,
     ) -> ConsumerWorker:  # fmt: skip
         handlers = Handlers(typed)
-        handlers.add(handle, *(types or (EVERY_TYPE,)))
+        handlers.add(handle, *(types or (EVERY_TYPE,)), batch=batch)
         settings = settings or ConsumerSettings(retry=AT_ONCE, redrive_every=0.05)
         worker = ConsumerWorker(
             self.pool,
@@ -94,6 +96,7 @@ class World:
             handlers=handlers,
             append=lambda events, tx: self.store.publish(events, tx=tx),
             settings=settings,
+            connect=connect,
         )
         self.workers.append(worker)
         return worker
