@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.testing.backends import KafkaHandle
+from tests.integration.consumer.flavours import Flavour, flavour_of
 from tests.waiting import until
 
 TABLES = """
@@ -229,6 +230,13 @@ def settings() -> Callable[..., ConsumerSettings]:
         return ConsumerSettings(**({"retry": AT_ONCE, "redrive_every": 0.05} | given))
 
     return made
+
+
+@pytest.fixture(params=["psycopg", "django"])
+def flavour(request: pytest.FixtureRequest, soma_database: str) -> Iterator[Flavour]:
+    """Handlers that are plain functions work with psycopg's connections, and with Django's."""
+    with flavour_of(request.param, soma_database) as made:
+        yield made
 
 
 @pytest.fixture(name="apply")
