@@ -240,11 +240,9 @@ def test_an_address_that_libpq_cannot_read_is_told_at_once(dsn: str) -> None:
 def test_a_database_that_django_does_not_have_is_told_at_once(soma_database: str) -> None:
     with flavour_of("django", soma_database), pytest.raises(ConfigurationError, match="no database 'nowhere'"):
         connecting(PoolSettings(soma_database), "nowhere")
-    with (
-        flavour_of("django", soma_database, ENGINE="django.db.backends.sqlite3") as flavour,
-        pytest.raises(ConfigurationError, match="sqlite"),
-    ):
-        connecting(PoolSettings(soma_database), flavour.alias)
+    sqlite = flavour_of("django", soma_database, ENGINE="django.db.backends.sqlite3")
+    with pytest.raises(ConfigurationError, match="sqlite"), sqlite:
+        raise AssertionError("it was taken")
     assert database_of("postgresql://u:p%40@h:5/d")["PASSWORD"] == "p@"
 
 
