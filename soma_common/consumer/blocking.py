@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from soma_common.consumer.handlers import Delivery, Handler, Handlers, SyncBatchContext, SyncHandlerContext
-from soma_common.consumer.lanes import Lane, Running
+from soma_common.consumer.lanes import Running, Work
 from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.postgres.threads import ThreadTx
@@ -28,14 +28,14 @@ class _Call(NamedTuple):
 class Run:
     """The handlers of a batch, one call after the other. A thread is slow to reach: it is given all of them at once.
 
-    The lane tells which call runs. After each it is looked whether the transaction can still commit, so that nobody but
+    ``work`` tells which call runs. After each it is looked whether the transaction can still commit, so that nobody but
     the culprit is blamed. A transaction that is stopped gets no further call.
     """
 
     def __init__(
-        self, consumer: str, handlers: Handlers, lane: Lane, tx: ThreadTx, collected: list[Event], delivery: Delivery
+        self, consumer: str, handlers: Handlers, work: Work, tx: ThreadTx, collected: list[Event], delivery: Delivery
     ) -> None:
-        self._consumer, self._handlers, self._lane, self._tx = consumer, handlers, lane, tx
+        self._consumer, self._handlers, self._work, self._tx = consumer, handlers, work, tx
         self._collected, self._delivery = collected, delivery
 
     def __call__(self, handled: Sequence[Handled]) -> None:
@@ -43,10 +43,10 @@ class Run:
         for call in _calls(handled, batches=self._handlers.batches):
             if self._tx.stopped:
                 return
-            self._lane.running = Running(time.monotonic(), call.place)
+            self._work.running = Running(time.monotonic(), call.place)
             self._one(call)
             self._tx.check()
-        self._lane.running = None
+        self._work.running = None
 
     def _one(self, call: _Call) -> None:
         handler, tx = call.handler, self._tx.driver

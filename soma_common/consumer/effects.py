@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from soma_common.consumer.blocking import Handled, Run
 from soma_common.consumer.handlers import LIVE, BatchContext, Delivery, Handler, HandlerContext, Handlers
-from soma_common.consumer.lanes import Lane, Running
+from soma_common.consumer.lanes import Lane, Running, Work
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
 from soma_common.errors import (
     ClockAhead,
@@ -73,7 +73,7 @@ class Effects:
                     context = HandlerContext(self._consumer, event, tx, collected, delivery)
                     await self._one(lane, handlers, place, context)
         finally:
-            lane.running = lane.tx = None
+            lane.work, lane.tx = Work(), None
         if collected:
             await self._record(lane, tx, collected)
         return len(collected)
@@ -94,7 +94,7 @@ class Effects:
                         await self._one(lane, (handler,), at, context)
 
     async def _one(self, lane: Lane, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
-        lane.running = Running(time.monotonic(), place)
+        lane.work.running = Running(time.monotonic(), place)
         try:
             for handler in handlers:
                 event = handler.prepared(context.event, self.handlers.typed)
@@ -115,7 +115,7 @@ class Effects:
         collected: list[Event],
         delivery: Delivery,
     ) -> None:
-        lane.running = Running(time.monotonic(), place)
+        lane.work.running = Running(time.monotonic(), place)
         try:
             prepared = [handler.prepared(event, self.handlers.typed) for event in events]
             await _call(handler, prepared, BatchContext(self._consumer, events, tx, collected, delivery))
@@ -129,7 +129,7 @@ class Effects:
         self, tx: ThreadTx, lane: Lane, handled: Sequence[Handled], collected: list[Event], delivery: Delivery
     ) -> None:
         """Handlers that are plain functions."""
-        run = Run(self._consumer, self.handlers, lane, tx, collected, delivery)
+        run = Run(self._consumer, self.handlers, lane.work, tx, collected, delivery)
         working = tx.start(run, handled)
         try:
             await asyncio.wait({working})
@@ -143,7 +143,7 @@ class Effects:
         try:
             working.result().get()
         except Exception as error:
-            place = lane.running.place if lane.running else None
+            place = lane.work.running.place if lane.work.running else None
             raise self._meaning(lane, tx, place, error) from error
 
     async def _record(self, lane: Lane, tx: Any, events: Sequence[Event]) -> None:
@@ -158,7 +158,7 @@ class Effects:
     def _meaning(self, lane: Lane, tx: Any, place: int | None, error: Exception) -> Exception:
         """What an error in a handler is: a conflict, the loss of our connection, or the event's."""
         lost = tx.is_closed() or isinstance(translate(error), DatabaseUnavailable)
-        took = lane.running.took if lane.running else 0.0
+        took = lane.work.running.took if lane.work.running else 0.0
         if lost and took > self._timeout:  # nobody could cancel it (it blocked the process), and PostgreSQL hung up
             lane.blame = Blamed(place, HandlerTimeout(f"The handler worked for {took:.1f} s, and PostgreSQL hung up."))
             return DatabaseUnavailable("The connection to PostgreSQL was lost in a handler that took too long.")

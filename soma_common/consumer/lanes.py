@@ -38,6 +38,15 @@ class Running(NamedTuple):
         return time.monotonic() - self.began
 
 
+class Work:
+    """What the handlers of one transaction are at. A thread that was left behind goes on writing into its own."""
+
+    __slots__ = ("running",)
+
+    def __init__(self) -> None:
+        self.running: Running | None = None
+
+
 class _Held(NamedTuple):
     """The records of a sequence that waits for its next try."""
 
@@ -49,13 +58,13 @@ class Lane:
     """What waits for one worker, in order, and the sequences that wait for their next try.
 
     ``count`` are its batches in the database. ``trying`` are the records of the transaction ``tx`` that runs;
-    ``running`` is the handler that runs. ``overdue`` is the one that was cancelled for taking too long; ``blame`` is
-    kept when it may have outlived its connection.
+    ``work`` tells which handler runs. ``overdue`` is the one that was cancelled for taking too long; ``blame`` is kept
+    when it may have outlived its connection.
     """
 
     def __init__(self, count: LaneCount, batch: int, sequence_of: SequenceOf) -> None:
         self.count = count
-        self.running: Running | None = None
+        self.work = Work()
         self.trying: Sequence[Record] = ()
         self.tx: Any = None
         self.overdue: Running | None = None
@@ -196,7 +205,7 @@ class Lanes:
             try:
                 again = await self._applied(lane)
             finally:
-                lane.working, lane.running, lane.task = (), None, None
+                lane.working, lane.work, lane.task = (), Work(), None
                 self._rested.set()
             lane.hold(again, time.monotonic())
 

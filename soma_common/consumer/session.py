@@ -20,6 +20,7 @@ from soma_common.consumer.tally import Tally
 from soma_common.errors import HandlerTimeout, LeaseLost, OffsetLost
 from soma_common.inbox import LaneCount
 from soma_common.postgres.pool import Pool, fetch
+from soma_common.postgres.threads import ThreadTx
 from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
@@ -178,14 +179,15 @@ class Session:
         while True:
             await asyncio.sleep(min(1.0, timeout / 4))
             for lane in lanes:
-                running = lane.running
-                if running is None or lane.task is None or lane.tx is None:
+                running = lane.work.running
+                if running is None or lane.task is None:
                     continue
                 if running.took > timeout + _GRACE:
                     hung = HandlerTimeout(f"The handler did not end within {running.took:.1f} s, not even cancelled.")
                     self._memory.hung(lane.subject(running), hung)
                     lane.tx.terminate()  # what it holds locked is free again, and nothing of it commits
-                    raise LeaseLost(hung.message)
+                    if not isinstance(lane.tx, ThreadTx):  # of that only the thread stays behind, not the lane's task
+                        raise LeaseLost(hung.message)
                 if running.took > timeout and lane.overdue is None:
                     lane.overdue = running
                     lane.task.cancel()
