@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -14,8 +15,9 @@ from soma_common.dlq.models import RedrivePolicy
 from soma_common.errors import TransactionConflict
 from soma_common.events.models import Event
 from soma_common.events.payloads import Payload
+from soma_common.postgres.migrate import upgrade
 from soma_common.retry import Backoff
-from tests.integration.consumer.flavours import apply, execute
+from tests.integration.consumer.flavours import apply, execute, flavour_of
 from tests.waiting import until
 
 
@@ -276,3 +278,23 @@ async def test_retries_of_one_lane_do_not_hold_up_another(world: Any, flavour: A
         go_on.set()
         await world.applied(80)
     await world.check(events)
+
+
+async def test_the_runtime_role_is_enough(world: Any) -> None:
+    role = "soma_app_" + world.dsn[-8:]
+    await world.pool.fetch(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'")
+    try:
+        await upgrade(world.dsn, grant_to=role)
+        await world.pool.fetch(f"GRANT ALL ON effect, effect_seq_seq TO {role}")
+        mine = re.sub(r"//[^@]+@", f"//{role}:pw@", world.dsn)
+        events = await world.publish(30)
+        for name in ("psycopg", "django"):
+            with flavour_of(name, mine) as flavour:
+                async with world.log_worker(apply, consumer=name, connect=flavour.connect):
+                    await world.applied(30 if name == "psycopg" else 60)
+        assert len(events) == 30
+        owners = await world.pool.fetch("SELECT count(*), count(DISTINCT event_id) FROM effect")
+        assert tuple(owners[0]) == (60, 30)
+    finally:
+        await world.pool.fetch(f"DROP OWNED BY {role}")
+        await world.pool.fetch(f"DROP ROLE {role}")
