@@ -19,6 +19,7 @@ from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Connect, connecting
+from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
@@ -160,10 +161,18 @@ class Soma:
         """An outbox relay of this application; start it, or hand it to ``run_until_signalled``."""
         return self._open_ground.relay()
 
-    async def run(self, *consumers: str, relay: bool = False) -> None:
+    def probes(self, *services: Service, port: int | None = 0) -> Probes:
+        """Health and metrics of consumers and relays of this process, as a service to start before them.
+
+        Serves /health/live, /health/ready and /metrics on ``port`` (0: a free one; None: OpenTelemetry only).
+        """
+        return Probes(services, self.pool, port=port)
+
+    async def run(self, *consumers: str, relay: bool = False, health_port: int | None = None) -> None:
         """Run consumers (all of them when none is named) until SIGTERM or SIGINT, then drain.
 
         ``relay`` also runs an outbox relay in this process; most run ``somastack relay`` beside it instead.
+        ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
         """
         async with self:
             services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
@@ -171,7 +180,8 @@ class Soma:
                 services.insert(0, self.relay())
             if not services:
                 raise ConfigurationError("Nothing to run.", cure="declare a handler, or run `somastack relay`.")
-            await run_until_signalled(*services)
+            port = self.config.health_port if health_port is None else health_port
+            await run_until_signalled(self.probes(*services, port=port), *services)
 
     async def drain(self, *consumers: str, patience: float = 60.0) -> None:
         """Run consumers of the log until they have seen every event recorded before this call. For scripts and tests.

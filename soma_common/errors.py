@@ -30,10 +30,12 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               a handler raised; its partition stops until that is mended
     ├── DeadLetterError             a dead letter cannot be handled as asked
+    │   ├── RedriveStopped          a re-drive stopped by itself: the cause is not mended
     │   ├── LetterNotFound          there is no such letter
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
     ├── ReplayRefused               a replay cannot be done as it was asked for
     └── InfrastructureError         something outside is away: retried, never blamed on an event
+        ├── Stalled                 work waits, and what it waits for does not answer
         ├── DatabaseUnavailable
         ├── BrokerUnavailable
         ├── RegistryUnavailable
@@ -217,6 +219,10 @@ class DeadLetterRefused(DeadLetterError):
     """An event failed, and its letter could not be written: it stays where it is."""
 
 
+class RedriveStopped(DeadLetterError):
+    """A re-drive of many letters stopped by itself."""
+
+
 class LetterNotFound(DeadLetterError):
     """There is no such dead letter."""
 
@@ -231,6 +237,10 @@ class ReplayRefused(SomaError):
 
 class InfrastructureError(SomaError):
     """Something outside the library is away."""
+
+
+class Stalled(InfrastructureError):
+    """Work waits, and what it waits for does not answer."""
 
 
 class DatabaseUnavailable(InfrastructureError):

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, PollingStatus, TransactionStatus
 
 from soma_common.errors import ConfigurationError, DatabaseUnavailable
-from soma_common.postgres.pool import PoolSettings
+from soma_common.postgres.pool import PoolSettings, notice_silence
 from soma_common.postgres.sync import fetch_sync
 from soma_common.sql.loader import blocks
 
@@ -46,6 +46,7 @@ class Grip:
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
         self._socket = socket.socket(fileno=os.dup(raw.fileno()))
+        notice_silence(self._socket)
         # libpq 17: encrypted as the connection is, and nobody else waits for it.
         self._canceller: Any = raw.pgconn.cancel_conn() if _SAFE else raw.pgconn.get_cancel()
         self._cancelling = threading.Lock()

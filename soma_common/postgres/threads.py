@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from soma_common.errors import DatabaseUnavailable, MissingDependency
 from soma_common.postgres.errors import translated, translated_around_callers
-from soma_common.postgres.pool import PoolSettings, Row, RunsStatements
+from soma_common.postgres.pool import PoolSettings, Row, RunsStatements, borrowed
 
 if TYPE_CHECKING:
     from soma_common.postgres.thread_connections import ThreadConnection
@@ -250,11 +250,13 @@ class Threads:
         thread = self._resting.pop() if self._resting else self._new()
         tx = ThreadTx(thread)
         try:
-            yield tx
-            await tx.commit()
-        except BaseException:
-            await tx.rollback()
-            raise
+            with borrowed(tx):
+                try:
+                    yield tx
+                    await tx.commit()
+                except BaseException:
+                    await tx.rollback()
+                    raise
         finally:
             self._give_back(thread)
 

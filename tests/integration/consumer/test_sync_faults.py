@@ -220,7 +220,7 @@ async def test_a_handler_that_takes_too_long_is_tried_again(world: Any, flavour:
 async def test_a_handler_that_hangs_is_left_behind_and_its_event_alone_is_dead(
     world: Any, flavour: Any, settings: Any, monkeypatch: pytest.MonkeyPatch, how: str, batch: bool
 ) -> None:
-    monkeypatch.setattr("soma_common.consumer.session._GRACE", 0.3)
+    monkeypatch.setattr("soma_common.consumer.watchdog._GRACE", 0.3)
     over, tries, errors = threading.Event(), [], []
 
     def one(event: Any, ctx: Any) -> None:
@@ -297,7 +297,7 @@ async def test_a_letter_whose_handler_hangs_is_dead_without_end_of_the_others(
     world: Any, flavour: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a re-drive, too, the handler is left behind, and that counts as a try of the letter."""
-    monkeypatch.setattr("soma_common.consumer.session._GRACE", 0.3)
+    monkeypatch.setattr("soma_common.consumer.watchdog._GRACE", 0.3)
     over, redriven = threading.Event(), []
 
     def handle(event: Any, ctx: Any) -> None:
