@@ -20,6 +20,7 @@ from soma_common.events.store import EventStore
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
+from soma_common.postgres.threads import Connect, connecting
 from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.service import Service, run_until_signalled
@@ -47,6 +48,8 @@ class Soma:
         topics: Kafka topics by event type, where they differ from ``config.topic``.
         reads: Kafka topics by consumer, where it reads others than this application's own.
         settings: how its consumers work.
+        django: the alias of Django's database, where handlers that are plain functions work with Django's connection;
+            None: they work with psycopg's. It must be the database of the event log.
     """
 
     def __init__(
@@ -58,13 +61,14 @@ class Soma:
         topics: Mapping[str, str] | None = None,
         reads: Mapping[str, Sequence[str]] | None = None,
         settings: ConsumerSettings | None = None,
+        django: str | None = None,
     ) -> None:
         self.config = config
         self.models = models or PayloadModels()
         self.upcasters = upcasters or Upcasters()
         self._topics = dict(topics or {})
         self._reads = dict(reads or {})
-        self._settings = settings
+        self._settings, self._django = settings, django
         self._handlers: dict[str, Handlers] = {}
         self._ground: Ground | None = None
         self._users = 0
@@ -82,10 +86,11 @@ class Soma:
     def handler(
         self, *types: str | type[Payload], consumer: str = "default", batch: bool = False
     ) -> Callable[[Handle], Handle]:
-        """Declare an ``async def handle(event, ctx)`` for event types or payload models.
+        """Declare an ``async def handle(event, ctx)`` for event types or payload models, or a plain ``def``.
 
         Each consumer has a position of its own; handlers of one consumer share a transaction. The function is returned
-        as it is. With ``batch`` it takes a list of events.
+        as it is. With ``batch`` it takes a list of events. Plain functions run in threads, with psycopg's connections
+        or Django's (see ``django``).
         """
 
         def declare(handle: Handle) -> Handle:
@@ -141,7 +146,7 @@ class Soma:
             settings = replace(settings, rebuild=replace(settings.rebuild, lanes=1))  # in the order of the log
         return ReplayEngine(
             ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings,
-            topics=ground.topics(),
+            topics=ground.topics(), connect=self._connect(handlers),
         )  # fmt: skip
 
     def consumer(self, name: str = "default") -> ConsumerWorker:
@@ -150,8 +155,12 @@ class Soma:
         ground = self._open_ground
         source = ground.source(name, self._reads.get(name, self._own_topics))
         return ConsumerWorker(
-            ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings
-        )
+            ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings,
+            connect=self._connect(handlers),
+        )  # fmt: skip
+
+    def _connect(self, handlers: Handlers) -> Connect | None:
+        return connecting(self.pool.settings, self._django) if handlers.blocking else None
 
     def relay(self) -> Relay:
         """An outbox relay of this application; start it, or hand it to ``run_until_signalled``."""

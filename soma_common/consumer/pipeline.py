@@ -9,7 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from soma_common.consumer.effects import ENDING, Blamed, Effects, Handled
+from soma_common.consumer.blocking import Handled
+from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.gate import Gate
 from soma_common.consumer.lanes import Again, Lane
 from soma_common.consumer.order import SequenceOf
@@ -98,6 +99,10 @@ class Memory:
         else:
             self.alone.update((record.partition, record.offset) for record in records)
 
+    def any_alone(self, records: Sequence[Record]) -> bool:
+        """Whether one of these is to be tried alone."""
+        return bool(self.alone) and any((record.partition, record.offset) in self.alone for record in records)
+
     def settled(self, record: Record) -> _Tries | None:
         """Nothing more is to be remembered of a record; how often it was tried."""
         place = (record.partition, record.offset)
@@ -141,6 +146,9 @@ class Pipeline:
         alone is blamed.
         """
         records = self._without_followers(records, again)
+        if len(records) > 1 and self._memory.any_alone(records):
+            await self._in_parts(lane, records, None, again)
+            return
         for attempt in range(_MOST_CONFLICTS):
             if not records:
                 return
@@ -239,8 +247,6 @@ class Pipeline:
             condemned = self._memory.condemned.get((record.partition, record.offset))
             if condemned is not None:
                 raise Blamed(place, condemned)
-            if len(records) > 1 and (record.partition, record.offset) in self._memory.alone:
-                raise Blamed(place, HandlerTimeout("tried alone"))
 
     async def _apply(
         self, tx: Any, lane: Lane, records: Sequence[Record], handled: Sequence[Handled]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from soma_common.consumer.effects import ENDING, Blamed
 from soma_common.consumer.handlers import REDRIVEN
-from soma_common.consumer.lanes import Lane
+from soma_common.consumer.lanes import Lane, Work
 from soma_common.consumer.pipeline import PASSING, Parts
 from soma_common.consumer.retries import ErrorClass, stage_of
 from soma_common.consumer.settings import ConsumerSettings
@@ -94,13 +94,14 @@ class Redriver:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.cancel()
-            await asyncio.wait({task}, timeout=1.0)
-            with suppress(*PASSING):
-                await self._p.letters.release(turn.lease)
+            _, hanging = await asyncio.wait({task}, timeout=1.0)
+            if not hanging:  # else the lease must end by itself: so it is counted against the letter
+                with suppress(*PASSING):
+                    await self._p.letters.release(turn.lease)
             raise
         finally:
             holding.cancel()
-            turn.lane.task = turn.lane.handling = None
+            turn.lane.task, turn.lane.work = None, Work()
         waits: float = task.result()
         return waits
 

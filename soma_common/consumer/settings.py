@@ -18,14 +18,15 @@ class ConsumerSettings:
     """How a consumer works. Times are seconds.
 
     Args:
-        lanes: most transactions at once, each on a connection of its own (two of the pool are left for other work).
-            Events of a key always go through one lane.
+        lanes: most transactions at once, each on a connection of its own (two of the pool are left for other work;
+            those of handlers that are plain functions come beside the pool's). Events of a key always go through one
+            lane.
         batch: most events in one transaction. What is there is applied at once: one event when idle, many under load.
         order: which events wait for each other: those of a key, of a partition, or none.
         ahead: most events of a partition that are fetched and not settled; then its fetching pauses.
         ahead_bytes: the same in bytes.
         timeout: a handler that works longer on an event (a batch handler: on its events) is cancelled, and the event
-            counts as failed.
+            counts as failed. Of a plain function, the statement that runs is cancelled.
         idle_timeout: PostgreSQL ends a batch's transaction whose process fell silent for so long, so that a paused
             process does not keep others waiting; at least ``timeout``.
         unknown: what becomes of events without a handler: passed over, or refused (they become dead letters).

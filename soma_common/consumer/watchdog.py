@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from soma_common.consumer.gate import Gate
-from soma_common.consumer.lanes import Lane
+from soma_common.consumer.lanes import Lane, Running
 from soma_common.consumer.pipeline import Memory
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.tally import Tally
 from soma_common.errors import HandlerTimeout, LeaseLost, Stalled
+from soma_common.postgres.threads import ThreadTx
 
 log = logging.getLogger(__name__)
 
@@ -93,27 +94,28 @@ class Watchdog:
         while True:
             await asyncio.sleep(min(1.0, self._settings.timeout / 4, self._settings.stuck / 4))
             for lane in (*self._lanes, *self._redrives):
-                if lane.handling is not None and lane.task is not None:
-                    self._handler(lane, lane.task, time.monotonic() - lane.handling - self._settings.timeout)
+                if lane.work.running is not None and lane.task is not None:
+                    self._handler(lane, lane.task, lane.work.running)
             why = self._silent()
             if why is not None:
                 self._tally.stalls += 1
                 self._progress.stalled(2 * self._settings.stuck)
                 self._hang_up()
                 raise Stalled(f"{why} for {self._settings.stuck:g} s: the consumer hangs up and begins anew.")
-            handling = any(lane.handling is not None for lane in self._lanes)
+            handling = any(lane.work.running is not None for lane in self._lanes)
             self._progress.look(self._tally, nothing_to_do=handling or self._waiting())
 
-    def _handler(self, lane: Lane, task: asyncio.Task[Any], over: float) -> None:
+    def _handler(self, lane: Lane, task: asyncio.Task[Any], running: Running) -> None:
         """Cancel a handler that takes too long; leave one behind that does not let itself be cancelled."""
-        if over > _GRACE:
-            took = self._settings.timeout + over
+        took = running.took
+        if took > self._settings.timeout + _GRACE:
             hung = HandlerTimeout(f"The handler did not end within {took:.1f} s, not even cancelled.")
-            self._memory.hung(lane.subject, hung)
+            self._memory.hung(lane.subject(running), hung)
             lane.tx.terminate()  # what it holds locked is free again, and nothing of it commits
-            raise LeaseLost(hung.message)
-        if over > 0 and not lane.overdue:
-            lane.overdue = True
+            if not isinstance(lane.tx, ThreadTx):  # of that only the thread stays behind, not the lane's task
+                raise LeaseLost(hung.message)
+        if took > self._settings.timeout and lane.overdue is None:
+            lane.overdue = running
             task.cancel()
 
     def _silent(self) -> str | None:
@@ -134,7 +136,7 @@ class Watchdog:
 
     def _still(self, lane: Lane, busy: bool, signs: tuple[Any, ...]) -> bool:
         """Whether a lane is at work without a handler, and showed the same signs for too long."""
-        if not busy or lane.handling is not None:
+        if not busy or lane.work.running is not None:
             self._seen.pop(id(lane), None)
             return False
         before, since = self._seen.get(id(lane), (None, 0.0))

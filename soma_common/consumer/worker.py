@@ -23,6 +23,7 @@ from soma_common.dlq.store import DeadLetters
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, SomaError, Stalled
 from soma_common.inbox import Inbox, LaneCount, consumer_id
 from soma_common.postgres.pool import Lent, Pool, lending
+from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.service import Service
 from soma_common.sql.loader import blocks
 
@@ -74,11 +75,14 @@ class ConsumerWorker(Service):
 
     An event that fails is tried again, then parked, then dead; later events of its key wait behind it. When the
     database or the broker is away, the worker says so once, waits, and goes on by itself.
+
+    Args:
+        connect: how threads connect, where handlers are plain functions; None: by psycopg, with the pool's settings.
     """
 
     def __init__(
         self, pool: Pool, consumer: str, source: Source, *,
-        handlers: Handlers, append: Append, settings: ConsumerSettings | None = None,
+        handlers: Handlers, append: Append, settings: ConsumerSettings | None = None, connect: Connect | None = None,
     ) -> None:  # fmt: skip
         super().__init__(f"consumer {consumer}")
         if not handlers:
@@ -87,6 +91,9 @@ class ConsumerWorker(Service):
         self.settings = settings or ConsumerSettings()
         self._pool = pool
         self._effects = Effects(consumer, handlers, append, retry=self.settings.retry, timeout=self.settings.timeout)
+        self._threads: Threads | None = None
+        if handlers.blocking:
+            self._threads = Threads(connect or connecting(pool.settings), f"soma {consumer}")
         self._tally, self._memory = Tally(), Memory()
         self._alerts = Alerts(self.settings.on_dead_letter, pool)
         self._parts: Parts | None = None
@@ -177,21 +184,28 @@ class ConsumerWorker(Service):
     async def _start_anew(self) -> None:
         """Nothing answered: trust no connection any more."""
         self._pool.drop_idle()
+        if self._threads is not None:
+            await self._threads.close()
         with suppress(*PASSING):
             await self.source.stop()
 
     @property
     def _lane_count(self) -> int:
-        """A lane needs a connection while it works; some are left for positions, reading and letters."""
-        return max(1, min(self.settings.lanes, self._pool.settings.size - 2))
+        """A lane needs a connection while it works; some are left for positions, reading and letters.
+
+        The lanes of plain functions have connections of their own.
+        """
+        return self.settings.lanes if self._threads else max(1, min(self.settings.lanes, self._pool.settings.size - 2))
 
     async def _prepared(self) -> Parts:
         """What does not change between sessions; needs the database once."""
         if self._parts is None:
             inbox = Inbox(await consumer_id(self._pool, self.consumer), self.settings.idle_timeout)
+            if self._threads is not None:
+                self._threads.place = (await self._pool.fetch(_SQL["place"]))[0]
             self._parts = Parts(
                 consumer=self.consumer,
-                begin=self._pool.transaction,
+                begin=self._threads.transaction if self._threads else self._pool.transaction,
                 inbox=inbox,
                 letters=DeadLetters(self._pool, inbox, self.name),
                 effects=self._effects,
@@ -230,3 +244,6 @@ class ConsumerWorker(Service):
             await self.source.stop()
         except PASSING as error:
             log.warning("%s left without saying so: %s", self.name, error)
+        finally:
+            if self._threads is not None:
+                await self._threads.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
@@ -46,17 +47,27 @@ class Tx(Protocol):
         """The first column of the first row."""
 
 
+class RunsStatements(ABC):
+    """A transaction that is no driver's connection, and runs the library's statements in its own way."""
+
+    @abstractmethod
+    async def fetch_rows(self, sql: str, args: Sequence[Any]) -> list[Row]:
+        """All rows of one statement with ``$1`` parameters; raises the library's errors."""
+
+
 def is_asyncpg(connection: object) -> bool:
     """Whether this is an asyncpg connection (or a pool's proxy of one), told without importing asyncpg."""
     return type(connection).__module__.partition(".")[0] == "asyncpg"
 
 
 async def fetch(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
-    """All rows of one statement with ``$1`` parameters, on an asyncpg or an async psycopg connection."""
+    """All rows of one statement with ``$1`` parameters, on an asyncpg or an async psycopg connection, or a thread's."""
     with translated():
         if is_asyncpg(connection):
             rows: list[Row] = await connection.fetch(sql, *args)
             return rows
+        if isinstance(connection, RunsStatements):
+            return await connection.fetch_rows(sql, args)
         import psycopg
 
         # Not closed: a cursor of the client's side holds nothing.
@@ -115,6 +126,19 @@ def lending() -> Iterator[Lent]:
         yield lent
     finally:
         _LENT.reset(token)
+
+
+@contextmanager
+def borrowed(connection: Any) -> Iterator[None]:
+    """A connection that is no pool's is at work; it has asyncpg's ``terminate``."""
+    lent = _LENT.get()
+    if lent is not None:
+        lent.add(connection)
+    try:
+        yield
+    finally:
+        if lent is not None:
+            lent.discard(connection)
 
 
 class Pool:
@@ -264,7 +288,13 @@ async def _no_reset(connection: Any) -> None:
 async def _notice_silence(connection: Any) -> None:
     """Let the kernel end a connection whose other side is gone: asyncpg would wait for it for ever."""
     sock = connection._transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if sock is not None:
+        notice_silence(sock)
+
+
+def notice_silence(sock: socket.socket) -> None:
+    """Let the kernel end a connection whose other side is gone."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     wanted = [*_KEEPALIVE.items(), ("TCP_USER_TIMEOUT", _UNHEARD * 1000)]

@@ -8,7 +8,7 @@ from typing import Any
 from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.handlers import Delivery
 from soma_common.consumer.lanes import Lane
-from soma_common.consumer.pipeline import PASSING
+from soma_common.consumer.pipeline import PASSING, Begin
 from soma_common.consumer.source import Record
 from soma_common.dlq.models import sequence_of_key
 from soma_common.errors import HandlerFailed, LeaseLost, SomaError
@@ -16,7 +16,7 @@ from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
 from soma_common.inbox import Claim, Inbox, LaneCount, known_by_id
 from soma_common.postgres.errors import is_from_driver
-from soma_common.postgres.pool import Pool, fetch
+from soma_common.postgres.pool import fetch
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Counts, Progress
 from soma_common.sql.loader import blocks
@@ -47,9 +47,9 @@ class Batches:
     """Applies batches of a run; a failing event ends it, and what lies before it is applied."""
 
     def __init__(
-        self, pool: Pool, checkpoints: Checkpoints, effects: Effects, inbox: Inbox, delivery: Delivery
+        self, begin: Begin, checkpoints: Checkpoints, effects: Effects, inbox: Inbox, delivery: Delivery
     ) -> None:
-        self._pool, self._checkpoints, self._effects, self._inbox = pool, checkpoints, effects, inbox
+        self._begin, self._checkpoints, self._effects, self._inbox = begin, checkpoints, effects, inbox
         self._delivery, self._lane = delivery, Lane(LaneCount(0, 0), 1, sequence_of)
 
     async def apply(self, run: Progress, records: Sequence[Record]) -> Counts:
@@ -79,7 +79,7 @@ class Batches:
     async def _commit(self, run: Progress, records: Sequence[Record]) -> Counts:
         """One transaction; raises Blamed when an event is to blame."""
         try:
-            async with self._pool.connection() as tx, tx.transaction(isolation="read_committed"):
+            async with self._begin() as tx:
                 return await self._inside(tx, run, records)
         except (Blamed, LeaseLost, *PASSING, *ENDING):
             raise

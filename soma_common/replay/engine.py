@@ -13,11 +13,13 @@ from uuid import UUID, uuid4
 
 from soma_common.consumer.effects import Append, Effects
 from soma_common.consumer.handlers import Delivery, Handlers
+from soma_common.consumer.pipeline import Begin
 from soma_common.consumer.retries import RetryPolicy
 from soma_common.errors import ConfigurationError, ReplayRefused, ValidationError
 from soma_common.events.models import Event
 from soma_common.inbox import Inbox
 from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState
@@ -29,6 +31,7 @@ from soma_common.replay.running import Runner
 from soma_common.replay.scopes import Scopes
 from soma_common.replay.topics import Told, TopicPages, Topics
 from soma_common.retry import Backoff
+from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
 
@@ -77,18 +80,22 @@ class ReplayEngine:
         handlers: its handlers; planning needs none.
         append: records new events in a transaction: ``await append(events, tx)``.
         topics: makes a reader of the Kafka that the consumer reads; None: there is no Kafka.
+        connect: how threads connect, where handlers are plain functions; None: by psycopg, with the pool's settings.
     """
 
     def __init__(
         self, pool: PoolSettings, consumer: str, *,
         handlers: Handlers | None = None, append: Append | None = None, settings: ReplaySettings | None = None,
-        topics: Callable[[], Topics] | None = None,
+        topics: Callable[[], Topics] | None = None, connect: Connect | None = None,
     ) -> None:  # fmt: skip
         self.consumer, self.settings = consumer, settings or ReplaySettings()
         self._handlers, self._append = handlers or Handlers(), append or _refuse
         named = {**pool.settings, "application_name": "soma-replay"}
         size = _CONNECTIONS + self.settings.rebuild.lanes
         self._pool = Pool(replace(pool, size=size, settings=named))
+        self._threads: Threads | None = None
+        if self._handlers.blocking:
+            self._threads = Threads(connect or connecting(self._pool.settings), "soma replay")
         self._checkpoints = Checkpoints(self._pool, lease=self.settings.lease)
         self._rebuilds = Rebuilds(self._pool, self._checkpoints)
         self._scopes, self._topics = Scopes(self._pool, consumer, topics), topics
@@ -98,6 +105,8 @@ class ReplayEngine:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._threads is not None:
+            await self._threads.close()
         await self._pool.close()
 
     async def plan(
@@ -177,6 +186,8 @@ class ReplayEngine:
             raise ConfigurationError(f"Consumer {self.consumer} has no handler.", cure="pass handlers.")
         owner = uuid4()
         run = await self._checkpoints.claim(found.run_id, owner)
+        if self._threads is not None:
+            self._threads.place = (await self._pool.fetch(blocks("consumer")["place"]))[0]
         rebuilds = run.mode is ReplayMode.REBUILD
         async with self._pages_of(run) as pages:
             runner = await self._rebuilder(run, owner, swap=swap) if rebuilds else self._runner(run, owner, pages)
@@ -210,7 +221,7 @@ class ReplayEngine:
         settings, shadow = self.settings, await self._rebuilds.shadow(run)
         effects = self._effects(_dropped)
         return Rebuilder(
-            self._pool, self._checkpoints, effects, run, shadow, owner, settings=settings.rebuild,
+            self._pool, self._begin, self._checkpoints, effects, run, shadow, owner, settings=settings.rebuild,
             silence=settings.idle_timeout, backoff=settings.backoff, swap=swap,
         )  # fmt: skip
 
@@ -292,7 +303,12 @@ class ReplayEngine:
 
     def _batches(self, run: Progress) -> Batches:
         delivery = Delivery(replaying=True)
-        return Batches(self._pool, self._checkpoints, self._effects(self._append), self._inbox(run), delivery)
+        return Batches(self._begin, self._checkpoints, self._effects(self._append), self._inbox(run), delivery)
+
+    @property
+    def _begin(self) -> Begin:
+        """How a transaction begins that handlers work in."""
+        return self._threads.transaction if self._threads else self._pool.transaction
 
     def _inbox(self, run: Progress) -> Inbox:
         kind = ForcedInbox if run.mode is ReplayMode.FORCE else Inbox

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from soma_common.consumer.effects import ENDING, Blamed, Effects, Handled
+from soma_common.consumer.blocking import Handled
+from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.gate import Gate
 from soma_common.consumer.handlers import Delivery
 from soma_common.consumer.lanes import Lane
-from soma_common.consumer.pipeline import PASSING
+from soma_common.consumer.pipeline import PASSING, Begin
 from soma_common.errors import LeaseLost, ReplayRefused, SomaError, TransactionConflict
 from soma_common.inbox import Inbox, LaneCount
 from soma_common.postgres.errors import is_from_driver
-from soma_common.postgres.pool import Pool, fetch
+from soma_common.postgres.pool import fetch
 from soma_common.replay.applying import failed, sequence_of
 from soma_common.replay.mirror import Item, Part
 from soma_common.replay.models import Counts, Progress
@@ -38,13 +39,14 @@ class Filling:
     was set back is noticed before the cursor passes what is gone.
 
     Args:
+        begin: how a transaction begins that handlers work in.
         silence: seconds after which PostgreSQL ends a transaction whose process fell silent.
     """
 
     def __init__(
-        self, pool: Pool, effects: Effects, run: Progress, shadow: Shadow, lanes: Sequence[LaneCount], silence: float
+        self, begin: Begin, effects: Effects, run: Progress, shadow: Shadow, lanes: Sequence[LaneCount], silence: float
     ) -> None:
-        self._pool, self._effects, self._run, self._shadow = pool, effects, run, shadow
+        self._begin, self._effects, self._run, self._shadow = begin, effects, run, shadow
         self._inbox = Inbox(run.inbox_id, silence)
         self._lanes = [Lane(count, 1, sequence_of) for count in lanes]
         self._gate = Gate(len(self._lanes))
@@ -92,7 +94,7 @@ class Filling:
 
     async def _commit(self, lane: Lane, items: Sequence[Item]) -> Counts:
         try:
-            async with self._pool.connection() as tx, tx.transaction(isolation="read_committed"):
+            async with self._begin() as tx:
                 args = (self._run.run_id, self._run.epoch, self._silence)
                 if not (await fetch(tx, blocks("rebuilds")["begin_batch"], args))[0][0]:
                     raise LeaseLost(f"Replay {self._run.run_id} was taken over, paused or cancelled.")

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from soma_common.ahead import Ahead
 from soma_common.consumer.effects import Effects
-from soma_common.consumer.pipeline import PASSING
+from soma_common.consumer.pipeline import PASSING, Begin
 from soma_common.consumer.source import Record
 from soma_common.errors import ConfigurationError, HandlerFailed, LeaseLost, ReplayRefused, SomaError
 from soma_common.inbox import LaneCount
@@ -83,16 +83,18 @@ class Rebuilder:
     """Brings a claimed rebuild to its end.
 
     Args:
+        begin: how a transaction begins that handlers work in.
         owner: the number under which the run was claimed.
         swap: False: end when the new tables have caught up; the run can be taken up again.
     """
 
     def __init__(
-        self, pool: Pool, checkpoints: Checkpoints, effects: Effects, run: Progress, shadow: Shadow, owner: UUID, *,
-        settings: RebuildSettings, silence: float, backoff: Backoff, swap: bool = True,
+        self, pool: Pool, begin: Begin, checkpoints: Checkpoints, effects: Effects, run: Progress, shadow: Shadow,
+        owner: UUID, *, settings: RebuildSettings, silence: float, backoff: Backoff, swap: bool = True,
     ) -> None:  # fmt: skip
         self.run = run
-        self._pool, self._checkpoints, self._effects, self._shadow = pool, checkpoints, effects, shadow
+        self._pool, self._transaction, self._checkpoints = pool, begin, checkpoints
+        self._effects, self._shadow = effects, shadow
         self._owner, self._settings, self._silence, self._backoff = owner, settings, silence, backoff
         self._swaps, self._tries = swap, 0
         self._most = settings.page if run.rate is None else max(1, min(settings.page, int(run.rate)))
@@ -161,7 +163,7 @@ class Rebuilder:
         rows = await self._pool.fetch(blocks("consumer")["make_lanes"], self.run.inbox_id, self._settings.lanes)
         self._lanes = [LaneCount(int(row[0]), 0) for row in rows]
         self._past = LogPast(self._pool, self.run)
-        self._filling = Filling(self._pool, self._effects, self.run, self._shadow, self._lanes, self._silence)
+        self._filling = Filling(self._transaction, self._effects, self.run, self._shadow, self._lanes, self._silence)
 
     async def _forget(self) -> None:
         lanes, self._lanes = self._lanes, ()
@@ -226,7 +228,7 @@ class Rebuilder:
             return True
         most = self._settings.swap_lag
         swap = Swap(
-            self._pool, self._checkpoints, self._past, self._filling, self._shadow,
+            self._transaction, self._checkpoints, self._past, self._filling, self._shadow,
             within=self._settings.swap_within, most=most,
         )  # fmt: skip
         try:

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from soma_common.consumer.effects import Blamed
 from soma_common.consumer.lanes import Lane
+from soma_common.consumer.pipeline import Begin
 from soma_common.consumer.source import Record
 from soma_common.errors import LeaseLost, ReplayRefused, TransactionConflict
 from soma_common.inbox import LaneCount
-from soma_common.postgres.pool import Pool, fetch
+from soma_common.postgres.pool import fetch
 from soma_common.replay.applying import failed, sequence_of
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.filling import Filling
@@ -38,15 +39,16 @@ class Swap:
     """Tries to put a run's tables in the place of the live ones.
 
     Args:
+        begin: how a transaction begins that handlers work in.
         within: most seconds that one try may hold live traffic up.
         most: most events that are applied in it.
     """
 
     def __init__(
-        self, pool: Pool, checkpoints: Checkpoints, past: LogPast, filling: Filling, shadow: Shadow, *,
+        self, begin: Begin, checkpoints: Checkpoints, past: LogPast, filling: Filling, shadow: Shadow, *,
         within: float, most: int,
     ) -> None:  # fmt: skip
-        self._pool, self._checkpoints, self._past = pool, checkpoints, past
+        self._begin, self._checkpoints, self._past = begin, checkpoints, past
         self._filling, self._shadow = filling, shadow
         self._within, self._most = within, most
 
@@ -78,7 +80,7 @@ class Swap:
             raise NotNow(f"what is in use was not free within {patience:.2f} s") from error
 
     async def _transaction(self, run: Progress, patience: float) -> None:
-        async with self._pool.connection() as tx, tx.transaction(isolation="read_committed"):
+        async with self._begin() as tx:
             wait, silence = f"{max(1, int(patience * 1000))}ms", f"{int(self._within * 1000)}ms"
             if not (await fetch(tx, _sql("begin_swap"), (run.run_id, run.epoch, wait, silence)))[0][0]:
                 raise LeaseLost(f"Replay {run.run_id} was taken over, paused or cancelled.")
