@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("import_time", "append", "reader", "relay", "latency", "consume", "codec")
+NAMES = (
+    "import_time", "append", "reader", "relay", "latency", "consume", "slow_handlers", "dead_letters", "replay",
+    "codec",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -95,7 +95,8 @@ class _Trial:
         handlers.add(self.handle, "order.paid")
         source = LogSource(self.pool, self.name, LogSettings(shards=4, lease=1.0, page=7, most_idle=0.01))
         return ConsumerWorker(
-            self.pool, self.name, source, handlers=handlers, append=self.store.publish, settings=_QUICK
+            self.pool, self.name, source, handlers=handlers, settings=_QUICK,
+            append=lambda events, tx: self.store.publish(events, tx=tx),
         )  # fmt: skip
 
     async def keep_two(self) -> None:
