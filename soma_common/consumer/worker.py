@@ -19,6 +19,7 @@ from soma_common.consumer.source import Partition, Source
 from soma_common.consumer.tally import Tally
 from soma_common.consumer.watchdog import Progress
 from soma_common.dlq.alerts import Alerts
+from soma_common.dlq.mirror import Mirror
 from soma_common.dlq.store import DeadLetters
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, SomaError, Stalled
 from soma_common.inbox import Inbox, LaneCount, consumer_id
@@ -193,7 +194,7 @@ class ConsumerWorker(Service):
                 consumer=self.consumer,
                 begin=self._pool.transaction,
                 inbox=inbox,
-                letters=DeadLetters(self._pool, inbox, self.name),
+                letters=DeadLetters(self._pool, inbox, self.name, consumer=self.consumer, mirror=self._mirror()),
                 effects=self._effects,
                 retry=self.settings.retry,
                 sequence_of=sequences(self.settings.order),
@@ -202,6 +203,9 @@ class ConsumerWorker(Service):
                 alerts=self._alerts,
             )
         return self._parts
+
+    def _mirror(self) -> Mirror | None:
+        return Mirror(self.settings.mirror) if self.settings.mirror is not None else None
 
     def _redriver(self, parts: Parts) -> Redriver:
         return Redriver(parts, self.source, self.settings, self._tally)
