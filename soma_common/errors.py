@@ -8,7 +8,8 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── ValidationError             an event, key or query the library refuses
     │   ├── PayloadInvalid          the payload does not match its model, or is not JSON
     │   ├── EventTooLarge           payload, metadata or key above its limit
-    │   └── TenantRequired          a query without an explicit tenant
+    │   ├── TenantRequired          a query without an explicit tenant
+    │   └── UnhandledType           no handler takes this event type, and the consumer refuses such events
     ├── AppendError                 the append wrote nothing
     │   ├── WrongExpectedVersion    the stream is not at the version the caller expected
     │   ├── ClockAhead              the client's clock is too far ahead of the database's
@@ -29,7 +30,10 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   └── IncompatibleSchema      the registry refused a schema change
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               a handler raised; its partition stops until that is mended
+    ├── HandlerTimeout              a handler worked on an event for too long
+    ├── PoisonEvent                 the process ended, again and again, while it worked on this event
     ├── DeadLetterError             a dead letter cannot be handled as asked
+    │   ├── DeadLetterRefused       an event failed, and its letter could not be written
     │   ├── RedriveStopped          a re-drive stopped by itself: the cause is not mended
     │   ├── LetterNotFound          there is no such letter
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
