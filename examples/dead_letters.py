@@ -1,4 +1,4 @@
-"""A payment that cannot be booked waits, with what follows it; somebody mends it, and everything happens once, in order.
+"""A payment that cannot be booked waits, with what follows it. Somebody mends it; everything happens once, in order.
 
     python examples/dead_letters.py
 

@@ -68,6 +68,11 @@ class Soma:
         self.upcasters = upcasters or Upcasters()
         self._topics = dict(topics or {})
         self._reads = dict(reads or {})
+        if settings is not None and settings.mirror is not None and not config.uses_kafka:
+            raise ConfigurationError(
+                "Dead letters cannot be copied to Kafka in standalone mode: there is none.",
+                cure="leave ConsumerSettings(mirror=...) away in this mode.",
+            )
         self._settings, self._django = settings, django
         self._handlers: dict[str, Handlers] = {}
         self._ground: Ground | None = None
@@ -210,7 +215,8 @@ class Soma:
             if self._ground is None:
                 self._ground = await open_ground(self.config, self.models, self._topic)
                 if self.config.uses_kafka:
-                    await ensure_topics(self.config, self._own_topics)
+                    mirror = self._settings.mirror if self._settings is not None else None
+                    await ensure_topics(self.config, self._own_topics, mirror=mirror.topic if mirror else None)
             self._users += 1
         return self
 

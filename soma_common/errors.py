@@ -9,7 +9,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── PayloadInvalid          the payload does not match its model, or is not JSON
     │   ├── EventTooLarge           payload, metadata or key above its limit
     │   ├── TenantRequired          a query without an explicit tenant
-    │   └── UnhandledType           no handler takes this event type, and the consumer refuses it
+    │   └── UnhandledType           no handler takes this event type, and the consumer refuses such events
     ├── AppendError                 the append wrote nothing
     │   ├── WrongExpectedVersion    the stream is not at the version the caller expected
     │   ├── ClockAhead              the client's clock is too far ahead of the database's
@@ -31,7 +31,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── MigrationError              the schema cannot be upgraded
     ├── HandlerFailed               events failed; they are dead letters, or stop a replay
     ├── HandlerTimeout              a handler worked on an event for too long
-    ├── PoisonEvent                 the process ended, again and again, while it worked on an event
+    ├── PoisonEvent                 the process ended, again and again, while it worked on this event
     ├── DeadLetterError             a dead letter cannot be handled as asked
     │   ├── DeadLetterRefused       an event failed, and its letter could not be written
     │   ├── RedriveStopped          a re-drive stopped by itself: the cause is not mended

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MIRRORED = 30 * 86_400_000  # milliseconds for which copies of dead letters are kept
+
 
 class Ground:
     """Connections, store and codec of an open application."""
@@ -159,13 +161,18 @@ async def _append_settings(
     )
 
 
-async def ensure_topics(config: SomaConfig, topics: Iterable[str]) -> None:
-    """Make the application's own topics where they are missing and it may; otherwise say so and go on."""
+async def ensure_topics(config: SomaConfig, topics: Iterable[str], *, mirror: str | None = None) -> None:
+    """Make the application's own topics, and that of its dead letters' copies, where they are missing and it may;
+    otherwise say so and go on.
+    """
     from soma_common.kafka.admin import TopicAdmin, TopicSettings
 
     admin = TopicAdmin(config.kafka_bootstrap, config.kafka_security)
     try:
-        await admin.ensure([TopicSettings(topic) for topic in sorted(set(topics))])
+        wanted = [TopicSettings(topic) for topic in sorted(set(topics))]
+        if mirror is not None:
+            wanted.append(TopicSettings(mirror, partitions=3, config={"retention.ms": str(_MIRRORED)}))
+        await admin.ensure(wanted)
     except ConfigurationError as error:
         log.warning("Topics are not made here: %s", error)
     finally:

@@ -40,7 +40,9 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--tenant", help="Letters of this tenant."),
         click.option("--all-tenants", is_flag=True, help="Of every tenant, and those that could not be decoded."),
         click.option("--consumer", help="Of this consumer."),
-        click.option("--status", multiple=True, type=click.Choice([*Status]), help="May be repeated."),
+        click.option(
+            "--status", multiple=True, type=click.Choice([status.value for status in Status]), help="May be repeated."
+        ),
         click.option("--fingerprint", help="Failures of one kind, as `summary` shows them."),
         click.option("--type", "event_type", help="Of this event type."),
         click.option("--event", "event_id", help="Of this event id."),

@@ -19,7 +19,7 @@ from soma_common.consumer.tally import Tally
 from soma_common.consumer.watchdog import Beat, Progress, Watchdog
 from soma_common.errors import LeaseLost, OffsetLost
 from soma_common.inbox import LaneCount
-from soma_common.postgres.pool import Lent, Pool, fetch
+from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
@@ -65,16 +65,18 @@ class Session:
         """Whether partitions are suspect and events are begun one by one."""
         return bool(self._suspects.partitions)
 
-    async def run(self, stopping: asyncio.Event, redriver: Redriver, alive: Callable[[], None], lent: Lent) -> None:
+    async def run(
+        self, stopping: asyncio.Event, redriver: Redriver, alive: Callable[[], None], hang_up: Callable[[], object]
+    ) -> None:
         """Work until asked to stop, then drain; ``alive`` is called whenever the source was heard.
 
         Args:
-            lent: the connections that this session holds.
+            hang_up: ends the connections of this consumer.
 
         Raises:
             InfrastructureError, TransactionConflict, ClockAhead, LeaseLost: begin another session.
         """
-        watchdog = self._watchdog(redriver, lent)
+        watchdog = self._watchdog(redriver, hang_up)
         try:
             async with asyncio.TaskGroup() as group:
                 work = [
@@ -95,12 +97,12 @@ class Session:
         except BaseExceptionGroup as group_of_errors:
             raise _worst(group_of_errors) from group_of_errors
 
-    def _watchdog(self, redriver: Redriver, lent: Lent) -> Watchdog:
+    def _watchdog(self, redriver: Redriver, hang_up: Callable[[], object]) -> Watchdog:
         return Watchdog(
             self._settings, self._tally, self._progress, self._memory, lanes=list(self._lanes),
             redrives=redriver.lanes, gate=self.pipeline.gate, waiting=lambda: len(self.positions) <= self.held,
             beats={"the source of events": self._fetches, "PostgreSQL while positions were saved": self._saves},
-            hang_up=lent.hang_up,
+            hang_up=hang_up,
         )  # fmt: skip
 
     def _settle(self, records: Iterable[Record]) -> None:

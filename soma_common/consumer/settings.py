@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from soma_common.consumer.order import Order
 from soma_common.consumer.retries import RetryPolicy
+from soma_common.dlq.mirror import MirrorSettings
 from soma_common.dlq.models import LetterNotice
 from soma_common.errors import ConfigurationError
 from soma_common.retry import Backoff
@@ -43,6 +44,7 @@ class ConsumerSettings:
         on_dead_letter: called with a ``LetterNotice`` after an event became a letter and after a letter died: at least
             once by the process that wrote it. A coroutine function, or one that runs in a thread; ten seconds each.
             What it raises is logged and keeps nothing waiting.
+        mirror: copies each new letter to a Kafka topic, through the outbox: both are written, or neither.
     """
 
     lanes: int = 8
@@ -63,6 +65,7 @@ class ConsumerSettings:
     backoff: Backoff = field(default_factory=Backoff)
     stuck: float = 60.0
     on_dead_letter: Callable[[LetterNotice], Any] | None = None
+    mirror: MirrorSettings | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in _RANGES:

@@ -19,6 +19,7 @@ from soma_common.consumer.source import Partition, Source
 from soma_common.consumer.tally import Tally
 from soma_common.consumer.watchdog import Progress
 from soma_common.dlq.alerts import Alerts
+from soma_common.dlq.mirror import Mirror
 from soma_common.dlq.store import DeadLetters
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, SomaError, Stalled
 from soma_common.inbox import Inbox, LaneCount, consumer_id
@@ -101,6 +102,7 @@ class ConsumerWorker(Service):
         self._running, self._tries = False, 0
         self._away: str | None = None
         self._progress, self._heard, self._silence = Progress(), False, False
+        self._lent = Lent()
 
     def stats(self) -> ConsumerStats:
         """How it stands now."""
@@ -129,13 +131,14 @@ class ConsumerWorker(Service):
     async def run(self) -> None:
         """Consume until asked to stop; then finish what is in flight and leave."""
         self._running = True
-        try:
-            while not self.stopping.is_set():
-                await self._turn()
-        finally:
-            self._running = False
-            await self._leave()
-            await self._alerts.stop()
+        with lending() as self._lent:  # over all sessions: the source's own tasks outlive them
+            try:
+                while not self.stopping.is_set():
+                    await self._turn()
+            finally:
+                self._running = False
+                await self._leave()
+                await self._alerts.stop()
 
     async def _turn(self) -> None:
         try:
@@ -151,23 +154,22 @@ class ConsumerWorker(Service):
             self._tries += 1
 
     async def _one_session(self) -> None:
-        with lending() as lent:
-            with self._impatience(lent):
-                parts, lanes = await self._joined()
-            session = self._session = Session(
-                self._pool, self.source, parts, self.settings, self._tally, self._memory, self._progress, lanes
-            )
-            try:
-                await session.run(self.stopping, self._redriver(parts), self._back, lent)
-            finally:
-                self._session, self._heard = None, False
-                with suppress(*PASSING), self._impatience(lent):
-                    await self._pool.fetch(_SQL["leave_lanes"], [lane.lane_id for lane in lanes])
+        with self._impatience():
+            parts, lanes = await self._joined()
+        session = self._session = Session(
+            self._pool, self.source, parts, self.settings, self._tally, self._memory, self._progress, lanes
+        )
+        try:
+            await session.run(self.stopping, self._redriver(parts), self._back, self._lent.hang_up)
+        finally:
+            self._session, self._heard = None, False
+            with suppress(*PASSING), self._impatience():
+                await self._pool.fetch(_SQL["leave_lanes"], [lane.lane_id for lane in lanes])
 
     @contextmanager
-    def _impatience(self, lent: Lent) -> Iterator[None]:
+    def _impatience(self) -> Iterator[None]:
         """Where no watchdog looks: a connection that died unnoticed must not keep us for ever."""
-        timer = asyncio.get_running_loop().call_later(self.settings.stuck, lent.hang_up)
+        timer = asyncio.get_running_loop().call_later(self.settings.stuck, self._lent.hang_up)
         try:
             yield
         finally:
@@ -186,7 +188,7 @@ class ConsumerWorker(Service):
         self._pool.drop_idle()
         if self._threads is not None:
             await self._threads.close()
-        with suppress(*PASSING):
+        with suppress(*PASSING), self._impatience():
             await self.source.stop()
 
     @property
@@ -207,7 +209,7 @@ class ConsumerWorker(Service):
                 consumer=self.consumer,
                 begin=self._threads.transaction if self._threads else self._pool.transaction,
                 inbox=inbox,
-                letters=DeadLetters(self._pool, inbox, self.name),
+                letters=DeadLetters(self._pool, inbox, self.name, consumer=self.consumer, mirror=self._mirror()),
                 effects=self._effects,
                 retry=self.settings.retry,
                 sequence_of=sequences(self.settings.order),
@@ -216,6 +218,9 @@ class ConsumerWorker(Service):
                 alerts=self._alerts,
             )
         return self._parts
+
+    def _mirror(self) -> Mirror | None:
+        return Mirror(self.settings.mirror) if self.settings.mirror is not None else None
 
     def _redriver(self, parts: Parts) -> Redriver:
         return Redriver(parts, self.source, self.settings, self._tally)

@@ -11,6 +11,7 @@ from soma_common.dlq import careful, verbs
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.dlq.filters import LetterFilter
+from soma_common.dlq.mirror import Mirror, MirrorSettings
 from soma_common.dlq.models import (
     FullLetter,
     HistoryEntry,
@@ -38,10 +39,14 @@ class DLQHandler:
         pool: connections to the database with the letters.
         who: the name in the history of what is done through this object.
         policy: automatic tries of what is captured; without one a captured letter is dead at once.
+        mirror: copies what is captured to a Kafka topic.
     """
 
-    def __init__(self, pool: Pool, *, who: str, policy: RedrivePolicy | None = None) -> None:
+    def __init__(
+        self, pool: Pool, *, who: str, policy: RedrivePolicy | None = None, mirror: MirrorSettings | None = None
+    ) -> None:
         self.pool, self.who, self.policy = pool, who, policy or RedrivePolicy(tries=0)
+        self._mirror = Mirror(mirror) if mirror is not None else None
 
     async def capture_failed_event(
         self,
@@ -68,7 +73,7 @@ class DLQHandler:
             InfrastructureError, TransactionConflict: it is not captured, or that is unknown: call again.
         """
         inbox = Inbox(await consumer_id(self.pool, consumer), idle_timeout=5.0)
-        letters = DeadLetters(self.pool, inbox, self.who)
+        letters = DeadLetters(self.pool, inbox, self.who, consumer=consumer, mirror=self._mirror)
         failure = Failure.of(stage, error, event_type=event.event_type if event is not None else None)
         failed = Undelivered(record=record, event=event, sequence=sequence_of(record, by_partition=by_partition))
         left = self.policy.tries

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from soma_common.dlq.failures import Failure, storable
+from soma_common.dlq.mirror import Copied, Mirror
 from soma_common.dlq.models import FullLetter, Known, Lease, RawRecord, Status
 from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, record_columns
 from soma_common.errors import LeaseLost, LetterChanged
@@ -47,10 +48,12 @@ class DeadLetters:
         pool: connections to the database with the inbox and the effects.
         inbox: the consumer's inbox.
         who: the name in the history of what this consumer does by itself.
+        consumer, mirror: its name, and what copies its letters to Kafka; None: nothing does.
     """
 
-    def __init__(self, pool: Pool, inbox: Inbox, who: str) -> None:
+    def __init__(self, pool: Pool, inbox: Inbox, who: str, *, consumer: str = "", mirror: Mirror | None = None) -> None:
         self._pool, self._inbox, self._who = pool, inbox, storable(who, 512)
+        self._consumer, self._mirror = consumer, mirror
         self._consumer_id = inbox.consumer_id
         self._sql = blocks("dead_letters")
 
@@ -90,6 +93,11 @@ class DeadLetters:
         await fetch(tx, self._sql["lock_sequence"], (self._consumer_id, failed.sequence, retry_in))
         status = Status.DEAD if retry_in is None else Status.RETRYING
         written = await self._write(tx, [failed], status, failure, numbers)
+        if written and self._mirror is not None:
+            await self._mirror.write(tx, Copied(
+                letter_id=UUID(int=written[0].int), consumer=self._consumer, status=status, record=failed.record,
+                event=Known.of(failed.event), failure=failure, attempts=numbers[0],
+            ))  # fmt: skip
         if not written:  # the record has a letter: if that is settled, the row just made has no letter
             await fetch(tx, self._sql["advance"], (self._consumer_id, failed.sequence))
         return bool(written)

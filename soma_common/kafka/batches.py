@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -67,7 +68,8 @@ def _filled(
         most = _portion(sending, rows, start) if sending.portions else total
         while end < total and end - start < most:
             row = rows[end]
-            if append(timestamp=row[TIMESTAMP_MS], key=row[KEY], value=row[VALUE], headers=_headers(row)) is None:
+            key, value, headers = _record(row)
+            if append(timestamp=row[TIMESTAMP_MS], key=key, value=value, headers=headers) is None:
                 break
             end += 1
         builder.close()
@@ -86,10 +88,24 @@ def _portion(sending: Sending, rows: Sequence[Row], start: int) -> int:
     return ahead - start
 
 
-def _headers(row: Row) -> list[tuple[str, bytes]]:
-    headers = [(name, value.encode()) for name, value in orjson.loads(row[HEADERS]).items()]
+_Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+
+
+def _record(row: Row) -> _Record:
+    """Key, value and headers as they are sent."""
+    given = orjson.loads(row[HEADERS])
+    if type(given.get("raw")) is list:  # a header of that name would be text
+        return _verbatim(row, given)
+    headers: list[tuple[str, bytes | None]] = [(name, value.encode()) for name, value in given.items()]
     headers.append(("event_id", str(row[EVENT_ID]).encode()))
     headers.append(("event_type", row[EVENT_TYPE].encode()))
     headers.append(("soma_version", b"%d" % row[VERSION]))
     headers.append(("soma_position", b"%d" % row[POSITION]))
-    return headers
+    return row[KEY], row[VALUE], headers
+
+
+def _verbatim(row: Row, given: dict[str, Any]) -> _Record:
+    """A record that is sent as it is, as dlq/mirror.py writes it."""
+    headers = [(name, None if value is None else b64decode(value)) for name, value in given["raw"]]
+    nulls = given.get("null", ())
+    return None if "key" in nulls else row[KEY], None if "value" in nulls else row[VALUE], headers

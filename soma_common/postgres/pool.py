@@ -108,9 +108,12 @@ class Lent:
         Whoever waits for an answer gets DatabaseUnavailable. Cancelling would not do: a cancelled statement still waits
         for the server.
         """
+        import asyncpg
+
         connections = list(self._connections)
         for connection in connections:
-            connection.terminate()
+            with suppress(asyncpg.InterfaceError):  # given back this very moment
+                connection.terminate()
         return len(connections)
 
 

@@ -186,3 +186,11 @@ SELECT l.letter_id, l.status, l.fingerprint,
        EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = l.consumer_id AND d.sequence = l.sequence
                  AND (d.next_at IS NULL OR d.next_at > (SELECT soma.now())))
 FROM soma.dead_letters l WHERE l.letter_id = ANY ($1::uuid[]) ORDER BY l.changed_at
+
+-- :name mirror : a copy of a letter on its way to Kafka, in the letter's transaction; its position is drawn under the lock of
+-- the sequence, so copies of a sequence go in its order
+INSERT INTO soma.outbox (position, xid, slot, shard, key_hash, topic, key, event_id, event_type, version, "timestamp", value,
+                         headers)
+SELECT p.position, pg_current_xact_id(), soma.outbox_slot(p.position), ($2::integer & 7)::smallint, $2::integer, $1::text,
+       $3::bytea, $4::uuid, $5::text, 0, soma.now(), $6::bytea, $7::text
+FROM (SELECT nextval('soma.event_position') AS position) p

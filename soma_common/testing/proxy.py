@@ -165,6 +165,9 @@ class Proxy:
         except OSError:  # the server is away: its client learns it as it would without us
             writer.transport.abort()
             return
+        except asyncio.CancelledError:  # the proxy ends meanwhile
+            writer.transport.abort()
+            raise
         link = _Link(writer, requests)
         self._links.add(link)
         try:

@@ -44,10 +44,13 @@ def plan(connection: Any, sql: str, args: Sequence[Any], mode: str) -> str:
     connection.execute("DEALLOCATE ALL")
     connection.execute(f"SET plan_cache_mode = {mode}")
     connection.execute(f"PREPARE q AS {sql}", prepare=False)
+    call = "q" if not args else "q ({})"
     given = ", ".join(
         "NULL" if a is None else "'" + str(a).replace("[", "{").replace("]", "}").replace("'", "") + "'" for a in args
     )
-    return "\n".join(row[0] for row in connection.execute(f"EXPLAIN (COSTS OFF) EXECUTE q ({given})", prepare=False))
+    return "\n".join(
+        row[0] for row in connection.execute(f"EXPLAIN (COSTS OFF) EXECUTE {call.format(given)}", prepare=False)
+    )
 
 
 def indexes(text: str) -> set[str]:
@@ -64,6 +67,10 @@ def test_the_hot_statements(filled: Any) -> None:
         "of_lease": (FULL_LETTERS + sql["of_lease"], [1, r"\x6b31", UUID_, 100], of_sequence),
         "by_id": (FULL_LETTERS + sql["by_id"], [UUID_], {"dead_letters_pkey", "consumers_pkey"}),
         "history": (sql["history"], [UUID_], {"dead_letter_history_pkey"}),
+        "gauges": (sql["gauges"], [], {"dead_letters_gauge_idx", "consumers_pkey"}),
+        "exists": (sql["exists"], ["billing", "t", 0, 5, r"\x00"],
+                   {"dead_letters_record_key", "consumers_name_key"}),
+        "outcomes": (sql["outcomes"], ["{" + UUID_ + "}"], {"dead_letters_pkey", "dead_sequences_pkey"}),
         # The statements inside the functions.
         "look": (("SELECT array_agg(s.number) FROM unnest($1::bytea[]) WITH ORDINALITY AS s (sequence, number) "
                  "JOIN soma.dead_sequences d ON d.consumer_id = $2::integer AND d.sequence = s.sequence"),
