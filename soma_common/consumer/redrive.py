@@ -193,7 +193,8 @@ class Redriver:
         if known is ErrorClass.INFRASTRUCTURE:
             raise _Away from cause
         failure = Failure.of(stage_of(cause), cause, event_type=letter.letter.event.event_type)
-        left = letter.letter.automatic_left
+        # What only stood behind another letter has its automatic tries still before it.
+        left = letter.letter.automatic_left if letter.letter.attempts else self._p.retry.parked.tries
         wait = None if known is ErrorClass.FATAL else self._p.retry.parked.delay(left)
         if wait is None:
             self._tally.dead += 1

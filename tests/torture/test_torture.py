@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.torture import run
+from tests.torture import run, storm
 from tests.torture.history import (
     Delivered,
     Effect,
@@ -208,3 +208,12 @@ def test_ten_seconds_of_torture(exactly_once: bool) -> None:
     for report in reports:
         show(report)
         assert report.ok, f"seed {seed}: " + "; ".join(map(str, report.violations[:10]))
+
+
+@pytest.mark.timeout(300)
+def test_a_short_rebalance_storm() -> None:
+    """The long one is ``make storm``. Here nothing is said of speed: only that no effect is missing or happens twice."""
+    found = storm.weather(12.0, random.SystemRandom().randrange(1_000_000), members=4)
+    storm.show(found)
+    assert not found.violations, f"seed {found.seed}"
+    assert sum(found.moves.values()) >= 6
