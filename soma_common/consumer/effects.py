@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
@@ -26,6 +27,8 @@ from soma_common.errors import (
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.postgres.errors import sqlstate_of, translate
 from soma_common.postgres.threads import ThreadTx
+
+log = logging.getLogger(__name__)
 
 Append = Callable[[Sequence[Event], Any], Awaitable[object]]
 
@@ -194,6 +197,7 @@ def _overdue(lane: Lane, place: int | None) -> BaseException:
 
 def _check_open(tx: Any, place: int | None) -> None:
     if not tx.is_in_transaction():
+        log.error("A handler ended the transaction of its batch: if it committed, later events of the batch are lost.")
         raise Blamed(place, ConfigurationError("A handler ended the transaction of its batch.", cure=_KEEP_OPEN))
 
 

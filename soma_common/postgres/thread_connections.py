@@ -31,9 +31,9 @@ KEEP_OPEN: Final = (
 _SAFE: Final = capabilities.has_cancel_safe()
 _CANCELLING: Final = 5.0  # seconds that asking the server to cancel a statement may take
 _ENDS: Final = re.compile(
-    r"\s*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction"
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction"
     r"|rollback(?!\s+(work\s+|transaction\s+)?to\b))\b",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -104,17 +104,20 @@ class ThreadConnection(ABC):
         """
         if self.raw is not None and not _is_sound(self.raw):
             self.close()
-        raw = self._connected()
-        if raw is not self.raw:
-            self._take(raw)
-        return self._enter(raw)
+        try:
+            raw = self._connected()
+            if raw is not self.raw:
+                self._take(raw)
+            return self._enter(raw)
+        except BaseException:
+            self.close()  # whatever was half begun must not meet the next transaction
+            raise
 
     def _take(self, raw: psycopg.Connection[Any]) -> None:
         if self._grip is not None:
             self._grip.close()
         self.raw, self._grip = raw, Grip(raw)
         if self.place is not None and tuple(fetch_sync(raw, blocks("consumer")["place"], ())[0]) != tuple(self.place):
-            self.close()
             raise ConfigurationError(
                 "Handlers that are plain functions would work in another database than the event log's.",
                 cure="name the database of the log: its DSN and that of Django's alias must lead to the same one.",
@@ -180,6 +183,9 @@ class ThreadConnection(ABC):
                 "`with atomic()`.",
             )
         if status != TransactionStatus.INTRANS:
+            log.error(
+                "A handler ended the transaction of its batch: if it committed, later events of the batch are lost."
+            )
             raise ConfigurationError("A handler ended the transaction of its batch.", cure=KEEP_OPEN)
 
     def _must_undo(self) -> bool:
@@ -258,10 +264,9 @@ class PsycopgConnection(ThreadConnection):
 
     def commit(self) -> None:
         transaction, self._transaction = self._transaction, None
-        assert transaction is not None
-        transaction.__exit__(None, None, None)
-        if transaction.status != transaction.Status.COMMITTED:  # psycopg says nothing when the connection is gone
+        if transaction is None or transaction.connection.closed:  # psycopg would say nothing
             raise DatabaseUnavailable("The connection to PostgreSQL was lost before COMMIT.")
+        transaction.__exit__(None, None, None)
 
     def _undo(self) -> None:
         transaction, self._transaction = self._transaction, None

@@ -46,7 +46,7 @@ async def test_killed_at_a_stage(world: Any, handlers: str, stage: str) -> None:
     count = await world.count()
     assert count == 100 if stage in ("handler", "batch") else 0 < count < 300
     world.process(handlers=handlers, batch=50, lease=1.0, echo=True)
-    await world.applied(300)
+    await world.applied(300, within=120)
     await world.check(events)
     echoes = await world.store.query(tenant_id="acme", event_type="consumer.echo", limit=1000)
     assert sorted(event.payload["n"] for event in echoes) == list(range(300))
@@ -107,7 +107,7 @@ async def test_the_connection_is_cut_at_commit(world: Any, handlers: str, when: 
         worker = world.log_worker(apply, connect=flavour.connect, settings=ConsumerSettings(batch=20, backoff=QUICK))
         proxy.cut_at_commit(when, times=4)
         async with worker:
-            await world.applied(300)
+            await world.applied(300, within=120)
         assert proxy.commit_cuts == 4
         assert not await world.letters()
     await world.check(events)
@@ -199,18 +199,18 @@ async def test_a_handler_that_takes_too_long_is_tried_again(world: Any, flavour:
         if slow:
             slow = False
             if how == "python":
-                time.sleep(2.0)
+                time.sleep(4.0)
             else:
                 execute(ctx.tx, "SELECT pg_sleep(60)")
 
     events = await world.publish(5)
     policy = RetryPolicy(tries=3, backoff=Backoff(base=0.01, maximum=0.02))
-    given = settings(timeout=0.5, retry=policy, lanes=1)
+    given = settings(timeout=2.0, retry=policy, lanes=1)
     began = time.monotonic()
     async with world.log_worker(handle, connect=flavour.connect, settings=given) as worker:
         await world.applied(5)
-        assert worker.stats().tally.timeouts == 1
-    assert time.monotonic() - began < 40
+        assert worker.stats().tally.timeouts >= 1
+    assert time.monotonic() - began < 55
     await world.check(events)
     assert not await world.letters()
 
@@ -220,7 +220,7 @@ async def test_a_handler_that_takes_too_long_is_tried_again(world: Any, flavour:
 async def test_a_handler_that_hangs_is_left_behind_and_its_event_alone_is_dead(
     world: Any, flavour: Any, settings: Any, monkeypatch: pytest.MonkeyPatch, how: str, batch: bool
 ) -> None:
-    monkeypatch.setattr("soma_common.consumer.watchdog._GRACE", 0.3)
+    monkeypatch.setattr("soma_common.consumer.watchdog._GRACE", 1.0)
     over, tries, errors = threading.Event(), [], []
 
     def one(event: Any, ctx: Any) -> None:
@@ -244,7 +244,7 @@ async def test_a_handler_that_hangs_is_left_behind_and_its_event_alone_is_dead(
             one(event, ctx)
 
     await world.publish(50, keys=5)
-    given = settings(timeout=0.5, redrives=0, batch=10)
+    given = settings(timeout=2.0, redrives=0, batch=10)
     worker = world.log_worker(several if batch else one, connect=flavour.connect, settings=given, batch=batch)
     try:
         async with worker:
@@ -297,7 +297,7 @@ async def test_a_letter_whose_handler_hangs_is_dead_without_end_of_the_others(
     world: Any, flavour: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a re-drive, too, the handler is left behind, and that counts as a try of the letter."""
-    monkeypatch.setattr("soma_common.consumer.watchdog._GRACE", 0.3)
+    monkeypatch.setattr("soma_common.consumer.watchdog._GRACE", 1.0)
     over, redriven = threading.Event(), []
 
     def handle(event: Any, ctx: Any) -> None:
@@ -310,7 +310,7 @@ async def test_a_letter_whose_handler_hangs_is_dead_without_end_of_the_others(
 
     events = await world.publish(20, keys=20)
     policy = RetryPolicy(tries=1, parked=RedrivePolicy(after=0.05, tries=2, factor=1.0))
-    worker = world.log_worker(handle, connect=flavour.connect, settings=settings(timeout=0.4, retry=policy))
+    worker = world.log_worker(handle, connect=flavour.connect, settings=settings(timeout=2.0, retry=policy))
     try:
         async with worker:
             await until(lambda: redriven)

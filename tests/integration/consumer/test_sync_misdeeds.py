@@ -34,7 +34,7 @@ def _raw_commit(ctx: Any) -> None:
 
 
 def _hidden_rollback(ctx: Any) -> None:
-    execute(ctx.tx, "/* hidden */ ROLLBACK")
+    execute(ctx.tx, "SELECT 1; ROLLBACK")
 
 
 def _commit(ctx: Any) -> None:
@@ -272,7 +272,7 @@ def test_what_is_missing_is_named(without: str, alias: str | None, told: str) ->
 
 @pytest.mark.parametrize(
     "statement",
-    ["COMMIT", "  end;", "Rollback", "ROLLBACK WORK", "rollback transaction", "abort", b"BEGIN", "start  transaction",
+    ["COMMIT", "  end;", "-- a\n/* b\n */ commit", "/* hidden */ROLLBACK", "Rollback", "ROLLBACK WORK", "rollback transaction", "abort", b"BEGIN", "start  transaction",
      "PREPARE TRANSACTION 'x'", "commit and chain", "ROLLBACK PREPARED 'x'"],
 )  # fmt: skip
 def test_statements_that_end_a_transaction_are_refused(statement: Any) -> None:
@@ -282,7 +282,7 @@ def test_statements_that_end_a_transaction_are_refused(statement: Any) -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["ROLLBACK TO SAVEPOINT x", "rollback work to x", "ROLLBACK TRANSACTION TO x", "SELECT 'commit'", "ending", "SAVEPOINT x",
+    ["ROLLBACK TO SAVEPOINT x", "-- commit", "/* commit */ SELECT 1", "--a\nROLLBACK TO x", "rollback work to x", "ROLLBACK TRANSACTION TO x", "SELECT 'commit'", "ending", "SAVEPOINT x",
      "RELEASE x", "PREPARE p AS SELECT 1", b"\xff", "", "WITH commit AS (SELECT 1) SELECT 1", psycopg.sql.SQL("SELECT 1")],
 )  # fmt: skip
 def test_other_statements_are_not(statement: Any) -> None:
