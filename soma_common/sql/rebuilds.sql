@@ -68,9 +68,11 @@ FROM unnest($4::text[], $5::integer[], $6::bigint[]) AS g (topic, number, place)
 JOIN soma.dead_letters l ON l.consumer_id = $2::integer AND l.topic = g.topic AND l.partition = g.number
                         AND l.record_offset = g.place AND l.event_id IS NULL
 UNION ALL
-(SELECT true, h.letter_id, l.event_id, l.topic, l.partition, l.record_offset, l.status, l.place,
-        l.edited_value IS NOT NULL
- FROM soma.replay_held h LEFT JOIN soma.dead_letters l USING (letter_id)
+(SELECT true, h.letter_id, l.event_id, l.topic, l.partition, l.record_offset, l.status, l.place, l.edited
+ FROM soma.replay_held h
+ LEFT JOIN LATERAL (
+     SELECT d.event_id, d.topic, d.partition, d.record_offset, d.status, d.place, d.edited_value IS NOT NULL AS edited
+     FROM soma.dead_letters d WHERE d.letter_id = h.letter_id OFFSET 0) l ON true  -- one by one: a join reads all letters
  WHERE h.run_id = $1::uuid AND coalesce(l.status = 'resolved', true)
  ORDER BY l.place NULLS FIRST LIMIT $7::integer)
 
