@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +23,7 @@ from soma_common.replay.filling import Filling
 from soma_common.replay.mirror import mirrored
 from soma_common.replay.models import Counts, Progress, ReplayState
 from soma_common.replay.pacing import TokenBucket
-from soma_common.replay.past import LogPast
+from soma_common.replay.past import Past
 from soma_common.replay.projection import Shadow
 from soma_common.replay.reading import Page
 from soma_common.replay.swapping import NotNow, Swap
@@ -84,17 +84,19 @@ class Rebuilder:
 
     Args:
         owner: the number under which the run was claimed.
+        past: what it reads, from the stored cursor of a run.
         swap: False: end when the new tables have caught up; the run can be taken up again.
     """
 
     def __init__(
         self, pool: Pool, checkpoints: Checkpoints, effects: Effects, run: Progress, shadow: Shadow, owner: UUID, *,
-        settings: RebuildSettings, silence: float, backoff: Backoff, swap: bool = True,
+        past: Callable[[Progress], Past], settings: RebuildSettings, silence: float, backoff: Backoff,
+        swap: bool = True,
     ) -> None:  # fmt: skip
         self.run = run
         self._pool, self._checkpoints, self._effects, self._shadow = pool, checkpoints, effects, shadow
         self._owner, self._settings, self._silence, self._backoff = owner, settings, silence, backoff
-        self._swaps, self._tries = swap, 0
+        self._make_past, self._swaps, self._tries = past, swap, 0
         self._most = settings.page if run.rate is None else max(1, min(settings.page, int(run.rate)))
         self._bucket = TokenBucket(run.rate, burst=self._most)
         self._patience, self._analyzed, self._told = settings.swap_wait, False, 0.0
@@ -160,7 +162,7 @@ class Rebuilder:
         await self._forget()
         rows = await self._pool.fetch(blocks("consumer")["make_lanes"], self.run.inbox_id, self._settings.lanes)
         self._lanes = [LaneCount(int(row[0]), 0) for row in rows]
-        self._past = LogPast(self._pool, self.run)
+        self._past = self._make_past(self.run)
         self._filling = Filling(self._pool, self._effects, self.run, self._shadow, self._lanes, self._silence)
 
     async def _forget(self) -> None:

@@ -23,7 +23,7 @@ from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.filling import Filling
 from soma_common.replay.mirror import MOST_FREED, mirrored
 from soma_common.replay.models import Counts, Progress
-from soma_common.replay.past import LogPast, Rest, TooMuch, known
+from soma_common.replay.past import Past, Rest, TooMuch, known
 from soma_common.replay.projection import Shadow, is_locked
 from soma_common.sql.loader import blocks
 
@@ -43,7 +43,7 @@ class Swap:
     """
 
     def __init__(
-        self, pool: Pool, checkpoints: Checkpoints, past: LogPast, filling: Filling, shadow: Shadow, *,
+        self, pool: Pool, checkpoints: Checkpoints, past: Past, filling: Filling, shadow: Shadow, *,
         within: float, most: int,
     ) -> None:  # fmt: skip
         self._pool, self._checkpoints, self._past = pool, checkpoints, past
@@ -116,10 +116,10 @@ class Swap:
 
 
 async def _settled(tx: Any, run: Progress, rest: Sequence[Rest]) -> list[Record]:
-    """Those that a stored position has passed, or that the inbox knows."""
+    """Those that a stored position has passed, or that the inbox knows; of what cannot be decoded a letter may tell."""
     open_ = [record.event for record, passed in rest if not passed and record.event is not None]
     ids = await known(tx, run.scope.consumer_id, open_)
-    return [record for record, passed in rest if passed or (record.event is not None and record.event.event_id in ids)]
+    return [record for record, passed in rest if passed or record.event is None or record.event.event_id in ids]
 
 
 def _sql(name: str) -> str:
