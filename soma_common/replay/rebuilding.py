@@ -52,7 +52,7 @@ class RebuildSettings:
         swap_wait: how long the first try of a swap waits for batches in flight and readers of the old tables, which
             live batches wait for as well; each further try waits twice as long, up to ``swap_within``.
         swap_within: most time for the rest of a try.
-        swap_every: rest between two tries.
+        swap_every: least rest between two tries; it is at least nine times as long as the last try took.
     """
 
     lanes: int = 4
@@ -159,6 +159,11 @@ class Rebuilder:
             self.run = await self._checkpoints.claim(self.run.run_id, self._owner)
         except ReplayRefused as refused:
             raise _Over(refused.message) from refused
+        if (await self._pool.fetch(blocks("rebuilds")["cleaned_meanwhile"], self.run.inbox_id))[0][0]:
+            raise ReplayRefused(
+                "The inbox of this rebuild was cleaned while it ran: what is applied of its last page is not known.",
+                cure="cancel it and start again; clean inboxes when no rebuild is under way.",
+            )
         await self._forget()
         rows = await self._pool.fetch(blocks("consumer")["make_lanes"], self.run.inbox_id, self._settings.lanes)
         self._lanes = [LaneCount(int(row[0]), 0) for row in rows]
@@ -231,12 +236,14 @@ class Rebuilder:
             self._pool, self._checkpoints, self._past, self._filling, self._shadow,
             within=self._settings.swap_within, most=most,
         )  # fmt: skip
+        began = time.monotonic()
         try:
             await swap.attempt(self.run, self._patience)
         except NotNow as why:
             log.info("Rebuild %s: no swap yet: %s.", self.run.run_id, why)
             self._patience = min(2 * self._patience, self._settings.swap_within)
-            await asyncio.sleep(self._settings.swap_every)
+            # Live traffic stood still meanwhile: it shall have ten times as long for itself.
+            await asyncio.sleep(max(self._settings.swap_every, 9 * (time.monotonic() - began)))
             return True
         self.run = await self._checkpoints.find(self.run.run_id)
         return False

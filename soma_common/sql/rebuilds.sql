@@ -44,6 +44,9 @@ SELECT soma.copy_rights($1::text, $2::text, $3::text)
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1::text AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY c.relname
 
+-- :name cleaned_meanwhile : whether the inbox of a run may have lost rows
+SELECT c.inbox_horizon IS NOT NULL FROM soma.consumers c WHERE c.consumer_id = $1::integer
+
 -- :name begin_batch : hold the run and go to the new tables
 SELECT soma.begin_rebuilding($1::uuid, $2::bigint, $3::text)
 

@@ -14,6 +14,7 @@ from soma_common.errors import DatabaseUnavailable, HandlerFailed, LeaseLost, Re
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
+from soma_common.inbox import Inbox, consumer_id
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
@@ -45,11 +46,9 @@ class _Trial:
         ]  # fmt: skip
         recorded = list(await self.store.publish(drafts))
         known = [event for event, (is_known, _, _) in zip(recorded, events, strict=True) if is_known]
-        from soma_common.consumer.dedup import Inbox, consumer_id
-
         inbox = Inbox(await consumer_id(self.pool, self.name))
         async with self.pool.transaction() as tx:
-            await inbox.claim(tx, known)
+            await inbox.claim(tx, known, [b"k"] * len(known))
             await self._write(tx, known)
         tick = (await self.pool.fetch("SELECT tick_id, token FROM soma.tick('0')"))[0]
         await self.pool.fetch(
