@@ -83,7 +83,7 @@ UNION ALL
 WHERE l.letter_id = ANY ($1::uuid[]) ORDER BY l.place
 
 -- :name begin_swap : hold off the consumer's batches, and hold the run
-SELECT soma.begin_swap($1::uuid, $2::bigint, $3::text, $4::text)
+SELECT soma.begin_swap($1::uuid, $2::bigint, $3::text, $4::text, $5::text)
 
 -- :name known : of these events, those that are in a consumer's inbox now, by their numbers from 1
 SELECT g.number FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[])

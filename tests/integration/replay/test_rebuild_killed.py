@@ -182,3 +182,19 @@ async def test_a_live_worker_that_was_stopped_through_the_swap(replays: Any) -> 
     assert totals[0][0] == 400
     assert live.poll() is None
     assert other.poll() is None
+
+
+async def test_a_rebuild_that_is_stopped_in_its_swap_holds_live_traffic_up_for_seconds_only(replays: Any) -> None:
+    """It has the consumer's lock; PostgreSQL ends it, and it swaps later."""
+    run, events = await started(replays)
+    child = process(replays, run, die={"stage": "check", "after": 1, "stop": True})
+    held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = soma.swap_locks() AND mode = 'ExclusiveLock'"
+    await until(lambda: replays.pool.fetch(held), what="the swap")
+    replays.process()
+    events += await replays.publish(50, keys=7, start=EVENTS)
+    await replays.applied(EVENTS + 50)
+    child.send_signal(signal.SIGCONT)
+    code, out, err = await ended(child)
+    assert (code, out) == (0, "done\n"), err
+    await replays.applied(EVENTS + 50)
+    await replays.check(events)
