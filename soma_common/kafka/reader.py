@@ -13,8 +13,10 @@ from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 
 from soma_common.config import KafkaSecurity
 from soma_common.consumer.source import Partition, Record
+from soma_common.dlq.models import RawRecord
 from soma_common.errors import BrokerUnavailable, ReplayRefused
 from soma_common.events.codec import Codec
+from soma_common.events.models import RecordedEvent
 from soma_common.kafka.bounded import bounded
 from soma_common.kafka.clients import client_arguments, unreachable
 from soma_common.kafka.records import Decoder
@@ -42,7 +44,7 @@ class TopicReader:
         self._heard = 0.0
 
     async def ranges(self, partitions: Collection[Partition]) -> Mapping[Partition, tuple[int, int]]:
-        """The first offset that is still there, and the one behind the last.
+        """The first offset that is still there, and the one behind the last that readers of committed records may see.
 
         Raises:
             ReplayRefused: a topic does not exist.
@@ -61,8 +63,13 @@ class TopicReader:
             raise unreachable(self.settings.bootstrap, error) from error
         return {Partition(*tp): (first[tp], ends[tp]) for tp in wanted}
 
-    async def read(self, partition: Partition, offset: int, end: int, limit: int) -> tuple[list[Record], int]:
+    async def read(
+        self, partition: Partition, offset: int, end: int, limit: int, *, wait: float | None = None
+    ) -> tuple[list[Record], int]:
         """The next records before the offset ``end``, decoded, and the offset behind them; maybe none yet.
+
+        Args:
+            wait: seconds that it may take; None: as the settings say.
 
         Raises:
             ReplayRefused: the topic does not have the offset any more, or is gone.
@@ -75,16 +82,18 @@ class TopicReader:
                 consumer.assign([tp])
                 consumer.seek(tp, offset)
                 self._at, self._heard = (partition, offset), time.monotonic()
-            raws, following = await self._fetch(consumer, tp, offset, limit)
+            raws, following = await self._fetch(consumer, tp, offset, limit, wait or self.settings.wait)
         except (KafkaError, IllegalStateError, OSError, TimeoutError) as error:
             await self._gone(partition, offset, error)
             raise unreachable(self.settings.bootstrap, error) from error
         records = [await self._decoder.record(partition, 0, raw) for raw in raws if raw.offset < end]
         return records, min(following, end)
 
-    async def _fetch(self, consumer: AIOKafkaConsumer, tp: Any, offset: int, limit: int) -> tuple[list[Any], int]:
-        polling = consumer.getmany(tp, timeout_ms=int(self.settings.wait * 1000), max_records=limit)
-        raws = (await bounded(polling, self.settings.wait + _CALL)).get(tp, [])
+    async def _fetch(
+        self, consumer: AIOKafkaConsumer, tp: Any, offset: int, limit: int, wait: float
+    ) -> tuple[list[Any], int]:
+        polling = consumer.getmany(tp, timeout_ms=int(wait * 1000), max_records=limit)
+        raws = (await bounded(polling, wait + _CALL)).get(tp, [])
         following = await bounded(consumer.position(tp), _CALL)  # beyond markers and what was compacted away
         if following > offset:
             self._at, self._heard = (Partition(*tp), following), time.monotonic()
@@ -128,11 +137,12 @@ class TopicReader:
         if consumer is not None:
             await _close(consumer)
 
-    async def event(self, raw: Any) -> Any:
+    async def decode(self, raw: RawRecord) -> RecordedEvent:
         """The event in a record that a dead letter kept.
 
         Raises:
             CodecError: there is none in it.
+            InfrastructureError: its schema is unknown and the registry does not answer.
         """
         return await self._decoder.event(raw)
 

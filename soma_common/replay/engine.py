@@ -23,12 +23,14 @@ from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState
+from soma_common.replay.past import LogPast
 from soma_common.replay.projection import Projection
-from soma_common.replay.reading import LogPages, Pages
+from soma_common.replay.reading import LogPages
 from soma_common.replay.rebuilding import Rebuilder, RebuildSettings
 from soma_common.replay.rebuilds import Rebuilds
 from soma_common.replay.running import Runner
 from soma_common.replay.scopes import Scopes
+from soma_common.replay.topic_past import TopicPast
 from soma_common.replay.topics import Told, TopicPages, Topics
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
@@ -145,7 +147,8 @@ class ReplayEngine:
         Raises:
             ReplayRefused: the consumer is unknown or has no position there; it would reach behind the horizon of the
                 inbox; Kafka does not have what it would begin with; a forced one without who and why; a rebuild without
-                a projection, beside another one, of a consumer of Kafka, or of tables that cannot be swapped.
+                a projection, beside another one, of a topic that lost its beginning, or of tables that cannot be
+                swapped.
             ValidationError: a rate that is none, a text with a NUL or above 1,000 characters.
         """
         mode = _mode(mode)
@@ -161,7 +164,7 @@ class ReplayEngine:
         covered = await self._scopes.covered(wanted, mode, _source(source))
         order: dict[str, Any] = {"rate": rate, "requested_by": requested_by, "reason": reason}
         if projection is not None:
-            run_id = await self._rebuilds.open(covered.scope, wanted, projection, **order)
+            run_id = await self._rebuilds.open(covered.scope, wanted, projection, offsets=covered.offsets, **order)
         else:
             run_id = uuid4()
             await self._checkpoints.open(run_id, covered.scope, wanted, mode=mode, offsets=covered.offsets, **order)
@@ -189,40 +192,44 @@ class ReplayEngine:
         if self._threads is not None:
             self._threads.place = (await self._pool.fetch(blocks("consumer")["place"]))[0]
         rebuilds = run.mode is ReplayMode.REBUILD
-        async with self._pages_of(run) as pages:
-            runner = await self._rebuilder(run, owner, swap=swap) if rebuilds else self._runner(run, owner, pages)
+        async with self._topics_of(run) as topics:
+            if rebuilds:
+                runner: Runner | Rebuilder = await self._rebuilder(run, owner, topics, swap=swap)
+            else:
+                runner = self._runner(run, owner, topics)
             async with aclosing(runner.steps()) as steps:
                 async for progress in steps:
                     yield progress
         await self._clean_after(runner.run)
 
     @asynccontextmanager
-    async def _pages_of(self, run: Progress) -> AsyncIterator[Callable[[Progress], Pages]]:
-        """What a run reads."""
+    async def _topics_of(self, run: Progress) -> AsyncIterator[Topics | None]:
+        """The Kafka that a run reads; None: it reads the log."""
         if run.source != "kafka":
-            yield lambda run: LogPages(self._pool, run)
+            yield None
             return
         if self._topics is None:
             raise ReplayRefused(f"Replay {run.run_id} reads Kafka, and no Kafka is named.", cure="pass topics.")
         topics = self._topics()
         try:
-            yield lambda run: TopicPages(self._pool, topics, run)
+            yield topics
         finally:
             await topics.close()
 
-    def _runner(self, run: Progress, owner: UUID, pages: Callable[[Progress], Pages]) -> Runner:
-        settings = self.settings
+    def _runner(self, run: Progress, owner: UUID, topics: Topics | None) -> Runner:
+        settings, pool = self.settings, self._pool
         return Runner(
-            self._pool, self._checkpoints, self._batches(run), run, owner, pages=pages,
+            pool, self._checkpoints, self._batches(run), run, owner,
+            pages=lambda run: LogPages(pool, run) if topics is None else TopicPages(pool, topics, run),
             batch=settings.batch, page=settings.page, backoff=settings.backoff,
         )  # fmt: skip
 
-    async def _rebuilder(self, run: Progress, owner: UUID, *, swap: bool) -> Rebuilder:
-        settings, shadow = self.settings, await self._rebuilds.shadow(run)
-        effects = self._effects(_dropped)
+    async def _rebuilder(self, run: Progress, owner: UUID, topics: Topics | None, *, swap: bool) -> Rebuilder:
+        settings, pool, shadow = self.settings, self._pool, await self._rebuilds.shadow(run)
         return Rebuilder(
-            self._pool, self._begin, self._checkpoints, effects, run, shadow, owner, settings=settings.rebuild,
-            silence=settings.idle_timeout, backoff=settings.backoff, swap=swap,
+            pool, self._begin, self._checkpoints, self._effects(_dropped), run, shadow, owner,
+            past=lambda run: LogPast(pool, run) if topics is None else TopicPast(pool, topics, run),
+            settings=settings.rebuild, silence=settings.idle_timeout, backoff=settings.backoff, swap=swap,
         )  # fmt: skip
 
     async def _clean_after(self, run: Progress) -> None:

@@ -118,9 +118,13 @@ class Filling:
         """The lanes and how many batches each has committed."""
         return self._lanes
 
-    async def inside(self, tx: Any, lane: Lane, items: Sequence[Item]) -> Counts:
-        """Apply items in the transaction ``tx``, which began with the run held; raises Blamed for an event."""
-        fresh = await self._claimed(tx, items)
+    async def inside(self, tx: Any, lane: Lane, items: Sequence[Item], *, silence: float | None = None) -> Counts:
+        """Apply items in the transaction ``tx``, which began with the run held; raises Blamed for an event.
+
+        ``silence`` (seconds) is that of this transaction, if it is another one.
+        """
+        inbox = self._inbox if silence is None else self._inbox._replace(idle_timeout=silence)
+        fresh = await self._claimed(tx, items, inbox)
         freed = await self._freed(tx, items)
         apply: list[Handled] = []
         hold, known, skipped = list[UUID](), 0, 0
@@ -144,7 +148,7 @@ class Filling:
         held = sum(item.part is Part.HOLD for item in items)
         return Counts(read=read, applied=len(apply), repeated=known, skipped=skipped, held=held)
 
-    async def _claimed(self, tx: Any, items: Sequence[Item]) -> frozenset[int]:
+    async def _claimed(self, tx: Any, items: Sequence[Item], inbox: Inbox) -> frozenset[int]:
         """Enter what is to be applied or held; the places of what was not there. A letter's own row is there."""
         places, events, sequences = [], [], []
         for place, item in enumerate(items):
@@ -155,7 +159,7 @@ class Filling:
                 places.append(place)
                 events.append(event)
                 sequences.append(item.sequence)
-        claim = await self._inbox.claim(tx, events, sequences)
+        claim = await inbox.claim(tx, events, sequences)
         return frozenset(place for place, is_new in zip(places, claim.fresh, strict=True) if is_new)
 
     async def _freed(self, tx: Any, items: Sequence[Item]) -> frozenset[UUID | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from soma_common.consumer.source import Partition, Record
@@ -31,6 +31,23 @@ class Rest(NamedTuple):
 
 class TooMuch(Exception):
     """More is left than can be applied while the live consumer stands still."""
+
+
+class Past(Protocol):
+    """What a rebuild reads: behind the live consumer, and never beyond what that has settled."""
+
+    async def next(self, limit: int) -> Page | None:
+        """The next events, at most ``limit``; None when there is nothing more behind the live consumer just now."""
+
+    async def behind(self) -> int:
+        """How many places lie between the pages and the end of the source."""
+
+    async def rest(self, tx: Any, most: int) -> list[Rest]:
+        """What lies behind the pages and could be settled, while no batch of the consumer is in flight; more than
+        ``most`` raises ``TooMuch``."""
+
+    async def decode(self, raw: RawRecord) -> RecordedEvent:
+        """The event in a record that a dead letter kept."""
 
 
 class LogPast:

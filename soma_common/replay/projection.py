@@ -187,13 +187,23 @@ async def shape_of(tx: Any, schema: str, tables: tuple[str, ...]) -> str:
     return str((await fetch(tx, _sql("shape"), (schema, list(tables))))[0][0])
 
 
-def is_locked(error: BaseException | None) -> bool:
+def is_locked(error: BaseException) -> bool:
     """Whether a lock could not be had in the time that was given."""
+    return "55P03" in _states(error)
+
+
+def took_too_long(error: BaseException) -> bool:
+    """Whether PostgreSQL ended a transaction for its age or its silence."""
+    return not _states(error).isdisjoint(("25P03", "25P04"))
+
+
+def _states(error: BaseException | None) -> set[str]:
+    """The SQLSTATEs of an error and its causes."""
+    found = set()
     while error is not None:
-        if getattr(error, "sqlstate", None) == "55P03":
-            return True
+        found.add(getattr(error, "sqlstate", None) or "")
         error = error.__cause__
-    return False
+    return found
 
 
 def _sql(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +23,7 @@ from soma_common.replay.filling import Filling
 from soma_common.replay.mirror import mirrored
 from soma_common.replay.models import Counts, Progress, ReplayState
 from soma_common.replay.pacing import TokenBucket
-from soma_common.replay.past import LogPast
+from soma_common.replay.past import Past
 from soma_common.replay.projection import Shadow
 from soma_common.replay.reading import Page
 from soma_common.replay.swapping import NotNow, Swap
@@ -52,7 +52,7 @@ class RebuildSettings:
         swap_wait: how long the first try of a swap waits for batches in flight and readers of the old tables, which
             live batches wait for as well; each further try waits twice as long, up to ``swap_within``.
         swap_within: most time for the rest of a try.
-        swap_every: rest between two tries.
+        swap_every: least rest between two tries; it is at least nine times as long as the last try took.
     """
 
     lanes: int = 4
@@ -85,18 +85,20 @@ class Rebuilder:
     Args:
         begin: how a transaction begins that handlers work in.
         owner: the number under which the run was claimed.
+        past: what it reads, from the stored cursor of a run.
         swap: False: end when the new tables have caught up; the run can be taken up again.
     """
 
     def __init__(
         self, pool: Pool, begin: Begin, checkpoints: Checkpoints, effects: Effects, run: Progress, shadow: Shadow,
-        owner: UUID, *, settings: RebuildSettings, silence: float, backoff: Backoff, swap: bool = True,
+        owner: UUID, *, past: Callable[[Progress], Past], settings: RebuildSettings, silence: float, backoff: Backoff,
+        swap: bool = True,
     ) -> None:  # fmt: skip
         self.run = run
         self._pool, self._transaction, self._checkpoints = pool, begin, checkpoints
         self._effects, self._shadow = effects, shadow
         self._owner, self._settings, self._silence, self._backoff = owner, settings, silence, backoff
-        self._swaps, self._tries = swap, 0
+        self._make_past, self._swaps, self._tries = past, swap, 0
         self._most = settings.page if run.rate is None else max(1, min(settings.page, int(run.rate)))
         self._bucket = TokenBucket(run.rate, burst=self._most)
         self._patience, self._analyzed, self._told = settings.swap_wait, False, 0.0
@@ -159,10 +161,15 @@ class Rebuilder:
             self.run = await self._checkpoints.claim(self.run.run_id, self._owner)
         except ReplayRefused as refused:
             raise _Over(refused.message) from refused
+        if (await self._pool.fetch(blocks("rebuilds")["cleaned_meanwhile"], self.run.inbox_id))[0][0]:
+            raise ReplayRefused(
+                "The inbox of this rebuild was cleaned while it ran: what is applied of its last page is not known.",
+                cure="cancel it and start again; clean inboxes when no rebuild is under way.",
+            )
         await self._forget()
         rows = await self._pool.fetch(blocks("consumer")["make_lanes"], self.run.inbox_id, self._settings.lanes)
         self._lanes = [LaneCount(int(row[0]), 0) for row in rows]
-        self._past = LogPast(self._pool, self.run)
+        self._past = self._make_past(self.run)
         self._filling = Filling(self._transaction, self._effects, self.run, self._shadow, self._lanes, self._silence)
 
     async def _forget(self) -> None:
@@ -231,12 +238,14 @@ class Rebuilder:
             self._transaction, self._checkpoints, self._past, self._filling, self._shadow,
             within=self._settings.swap_within, most=most,
         )  # fmt: skip
+        began = time.monotonic()
         try:
             await swap.attempt(self.run, self._patience)
         except NotNow as why:
             log.info("Rebuild %s: no swap yet: %s.", self.run.run_id, why)
             self._patience = min(2 * self._patience, self._settings.swap_within)
-            await asyncio.sleep(self._settings.swap_every)
+            # Live traffic stood still meanwhile: it shall have ten times as long for itself.
+            await asyncio.sleep(max(self._settings.swap_every, 9 * (time.monotonic() - began)))
             return True
         self.run = await self._checkpoints.find(self.run.run_id)
         return False

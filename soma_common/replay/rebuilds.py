@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID, uuid4
 
 from soma_common.errors import ReplayRefused, SomaError
@@ -24,9 +25,12 @@ class Rebuilds:
 
     async def open(
         self, scope: Scope, wanted: ReplayFilter, projection: Projection, *, rate: float | None, requested_by: str,
-        reason: str,
+        reason: str, offsets: Sequence[tuple[str, int, int, int]] | None = None,
     ) -> UUID:  # fmt: skip
         """Make the new tables and record the run; its id.
+
+        Args:
+            offsets: of a run that reads Kafka (topic, partition, first offset, end) of what it begins with.
 
         Raises:
             ReplayRefused: a filter; another rebuild of the consumer is under way; tables that cannot be rebuilt.
@@ -46,10 +50,14 @@ class Rebuilds:
                 shape = await shape_of(tx, live, tables)
                 await make_tables(tx, projection, shadow)
                 args = (
-                    run_id, scope.consumer_id, "log", wanted.to_json(), scope.end_tick, scope.end_token,
-                    scope.last_position, rate, requested_by, reason, live, shadow, list(tables), own, shape,
+                    run_id, scope.consumer_id, "log" if offsets is None else "kafka", wanted.to_json(),
+                    scope.end_tick, scope.end_token, scope.last_position, rate, requested_by, reason, live, shadow,
+                    list(tables), own, shape,
                 )  # fmt: skip
                 await fetch(tx, _sql("open"), args)
+                if offsets is not None:
+                    columns = zip(*offsets, strict=True)
+                    await fetch(tx, blocks("replays")["open_offsets"], (run_id, *map(list, columns)))
         except Exception as error:
             if isinstance(error, SomaError) or not is_from_driver(error):
                 raise

@@ -12,6 +12,7 @@ from soma_common.postgres.cursor import Tick, TickReader
 from soma_common.postgres.pool import Pool
 from soma_common.replay.models import Plan, ReplayFilter, ReplayMode, Scope
 from soma_common.replay.reading import bounds, counts
+from soma_common.replay.topic_past import check_beginning
 from soma_common.replay.topics import Scan, Stretch, Told, Topics, stretches
 from soma_common.sql.loader import blocks
 
@@ -82,11 +83,6 @@ class Scopes:
 
     async def _in_kafka(self, number: int, mode: ReplayMode) -> Coverage:
         """Up to the consumer's stored offsets. The tick only keeps the run's row company."""
-        if mode is ReplayMode.REBUILD:
-            raise ReplayRefused(
-                f"Consumer {self._consumer} reads Kafka, and only consumers of the log can be rebuilt.",
-                cure="give the projection a consumer of the log (LogSource), and rebuild that.",
-            )
         if self._topics is None:
             raise ReplayRefused(
                 f"Consumer {self._consumer} reads Kafka, and no Kafka is named.",
@@ -97,6 +93,9 @@ class Scopes:
             covered = await stretches(self._pool, topics, number)
         finally:
             await topics.close()
+        if mode is ReplayMode.REBUILD:
+            for stretch in covered:
+                check_beginning(stretch.partition, stretch.first)
         tick = await TickReader(self._pool).latest()
         last = sum(stretch.end - stretch.first for stretch in covered)
         scope = Scope(

@@ -24,8 +24,8 @@ from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.filling import Filling
 from soma_common.replay.mirror import MOST_FREED, mirrored
 from soma_common.replay.models import Counts, Progress
-from soma_common.replay.past import LogPast, Rest, TooMuch, known
-from soma_common.replay.projection import Shadow, is_locked
+from soma_common.replay.past import Past, Rest, TooMuch, known
+from soma_common.replay.projection import Shadow, is_locked, took_too_long
 from soma_common.sql.loader import blocks
 
 _NO_LANE: Final = LaneCount(0, 0)  # the run's row fences it
@@ -45,7 +45,7 @@ class Swap:
     """
 
     def __init__(
-        self, begin: Begin, checkpoints: Checkpoints, past: LogPast, filling: Filling, shadow: Shadow, *,
+        self, begin: Begin, checkpoints: Checkpoints, past: Past, filling: Filling, shadow: Shadow, *,
         within: float, most: int,
     ) -> None:  # fmt: skip
         self._begin, self._checkpoints, self._past = begin, checkpoints, past
@@ -75,14 +75,16 @@ class Swap:
         except TransactionConflict as error:
             raise NotNow(f"it met another transaction: {error.message}") from error
         except Exception as error:
-            if not is_locked(error):
-                raise
-            raise NotNow(f"what is in use was not free within {patience:.2f} s") from error
+            if is_locked(error):
+                raise NotNow(f"what is in use was not free within {patience:.2f} s") from error
+            if took_too_long(error):
+                raise NotNow("PostgreSQL ended it") from error
+            raise
 
     async def _transaction(self, run: Progress, patience: float) -> None:
         async with self._begin() as tx:
-            wait, silence = f"{max(1, int(patience * 1000))}ms", f"{int(self._within * 1000)}ms"
-            if not (await fetch(tx, _sql("begin_swap"), (run.run_id, run.epoch, wait, silence)))[0][0]:
+            bounds = [f"{max(1, int(1000 * each))}ms" for each in (patience, self._within, patience + self._within + 1)]
+            if not (await fetch(tx, _sql("begin_swap"), (run.run_id, run.epoch, *bounds)))[0][0]:
                 raise LeaseLost(f"Replay {run.run_id} was taken over, paused or cancelled.")
             await self._check_forced(tx, run)
             await self._checkpoints.save(tx, run, run.cursor, await self._catch_up(tx, run))
@@ -110,7 +112,8 @@ class Swap:
         if not everything:
             return Counts()
         try:
-            return await self._filling.inside(tx, Lane(_NO_LANE, 1, sequence_of), everything)
+            lane = Lane(_NO_LANE, 1, sequence_of)
+            return await self._filling.inside(tx, lane, everything, silence=self._within)
         except Blamed as blamed:
             if blamed.place is None:
                 raise NotNow(f"an event failed: {blamed.cause}") from blamed.cause
@@ -118,10 +121,10 @@ class Swap:
 
 
 async def _settled(tx: Any, run: Progress, rest: Sequence[Rest]) -> list[Record]:
-    """Those that a stored position has passed, or that the inbox knows."""
+    """Those that a stored position has passed, or that the inbox knows; of what cannot be decoded a letter may tell."""
     open_ = [record.event for record, passed in rest if not passed and record.event is not None]
     ids = await known(tx, run.scope.consumer_id, open_)
-    return [record for record, passed in rest if passed or (record.event is not None and record.event.event_id in ids)]
+    return [record for record, passed in rest if passed or record.event is None or record.event.event_id in ids]
 
 
 def _sql(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from soma_common.consumer.source import Partition, Record
+from soma_common.dlq.models import RawRecord
 from soma_common.errors import ReplayRefused
 from soma_common.events.models import RecordedEvent
 from soma_common.postgres.cursor import Cursor
@@ -28,8 +29,13 @@ class Topics(Protocol):
     async def ranges(self, partitions: Collection[Partition]) -> Mapping[Partition, tuple[int, int]]:
         """The first offset of each partition that is still there, and the one behind the last."""
 
-    async def read(self, partition: Partition, offset: int, end: int, limit: int) -> tuple[list[Record], int]:
+    async def read(
+        self, partition: Partition, offset: int, end: int, limit: int, *, wait: float | None = None
+    ) -> tuple[list[Record], int]:
         """The next records before ``end``, and the offset behind them; maybe none yet."""
+
+    async def decode(self, raw: RawRecord) -> RecordedEvent:
+        """The event in a record that a dead letter kept."""
 
     async def close(self) -> None:
         """Disconnect; safe to call twice."""

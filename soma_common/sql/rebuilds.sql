@@ -44,6 +44,9 @@ SELECT soma.copy_rights($1::text, $2::text, $3::text)
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1::text AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY c.relname
 
+-- :name cleaned_meanwhile : whether the inbox of a run may have lost rows
+SELECT c.inbox_horizon IS NOT NULL FROM soma.consumers c WHERE c.consumer_id = $1::integer
+
 -- :name begin_batch : hold the run and go to the new tables
 SELECT soma.begin_rebuilding($1::uuid, $2::bigint, $3::text)
 
@@ -68,9 +71,11 @@ FROM unnest($4::text[], $5::integer[], $6::bigint[]) AS g (topic, number, place)
 JOIN soma.dead_letters l ON l.consumer_id = $2::integer AND l.topic = g.topic AND l.partition = g.number
                         AND l.record_offset = g.place AND l.event_id IS NULL
 UNION ALL
-(SELECT true, h.letter_id, l.event_id, l.topic, l.partition, l.record_offset, l.status, l.place,
-        l.edited_value IS NOT NULL
- FROM soma.replay_held h LEFT JOIN soma.dead_letters l USING (letter_id)
+(SELECT true, h.letter_id, l.event_id, l.topic, l.partition, l.record_offset, l.status, l.place, l.edited
+ FROM soma.replay_held h
+ LEFT JOIN LATERAL (
+     SELECT d.event_id, d.topic, d.partition, d.record_offset, d.status, d.place, d.edited_value IS NOT NULL AS edited
+     FROM soma.dead_letters d WHERE d.letter_id = h.letter_id OFFSET 0) l ON true  -- one by one: a join reads all letters
  WHERE h.run_id = $1::uuid AND coalesce(l.status = 'resolved', true)
  ORDER BY l.place NULLS FIRST LIMIT $7::integer)
 
@@ -78,7 +83,7 @@ UNION ALL
 WHERE l.letter_id = ANY ($1::uuid[]) ORDER BY l.place
 
 -- :name begin_swap : hold off the consumer's batches, and hold the run
-SELECT soma.begin_swap($1::uuid, $2::bigint, $3::text, $4::text)
+SELECT soma.begin_swap($1::uuid, $2::bigint, $3::text, $4::text, $5::text)
 
 -- :name known : of these events, those that are in a consumer's inbox now, by their numbers from 1
 SELECT g.number FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[])

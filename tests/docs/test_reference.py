@@ -125,8 +125,9 @@ def test_settings_have_the_defaults_of_the_page(name: str) -> None:
 
 
 def _short(default: str) -> str:
-    """A settings object as its own repr says it; KafkaSecurity() stands for one with defaults."""
-    return "`KafkaSecurity()`" if default.startswith("`KafkaSecurity(") else default
+    """A settings object as its own repr says it; KafkaSecurity() stands for one with defaults, and so does the other."""
+    kind = next((kind for kind in ("KafkaSecurity", "RebuildSettings") if default.startswith(f"`{kind}(")), None)
+    return f"`{kind}()`" if kind else default
 
 
 def _full(default: str) -> str:

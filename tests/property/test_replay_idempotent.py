@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from soma_common.consumer.handlers import HandlerContext, Handlers
-from soma_common.dlq.models import sequence_of_key
 from soma_common.errors import DatabaseUnavailable, HandlerFailed, LeaseLost, ReplayRefused, TransactionConflict
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import Event, RecordedEvent
@@ -49,7 +48,7 @@ class _Trial:
         known = [event for event, (is_known, _, _) in zip(recorded, events, strict=True) if is_known]
         inbox = Inbox(await consumer_id(self.pool, self.name))
         async with self.pool.transaction() as tx:
-            await inbox.claim(tx, known, [sequence_of_key(b"") for _ in known])
+            await inbox.claim(tx, known, [b"k"] * len(known))
             await self._write(tx, known)
         tick = (await self.pool.fetch("SELECT tick_id, token FROM soma.tick('0')"))[0]
         await self.pool.fetch(

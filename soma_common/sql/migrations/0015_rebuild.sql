@@ -357,10 +357,15 @@ BEGIN
 END $$;
 
 -- Begins the transaction of a swap: when this returns true, no batch of the consumer is in flight, none begins, and the
--- run is the caller's. Gives up with lock_not_available after p_patience, here and at the tables.
-CREATE FUNCTION soma.begin_swap(p_run uuid, p_epoch bigint, p_patience text, p_silence text) RETURNS boolean
+-- run is the caller's. Gives up with lock_not_available after p_patience, here and at the tables. A process that is
+-- stopped in the swap must not keep the consumer waiting: PostgreSQL ends it after p_most, or (before version 17) after
+-- p_silence.
+CREATE FUNCTION soma.begin_swap(p_run uuid, p_epoch bigint, p_patience text, p_silence text, p_most text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
+    IF current_setting('server_version_num')::integer >= 170000 THEN
+        PERFORM set_config('transaction_timeout', p_most, true);
+    END IF;
     PERFORM set_config('lock_timeout', p_patience, true);
     PERFORM pg_advisory_xact_lock(soma.swap_locks(), r.consumer_id) FROM soma.replays r WHERE r.run_id = p_run;
     RETURN soma.begin_rebuilding(p_run, p_epoch, p_silence);

@@ -75,4 +75,8 @@ class ReplayWorld(World):
 @pytest.fixture
 async def replays(soma_database: str) -> AsyncIterator[ReplayWorld]:
     async with open_world(soma_database) as made:
-        yield ReplayWorld(made.pool, made.dsn)
+        world = ReplayWorld(made.pool, made.dsn)
+        try:
+            yield world
+        finally:
+            await world.close()

@@ -1,7 +1,7 @@
 """One process at one run, for tests that kill it. Its one argument is a JSON object.
 
 ``die``: {"stage": "handler" | "save" | "saved" | "committed", "after": n}: SIGKILL itself at that stage of its n-th
-event or transaction. Of a rebuild also at "check" and "adopted" (in the transaction of the swap, before and after the
+event or transaction ("stop": stop itself, once). Of a rebuild also at "check" and "adopted" (in the transaction of the swap, before and after the
 tables have changed places), "swapped" (it has committed), and "dropped" (a schema of what is left over is gone).
 """
 
@@ -40,8 +40,8 @@ async def main(given: dict[str, Any]) -> None:
         nonlocal left
         if place == stage:
             left -= 1
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if left == 0 or (left < 0 and not given["die"].get("stop")):
+                os.kill(os.getpid(), signal.SIGSTOP if given["die"].get("stop") else signal.SIGKILL)
 
     class Dying(Checkpoints):
         async def save(self, tx: Any, run: Progress, cursor: Cursor, counts: Counts) -> None:

@@ -16,7 +16,7 @@ CREATE TABLE balance (key text PRIMARY KEY, total bigint NOT NULL, events bigint
 CREATE INDEX "balance by ""total""" ON balance (total DESC) WHERE total > 0;
 '''
 BOTH = Projection(("effect", "balance"))
-SENT: list[Any] = []  # mails
+SENT: list[Any] = []  # mails; one may go out twice, when its batch is rolled back and tried again
 
 
 async def book(event: RecordedEvent, ctx: HandlerContext) -> None:

@@ -164,6 +164,35 @@ async def test_replay_fails_is_resumed_and_is_done(replays: Any, somastack: Soma
     assert [tuple(row) for row in audit] == [("ann", "ticket 7")]
 
 
+async def test_rebuild_on_the_command_line(replays: Any, somastack: Somastack, tmp_path: Path) -> None:
+    await replays.publish(60)
+    await replays.passed_by(nothing)
+    arguments = ("replay", "--all-tenants", "--consumer", "billing", "--app", "shop:soma", "--mode", "rebuild")
+    assert "names no tables" in somastack(*arguments, code=1)
+    assert "go with --mode rebuild" in somastack("replay", "--all-tenants", "--table", "effect", code=2)
+    assert "covers all events" in somastack(
+        "replay", "--tenant", "acme", *arguments[2:], "--table", "effect", code=1
+    )  # fmt: skip
+    assert "no such table does not exist" in somastack(*arguments, "--table", "no such table", code=1).replace(
+        '"', ""
+    ).replace("public.", "")
+    caught_up = json.loads(somastack(*arguments, "--table", "effect", "--no-swap", "--json").splitlines()[-1])
+    assert (caught_up["state"], caught_up["applied"], await replays.count()) == ("running", 60, 0)
+    run = caught_up["run_id"]
+    done = json.loads(somastack(*arguments, "--resume", run, "--json").splitlines()[-1])
+    assert (done["state"], await replays.count()) == ("done", 60)
+    (tmp_path / "shape.sql").write_text("CREATE TABLE effect (event_id uuid PRIMARY KEY, number bigint, note text);")
+    somastack(*arguments, "--table", "effect", "--create", "shape.sql")
+    assert await replays.pool.fetch("SELECT count(*), count(note) FROM effect") == [(60, 0)]
+    somastack.write(broken="bad luck")
+    assert "bad luck" in somastack(*arguments, "--table", "effect", code=1)
+    failed = (await replays.pool.fetch("SELECT run_id FROM soma.replays WHERE state = 'failed'"))[0][0]
+    assert "is failed" in somastack(*arguments, "--table", "effect", code=1)
+    assert "is cancelled" in somastack("replay", "--consumer", "billing", "--cancel", str(failed), "--all-tenants")
+    assert not await replays.pool.fetch("SELECT FROM pg_namespace WHERE nspname LIKE 'soma\\_rebuild%'")
+    assert await replays.count() == 60
+
+
 async def test_what_could_move_a_cursor_is_escaped(replays: Any, somastack: Somastack) -> None:
     """Names hold no control characters; payloads may, and old rows written by hand."""
     await replays.store.publish(

@@ -158,3 +158,43 @@ async def test_a_rebuild_that_was_killed_can_be_cancelled(replays: Any) -> None:
         again = await engine.start(replays.everything, "rebuild", projection=TABLES)
     assert (await ended(process(replays, again)))[:2] == (0, "done\n")
     await replays.check(events)
+
+
+async def test_a_live_worker_that_was_stopped_through_the_swap(replays: Any) -> None:
+    """Inside a batch it holds the swap up until PostgreSQL ends that; it wakes up into the new tables, and goes on."""
+    events = await replays.publish(300, keys=7)
+    live = replays.process(batch=10, slow=0.02, lease=0.6, idle=2.0)
+    await replays.applied(150)
+    live.send_signal(signal.SIGSTOP)
+    other = replays.process(batch=50, lease=0.6, idle=2.0)  # takes its shards over
+    await replays.applied(300)
+    async with replays.engine() as engine:
+        run = await engine.start(replays.everything, "rebuild", projection=TABLES)
+    assert (await ended(process(replays, run)))[:2] == (0, "done\n")
+    await replays.check(events)
+    live.send_signal(signal.SIGCONT)
+    owns = "SELECT FROM soma.shards WHERE owner LIKE $1 AND leased_until > soma.now()"
+    await until(lambda: replays.pool.fetch(owns, f"%-{live.pid}-%"), what="the stopped one takes part again")
+    events += await replays.publish(100, keys=7, start=300)
+    await replays.applied(400)
+    await replays.check(events)
+    totals = await replays.pool.fetch("SELECT sum(n) FROM total")
+    assert totals[0][0] == 400
+    assert live.poll() is None
+    assert other.poll() is None
+
+
+async def test_a_rebuild_that_is_stopped_in_its_swap_holds_live_traffic_up_for_seconds_only(replays: Any) -> None:
+    """It has the consumer's lock; PostgreSQL ends it, and it swaps later."""
+    run, events = await started(replays)
+    child = process(replays, run, die={"stage": "check", "after": 1, "stop": True})
+    held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = soma.swap_locks() AND mode = 'ExclusiveLock'"
+    await until(lambda: replays.pool.fetch(held), what="the swap")
+    replays.process()
+    events += await replays.publish(50, keys=7, start=EVENTS)
+    await replays.applied(EVENTS + 50)
+    child.send_signal(signal.SIGCONT)
+    code, out, err = await ended(child)
+    assert (code, out) == (0, "done\n"), err
+    await replays.applied(EVENTS + 50)
+    await replays.check(events)

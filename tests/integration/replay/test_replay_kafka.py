@@ -18,7 +18,6 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from soma_common.errors import BrokerUnavailable, ReplayRefused
 from soma_common.events.store import ALL_TENANTS
 from soma_common.replay.models import ReplayFilter, ReplayState
-from soma_common.replay.projection import Projection
 from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.kafka_wire import Topic as TopicSettings
 from tests.integration.consumer.conftest import Topic, apply
@@ -190,8 +189,6 @@ async def test_refusals(replays: Any, topic: Any) -> None:
         with pytest.raises(ReplayRefused, match="no Kafka is named"):
             await engine.start(replays.everything)
     async with replays.engine(bootstrap=topic.bootstrap) as engine:
-        with pytest.raises(ReplayRefused, match="only consumers of the log can be rebuilt"):
-            await engine.start(replays.everything, "rebuild", projection=Projection(("effect",)))
         with pytest.raises(ReplayRefused, match="no position in the log: it reads Kafka"):
             await engine.start(replays.everything, source="log")
         await replays.pool.fetch("UPDATE soma.consumer_offsets SET next_offset = next_offset + 1000")
