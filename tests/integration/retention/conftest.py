@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -43,7 +42,9 @@ class RetentionWorld(World):
         await self.pool.fetch(f"SELECT setval('soma.event_position', {FIRST})")
         await self.pool.fetch(f"SELECT soma.maintain_events({rows})")
 
-    async def fill(self, count: int = 500, *, rows: int = 100, types: tuple[str, ...] = ("order.paid",)) -> list[RecordedEvent]:
+    async def fill(
+        self, count: int = 500, *, rows: int = 100, types: tuple[str, ...] = ("order.paid",)
+    ) -> list[RecordedEvent]:
         """So many events over small partitions, of the types in turn."""
         await self.partitions(rows)
         recorded: list[RecordedEvent] = []
@@ -90,7 +91,10 @@ class RetentionWorld(World):
 
 @pytest.fixture
 async def retained(soma_database: str, tmp_path: Path) -> AsyncIterator[RetentionWorld]:
-    async with open_world(soma_database) as made, Pool(PoolSettings(soma_database, settings={"soma.clock_offset": LATER})) as later:
+    async with (
+        open_world(soma_database) as made,
+        Pool(PoolSettings(soma_database, settings={"soma.clock_offset": LATER})) as later,
+    ):
         world = RetentionWorld(made.pool, made.dsn, tmp_path / "archives", later)
         try:
             yield world
