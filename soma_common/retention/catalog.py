@@ -32,7 +32,8 @@ class ArchiveState(StrEnum):
 class Partition:
     """A partition of the log that nobody writes to any more, but for transactions that still run.
 
-    ``size`` is in bytes, indexes included; ``tick_id`` is None while there are such; ``behind`` are the readers that have not passed it.
+    ``size`` is in bytes, indexes included; ``tick_id`` is None while there are such transactions; ``behind`` are the
+    readers that have not passed it.
     """
 
     name: str

@@ -20,7 +20,7 @@ _SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivedFile:
-    """One Avro container file of ``size`` bytes, in order of position; the timestamps are the least and the greatest."""
+    """One Avro container file of ``size`` bytes, ordered by position; with its least and its greatest timestamp."""
 
     name: str
     events: int
