@@ -95,6 +95,7 @@ async def retained(soma_database: str, tmp_path: Path) -> AsyncIterator[Retentio
         open_world(soma_database) as made,
         Pool(PoolSettings(soma_database, settings={"soma.clock_offset": LATER})) as later,
     ):
+        (tmp_path / "archives").mkdir()
         world = RetentionWorld(made.pool, made.dsn, tmp_path / "archives", later)
         try:
             yield world
