@@ -201,7 +201,7 @@ async def log_bare(bench: Bench, batch: int, count: int) -> float:
         diff = await ticks.next_diff(cursor, await ticks.latest())
         assert diff is not None
         args = (diff.low, diff.target.position_after, diff.base.xmax, diff.target.snapshot, PAGE, 7, list(range(8)))
-        page = await bench.bare.fetch(SELECT + SQL["log_page"], *args)
+        page = await bench.bare.fetch(SELECT + SQL["log_page"], *args, f"consumer:{name}", diff.base.tick_id)
         cursor, start = diff.after(page[-1][0]), start or time.perf_counter()
         for place in range(0, len(page), batch):
             part = page[place : place + batch]

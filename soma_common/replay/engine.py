@@ -20,10 +20,12 @@ from soma_common.inbox import Inbox
 from soma_common.postgres.cursor import Tick, TickReader
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.applying import Batches, ForcedInbox
+from soma_common.replay.archived import Archived
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
 from soma_common.replay.reading import bounds, counts
 from soma_common.replay.running import Runner
+from soma_common.retention.reader import ArchiveReader
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
 
@@ -69,17 +71,20 @@ class ReplayEngine:
         consumer: the consumer's name.
         handlers: its handlers; planning needs none.
         append: records new events in a transaction: ``await append(events, tx)``.
+        archive: where events are that were removed from the log; without it, replays that reach them are refused.
     """
 
     def __init__(
         self, pool: PoolSettings, consumer: str, *,
         handlers: Handlers | None = None, append: Append | None = None, settings: ReplaySettings | None = None,
+        archive: ArchiveReader | None = None,
     ) -> None:  # fmt: skip
         self.consumer, self.settings = consumer, settings or ReplaySettings()
         self._handlers, self._append = handlers or Handlers(), append or _refuse
         named = {**pool.settings, "application_name": "soma-replay"}
         self._pool = Pool(replace(pool, size=_CONNECTIONS, settings=named))
         self._checkpoints = Checkpoints(self._pool, lease=self.settings.lease)
+        self._archived = Archived(self._pool, archive)
 
     async def __aenter__(self) -> ReplayEngine:
         await self._pool.open()
@@ -97,6 +102,7 @@ class ReplayEngine:
         mode = _mode(mode)
         scope = await self._scope(wanted, mode)
         rows = await counts(self._pool, wanted, scope, scope.consumer_id)
+        rows = await self._archived.counts(wanted, rows)
         types, services, days = Counter[str](), Counter[str](), Counter[date]()
         for event_type, service, day, count, _ in rows:
             types[event_type] += count
@@ -161,6 +167,7 @@ class ReplayEngine:
         runner = Runner(
             self._pool, self._checkpoints, batches, run, owner,
             batch=self.settings.batch, page=self.settings.page, backoff=self.settings.backoff,
+            archived=self._archived,
         )  # fmt: skip
         async with aclosing(runner.steps()) as steps:
             async for progress in steps:
@@ -232,7 +239,8 @@ class ReplayEngine:
                 cure=f"pass since={told.isoformat()} or later, or force the replay.",
             )
         end = await self._passed(number)
-        first, last = await bounds(self._pool, wanted, end)
+        await self._archived.check(wanted, end.tick_id)
+        first, last = await self._archived.span(wanted, *await bounds(self._pool, wanted, end))
         return Scope(
             consumer_id=number, end_tick=end.tick_id, end_token=end.token, first_position=first, last_position=last
         )

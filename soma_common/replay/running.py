@@ -16,6 +16,7 @@ from soma_common.errors import HandlerFailed, LeaseLost, ReplayRefused, SomaErro
 from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import Pool
 from soma_common.replay.applying import Batches
+from soma_common.replay.archived import Archived
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Progress, ReplayState
 from soma_common.replay.pacing import TokenBucket
@@ -34,13 +35,14 @@ class Runner:
         owner: the number under which the run was claimed.
         batch: most events in one transaction.
         page: most events fetched by one query.
+        archived: where events are that were removed from the log.
     """
 
     def __init__(
         self, pool: Pool, checkpoints: Checkpoints, batches: Batches, run: Progress, owner: UUID, *,
-        batch: int, page: int, backoff: Backoff,
+        batch: int, page: int, backoff: Backoff, archived: Archived | None = None,
     ) -> None:  # fmt: skip
-        self.run = run
+        self.run, self._archived = run, archived
         self._pool, self._checkpoints, self._batches, self._owner = pool, checkpoints, batches, owner
         # Never more than a second's worth at once: a slow rate means small transactions, not long waits inside them.
         self._batch = batch if run.rate is None else max(1, min(batch, int(run.rate)))
@@ -53,7 +55,7 @@ class Runner:
         """Go on from what is stored."""
         self.run, self._cursor, self._waiting = run, run.cursor, deque[Record]()
         self._after: Cursor = run.cursor
-        self._pages = LogPages(self._pool, run)
+        self._pages = LogPages(self._pool, run, self._archived)
 
     async def steps(self) -> AsyncGenerator[Progress, None]:
         """Apply batch after batch; the progress after each, and at the end.

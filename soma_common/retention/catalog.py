@@ -176,9 +176,9 @@ class Catalog:
         """How many there are."""
         return int((await self.pool.fetch_planned(_sql("count"), lower, upper, types))[0][0])
 
-    async def archives(self, which: str = "all", *args: Any) -> list[Archive]:
-        """``all`` archives, the ``unfinished``, or those of which something is ``gone`` between two positions."""
-        return [_archive(row) for row in await self.pool.fetch(f"{_sql('columns')}\n{_sql(which)}", *args)]
+    async def archives(self, which: str = "all") -> list[Archive]:
+        """``all`` archives, or the ``unfinished``."""
+        return [_archive(row) for row in await self.pool.fetch(f"{_sql('columns')}\n{_sql(which)}")]
 
     async def open(
         self, partition: Partition, types: Sequence[str], *, whole: bool, location: str

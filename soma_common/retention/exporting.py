@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.metadata import version as version_of
 from typing import Final
 
@@ -46,8 +47,17 @@ class Exporter:
             ArchiveUnavailable: the storage is away or full. The log is as it was.
             ArchiveCorrupt: the database has other events than were written.
         """
-        types = None if archive.whole else list(archive.event_types)
         files: list[ArchivedFile] = []
+        try:
+            counts = await self._write_all(archive, files)
+        except BaseException:
+            await self._take_back(archive, files)
+            raise
+        return await self._write_manifest(archive, files, counts)
+
+    async def _write_all(self, archive: Archive, files: list[ArchivedFile]) -> Counter[str]:
+        """Every file but the manifest, noted in ``files``; how many events there are of each type."""
+        types = None if archive.whole else list(archive.event_types)
         counts: Counter[str] = Counter()
         rows: list[Row] = []
         size, after, limit = 0, archive.lower_position - 1, _FIRST_PAGE
@@ -64,7 +74,14 @@ class Exporter:
         if rows:
             files.append(await self._write(archive, len(files), rows))
         await self._check_count(archive, types, counts)
-        return await self._write_manifest(archive, files, counts)
+        return counts
+
+    async def _take_back(self, archive: Archive, files: list[ArchivedFile]) -> None:
+        """Free the space of a try that failed in this process. What a killed one left stays: it may be alive yet, and
+        would find its own files gone under its manifest."""
+        with suppress(ArchiveUnavailable):
+            for file in files:
+                await asyncio.to_thread(self._storage.remove, f"{archive.location}/{file.name}")
 
     async def _write(self, archive: Archive, number: int, rows: list[Row]) -> ArchivedFile:
         encoded = await asyncio.to_thread(encode, f"part-{number:05d}.avro", rows)
@@ -129,15 +146,6 @@ class Exporter:
         if dict(counts) != dict(manifest.counts):
             raise ArchiveCorrupt(f"{archive.location} does not hold the events that its manifest says.")
         return manifest, digest
-
-    async def erase(self, archive: Archive) -> None:
-        """Remove what was written of an archive that nobody needs; the manifest first, so that no half is left."""
-        try:
-            found = await asyncio.to_thread(self._storage.names, "", archive.location)
-            for name in sorted(found, key=lambda name: not name.endswith(NAME)):
-                await asyncio.to_thread(self._storage.remove, name)
-        except ArchiveUnavailable:
-            return  # without a manifest, or without a row in the database, it is ignored
 
 
 async def read_manifest(storage: Storage, location: str) -> tuple[Manifest, str]:

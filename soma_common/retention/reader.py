@@ -100,6 +100,17 @@ class ArchiveReader:
                 break
         return found
 
+    async def spans(self, conditions: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """First and last positions of the files in which events of a filter may be."""
+        kind = conditions.get("event_type")
+        return [
+            (file.first_position, file.last_position)
+            for found in await self.archives()
+            if kind is None or kind in found.manifest.counts
+            for file in found.manifest.files
+            if _overlaps(file, conditions, 0, _LAST)
+        ]
+
     async def _walk(
         self, fits: Callable[[Row], bool], conditions: Mapping[str, Any], low: int, high: int, step: int
     ) -> AsyncIterator[Row]:  # fmt: skip

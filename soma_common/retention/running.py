@@ -181,7 +181,6 @@ class RetentionRun:
                 await self._one(exporter, archive)
             else:
                 await self.catalog.abandon(archive)  # the policy changed, and nothing has left the log yet
-                await exporter.erase(archive)
         for step in steps:
             if step.action is Action.KEEP or step.partition.lower_position in begun:
                 continue
@@ -217,7 +216,6 @@ class RetentionRun:
                 raise
             log.info("Archive %s is written anew: %s", archive.location, error)
             await self.catalog.relocate(archive, await self._location(archive))
-            await exporter.erase(archive)
             archive = await self._again(archive)
             await exporter.export(archive)
             manifest, digest = await exporter.verify(archive)

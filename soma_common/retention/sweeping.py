@@ -64,7 +64,7 @@ class Sweeper:
     async def _inbox(self, old: datetime, done: dict[str, int]) -> None:
         """Keys by batches, ids by whole partitions. The horizon is committed before anything goes (decision 0008)."""
         await self._pool.fetch(_sql("maintain_inbox"))
-        await self._pool.fetch(_sql("mark"))
+        await self._pool.fetch(_sql("mark"), _APPLIED)
         if await self._pool.fetch(_sql("old_inbox_keys"), old, 1):
             await self._raise_horizon(old + _CLOCKS)
         await self._keys("inbox_keys", old, done)

@@ -101,9 +101,18 @@ WHERE a.state <> 'removed' ORDER BY a.lower_position
 -- :name all : every one
 ORDER BY a.lower_position, a.started_at
 
--- :name gone : those of which something was removed between two positions, the first one excluded
+-- :name gone : archives of which something was removed between two positions, the first one excluded
+SELECT a.archive_id, a.location FROM soma.archives a
 WHERE a.state IN ('removing', 'removed') AND a.last_position > $1::bigint AND a.first_position <= $2::bigint
-ORDER BY a.first_position
+
+-- :name gone_of : those of a type and a time
+SELECT a.archive_id, a.last_position, a.location, a.tick_id FROM soma.archives a
+WHERE a.state IN ('removing', 'removed') AND ($1::text IS NULL OR $1::text = ANY (a.event_types))
+  AND ($2::timestamptz IS NULL OR a.last_timestamp >= $2::timestamptz)
+  AND ($3::timestamptz IS NULL OR a.first_timestamp < $3::timestamptz)
+
+-- :name require_kept : nothing between two positions was removed
+SELECT soma.require_kept($1::bigint, $2::bigint, $3::text)
 
 -- :name accept : a reader goes on with what is left
 INSERT INTO soma.reader_gaps (reader, tick_id, accepted_by, reason, accepted_at)
@@ -113,8 +122,11 @@ SET tick_id = excluded.tick_id, accepted_by = excluded.accepted_by, reason = exc
     accepted_at = excluded.accepted_at
 RETURNING tick_id
 
--- :name mark : remember which transactions have ended by now, once an hour; old marks go
-WITH old AS (DELETE FROM soma.retention_marks m WHERE m.made_at < soma.now() - interval '30 days')
+-- :name mark : remember which transactions have ended by now, once an hour; marks before the one that counts go
+WITH old AS (
+    DELETE FROM soma.retention_marks m
+    WHERE m.made_at < (SELECT max(c.made_at) FROM soma.retention_marks c WHERE c.made_at <= soma.now() - $1::interval)
+)
 INSERT INTO soma.retention_marks (made_at, ended_xid, era)
 SELECT soma.now(), pg_snapshot_xmin(pg_current_snapshot()), (SELECT era FROM soma.ticks ORDER BY tick_id DESC LIMIT 1)
 WHERE NOT EXISTS (SELECT FROM soma.retention_marks m WHERE m.made_at > soma.now() - interval '1 hour')

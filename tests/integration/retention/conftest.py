@@ -37,8 +37,11 @@ class RetentionWorld(World):
         self.folder, self.later = folder, later
         self.storage: Storage = FolderStorage(folder)
 
-    async def partitions(self, rows: int = 100) -> None:
+    async def partitions(self, rows: int = 100, *, ahead: int = 0) -> None:
         """From here on partitions of so many positions; the first one ends at 5,000,000."""
+        for step in range(ahead):  # before anything is written or read
+            await self.pool.fetch(f"SELECT setval('soma.event_position', {FIRST + step * rows})")
+            await self.pool.fetch(f"SELECT soma.maintain_events({rows})")
         await self.pool.fetch(f"SELECT setval('soma.event_position', {FIRST})")
         await self.pool.fetch(f"SELECT soma.maintain_events({rows})")
 

@@ -131,14 +131,15 @@ async def test_a_full_disk_leaves_the_log_as_it_was(retained: Any) -> None:
 
 async def test_a_small_file_system_is_full(retained: Any) -> None:
     events = await retained.fill(400, types=TYPES)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(retained.folder)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(retained.folder)]
+    await asyncio.to_thread(subprocess.run, mount, check=True)
     try:
         with pytest.raises(RetentionError, match="No space left"):
             await retained.retain()
         assert len(await retained.log()) > 0
         await retained.whole(events)
     finally:
-        subprocess.run(["umount", str(retained.folder)], check=True)
+        await asyncio.to_thread(subprocess.run, ["umount", str(retained.folder)], check=True)
 
 
 async def test_connections_that_are_cut_lose_nothing(retained: Any) -> None:
