@@ -19,6 +19,7 @@ from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
+from soma_common.retention.reader import ArchiveReader
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
 from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
@@ -130,12 +131,18 @@ class Soma:
             )
         return handlers
 
-    def replays(self, consumer: str = "default", *, settings: ReplaySettings | None = None) -> ReplayEngine:
-        """Replays of a declared consumer, on connections of their own: ``async with soma.replays(…) as engine``."""
+    def replays(
+        self, consumer: str = "default", *, settings: ReplaySettings | None = None, archive: ArchiveReader | None = None
+    ) -> ReplayEngine:  # fmt: skip
+        """Replays of a declared consumer, on connections of their own: ``async with soma.replays(…) as engine``.
+
+        ``archive`` has what retention removed from the log.
+        """
         ground, handlers = self._open_ground, self._handlers_of(consumer)
         return ReplayEngine(
-            ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings
-        )
+            ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings,
+            archive=archive,
+        )  # fmt: skip
 
     def consumer(self, name: str = "default") -> ConsumerWorker:
         """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""

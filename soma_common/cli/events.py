@@ -25,8 +25,8 @@ from soma_common.events.store import ALL_TENANTS, EventFilter, EventStore
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
+from soma_common.retention.places import open_storage
 from soma_common.retention.reader import ArchiveReader
-from soma_common.retention.storage import open_storage
 from soma_common.wiring import make_pool
 
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
@@ -159,7 +159,8 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
 @click.option("--resume", metavar="RUN", help="Go on with a run that was paused, failed, or interrupted.")
 @click.option("--pause", metavar="RUN", help="Stop a run; it can be resumed.")
 @click.option("--cancel", metavar="RUN", help="End a run for good.")
-def replay(consumer: str, app: str | None, dry_run: bool, **given: Any) -> None:
+@click.option("--archive", "place", metavar="PLACE", help="Where events are that were removed from the log.")
+def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **given: Any) -> None:
     """Replay events of the log to a consumer.
 
     Each has its effect once: what the consumer's inbox knows is passed over, except with --mode force.
@@ -173,7 +174,8 @@ def replay(consumer: str, app: str | None, dry_run: bool, **given: Any) -> None:
 
     async def work() -> None:
         applies = not dry_run and acts["pause"] is None and acts["cancel"] is None
-        async with _engine(consumer, app, applies=applies) as engine:
+        archive = ArchiveReader(open_storage(place, os.environ)) if place is not None else None
+        async with _engine(consumer, app, archive, applies=applies) as engine:
             if dry_run:
                 show_plan(await engine.plan(ReplayFilter(**conditions), mode), json=json)
             elif not applies:
@@ -217,18 +219,20 @@ async def _store() -> AsyncIterator[EventStore]:
 
 
 @asynccontextmanager
-async def _engine(consumer: str, app: str | None, *, applies: bool) -> AsyncIterator[ReplayEngine]:
+async def _engine(
+    consumer: str, app: str | None, archive: ArchiveReader | None, *, applies: bool
+) -> AsyncIterator[ReplayEngine]:  # fmt: skip
     """The replays of a consumer: with the application's handlers, or (to plan, pause and cancel) without."""
     async with AsyncExitStack() as stack:
         if app is not None:
             soma = await stack.enter_async_context(load_app(app))
-            yield await stack.enter_async_context(soma.replays(consumer))
+            yield await stack.enter_async_context(soma.replays(consumer, archive=archive))
             return
         if applies:
             raise ConfigurationError("No application is named.", cure="pass --app MODULE:NAME, or --dry-run.")
         config = SomaConfig.from_env()
         dsn = stack.enter_context(dsn_of(config))
-        yield await stack.enter_async_context(ReplayEngine(make_pool(config, dsn).settings, consumer))
+        yield await stack.enter_async_context(ReplayEngine(make_pool(config, dsn).settings, consumer, archive=archive))
 
 
 def load_app(name: str) -> Soma:

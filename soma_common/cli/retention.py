@@ -25,10 +25,11 @@ from soma_common.errors import RetentionError
 from soma_common.postgres.pool import Pool
 from soma_common.retention.catalog import Archive, ArchiveState, Catalog, Force
 from soma_common.retention.exporting import Exporter
+from soma_common.retention.places import open_storage
 from soma_common.retention.planning import RetentionPlan
 from soma_common.retention.policy import RetentionPolicy
 from soma_common.retention.running import Report, Retention, RetentionRun, RetentionSettings
-from soma_common.retention.storage import Storage, open_storage
+from soma_common.retention.storage import Storage
 from soma_common.service import run_until_signalled
 from soma_common.wiring import make_pool
 

@@ -16,8 +16,8 @@ FOREVER: Final = None
 LEAST: Final = timedelta(days=1)
 _MOST: Final = timedelta(days=365_000)
 _UNITS: Final = {"hour": 1, "hours": 1, "day": 24, "days": 24, "week": 168, "weeks": 168, "year": 8766, "years": 8766}
-_DURATION = re.compile(r"^(\d{1,6}) *([a-z]+)$")
-_PATTERN = re.compile(r"^[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*(\.\*)?$")
+_DURATION = re.compile(r"^([0-9]{1,6}) *([a-z]+)\Z")
+_PATTERN = re.compile(r"^[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*(\.\*)?\Z")
 _MOST_PATTERN: Final = 200
 
 Keep = timedelta | None

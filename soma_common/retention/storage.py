@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from soma_common.errors import ArchiveUnavailable, ConfigurationError
+from soma_common.errors import ArchiveUnavailable
 
 
 class Storage(Protocol):
@@ -122,24 +122,3 @@ def _unavailable(what: str, error: OSError) -> ArchiveUnavailable:
     return ArchiveUnavailable(
         f"{what}: {error.strerror or error}.", cure="check the path, its rights, and the space that is left on it."
     )
-
-
-def open_storage(place: str, env: Mapping[str, str]) -> Storage:
-    """The storage that a path, a ``file://`` or an ``s3://bucket/prefix`` address names.
-
-    Args:
-        env: where the S3 credentials stand (docs/how-to/retention.md).
-
-    Raises:
-        ConfigurationError: another kind of address, or settings that are missing.
-    """
-    scheme, found, rest = place.partition("://")
-    if scheme == "s3" and found:
-        from soma_common.retention.s3 import S3Storage
-
-        return S3Storage.from_env(rest, env)
-    if found and scheme != "file":
-        raise ConfigurationError(f"Archives cannot go to {place!r:.100}.", cure="name a folder, or s3://bucket/path.")
-    if not place or "\0" in place:
-        raise ConfigurationError("No place is named for archives.", cure="name a folder, or s3://bucket/path.")
-    return FolderStorage(Path(rest if found else place).expanduser())

@@ -130,10 +130,7 @@ async def test_a_replay_reads_what_was_removed_from_the_archives(retained: Any) 
 
 async def finish(engine: Any, run: Any) -> Any:
     """Run to the end; the last progress."""
-    last = run
-    async for last in engine.run(run.run_id):
-        pass
-    return last
+    return [run, *[progress async for progress in engine.run(run.run_id)]][-1]
 
 
 def replaying(retained: Any, **given: Any) -> Any:
