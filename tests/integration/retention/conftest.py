@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -92,15 +93,26 @@ class RetentionWorld(World):
         assert [found[position] for position in sorted(found)] == sorted(events, key=lambda e: e.position)
 
 
-@pytest.fixture
-async def retained(soma_database: str, tmp_path: Path) -> AsyncIterator[RetentionWorld]:
-    async with (
-        open_world(soma_database) as made,
-        Pool(PoolSettings(soma_database, settings={"soma.clock_offset": LATER})) as later,
-    ):
-        (tmp_path / "archives").mkdir()
-        world = RetentionWorld(made.pool, made.dsn, tmp_path / "archives", later)
+@asynccontextmanager
+async def _opened(dsn: str, folder: Path) -> AsyncIterator[RetentionWorld]:
+    weeks_later = PoolSettings(dsn, settings={"soma.clock_offset": LATER})
+    async with open_world(dsn) as made, Pool(weeks_later) as later:
+        folder.mkdir()
+        world = RetentionWorld(made.pool, made.dsn, folder, later)
         try:
             yield world
         finally:
             await world.close()
+
+
+@pytest.fixture
+async def retained(soma_database: str, tmp_path: Path) -> AsyncIterator[RetentionWorld]:
+    async with _opened(soma_database, tmp_path / "archives") as world:
+        yield world
+
+
+@pytest.fixture
+async def retained16(soma_database16: str, tmp_path: Path) -> AsyncIterator[RetentionWorld]:
+    """On PostgreSQL 16."""
+    async with _opened(soma_database16, tmp_path / "archives") as world:
+        yield world

@@ -81,6 +81,17 @@ async def test_types_with_a_shorter_time_go_earlier(retained: Any) -> None:
     assert len(archived) > 400
 
 
+async def test_the_same_on_an_older_postgresql(retained16: Any) -> None:
+    events = await retained16.fill(300, types=("order.paid", "telemetry.seen"))
+    await retained16.retain(RetentionPolicy(events={"telemetry.*": MONTH}, inbox=MONTH))
+    await retained16.whole(events)
+    assert len(await retained16.pool.fetch("SELECT FROM soma.inbox_partitions()")) == 3
+    with pytest.raises(EventsArchived):
+        await Reader(retained16.store).page()
+    assert len((await retained16.retain()).removed) == 3
+    await retained16.whole(events)
+
+
 async def test_the_log_refuses_to_lose_what_no_archive_holds(retained: Any) -> None:
     await retained.fill(types=("order.paid", "telemetry.seen"))
     await retained.retain(RetentionPolicy(events={"telemetry.seen": MONTH}))
