@@ -78,7 +78,7 @@ class Archived:
         """Counts by (type, service, day) of archived events, beside those of the log; the inbox is not asked."""
         found: Counter[tuple[Any, ...]] = Counter()
         if self._reader is not None:
-            for row in await self._reader.rows(wanted.conditions(), 0, 2**63 - 1, 0):
+            async for row in self._reader.walk(wanted.conditions(), 0, 2**63 - 1):
                 day = value_of(row, "timestamp").astimezone(UTC).date()
                 found[value_of(row, "event_type"), value_of(row, "service_id"), day] += 1
         return [*known, *((*key, count, 0) for key, count in found.items())]

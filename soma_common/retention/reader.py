@@ -19,6 +19,7 @@ from soma_common.retention.manifest import NAME, ArchivedFile, Manifest
 from soma_common.retention.storage import Storage
 
 _LAST: Final = 2**63 - 1
+_KEPT: Final = 3  # decoded files
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class ArchiveReader:
     def __init__(self, storage: Storage, *, log_id: UUID | None = None) -> None:
         self.storage, self.log_id = storage, log_id
         self._found: tuple[Found, ...] | None = None
+        self._kept: dict[tuple[str, str], list[Row]] = {}
 
     async def archives(self) -> tuple[Found, ...]:
         """What is there, by position; looked up once. Folders without a manifest are passed over.
@@ -86,8 +88,12 @@ class ArchiveReader:
 
     async def events(self, wanted: EventFilter, *, after: int = 0) -> AsyncIterator[RecordedEvent]:
         """All events of a filter, by position."""
-        async for row in self._walk(_test(wanted.conditions()), wanted.conditions(), after, _LAST, 1):
+        async for row in self.walk(wanted.conditions(), after, _LAST):
             yield event_of(row)
+
+    def walk(self, conditions: Mapping[str, Any], low: int, high: int) -> AsyncIterator[Row]:
+        """The same as rows, in the columns of the log's SELECT, above one position and up to another."""
+        return self._walk(_test(conditions), conditions, low, high, 1)
 
     async def rows(
         self, conditions: Mapping[str, Any], low: int, high: int, limit: int, *, newest_first: bool = False
@@ -132,9 +138,18 @@ class ArchiveReader:
             return
         for file in found.manifest.files[::step]:
             if _overlaps(file, conditions, low, high):
-                for row in (await read_file(self.storage, found.location, file))[::step]:
+                for row in (await self._file(found.location, file))[::step]:
                     if low < row[0] <= high:
                         yield row
+
+    async def _file(self, location: str, file: ArchivedFile) -> list[Row]:
+        """The rows of a file. The last few are kept: pages of a replay are smaller than files."""
+        name = location, file.name
+        rows = self._kept.pop(name, None) or await read_file(self.storage, location, file)
+        self._kept[name] = rows
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+        return rows
 
 
 async def _merged(sources: Sequence[AsyncIterator[Row]], step: int) -> AsyncIterator[Row]:
