@@ -7,11 +7,11 @@ MODE   ?= standalone
 ARGS   ?=
 DURATION ?= 180
 WORKERS ?= 4
-CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/postgres/cursor.py,soma_common/postgres/shards.py,soma_common/outbox/*,soma_common/consumer/dedup.py,soma_common/consumer/pipeline.py
+CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/postgres/cursor.py,soma_common/postgres/shards.py,soma_common/outbox/*,soma_common/inbox.py,soma_common/consumer/pipeline.py,soma_common/consumer/effects.py,soma_common/consumer/lanes.py,soma_common/consumer/positions.py,soma_common/consumer/suspects.py,soma_common/consumer/redrive.py,soma_common/consumer/session.py,soma_common/dlq/store.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-other bench torture torture-mutants lint format docs wheel clean
+.PHONY: help setup demo test test-other bench torture torture-mutants storm lint format docs wheel clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ bench: setup ## All benchmarks: tables here, JSON in benchmarks/results/
 
 torture: setup ## Kill everything at random for DURATION seconds and check the history
 	$(BIN)/python -m tests.torture --duration $(DURATION)
+
+storm: setup ## Members of a consumer group come and go every second, for DURATION seconds
+	$(BIN)/python -m tests.torture --storm --duration $(DURATION)
 
 torture-mutants: setup ## Break the library on purpose, one promise at a time; the checker must notice
 	$(BIN)/python -m tests.torture --mutants

@@ -1,22 +1,21 @@
-"""Benchmark 5: consuming with the inbox, beside a bare loop that sends the same SQL for the same events.
+"""Benchmark: consuming with the inbox, one UPSERT per event, beside a bare loop and beside what people use today.
 
-The handler is one UPSERT per event. The bare loop fetches the same pages (or the same Kafka records) and sends the same
-statements in the same transactions, on one connection; it builds no event, looks up no handler, and knows no leases,
-failures or rebalances. Both run in alternating rounds; ``share`` is the consumer's rate as a part of the bare loop's,
-the median over the rounds; ``best share`` compares the fastest round of each, which other load disturbs least.
+``bare`` fetches the same records, enters the same inbox rows and sends the UPSERTs of a batch as one statement, on one
+connection; it builds no event, and knows no handlers, lanes, failures or rebalances. ``share`` is a rate as a part of
+the bare loop's. The plain aiokafka loop does one transaction per event, with an inbox row; FastStream's subscriber one
+statement per event, without: an event that it handles when it is killed may be applied twice. Those two are slower by
+far and get fewer events.
 
-Run: ``python -m benchmarks.consume``. Kafka is started from the local lane unless ``SOMA_TEST_KAFKA_BOOTSTRAP`` names
-one; ``SOMA_BENCH_KAFKA=off`` leaves it out.
+Run: ``python -m benchmarks.consume``; ``SOMA_BENCH_EVENTS`` says how many (500,000).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +25,11 @@ import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from benchmarks.reporting import report
-from soma_common.consumer.handlers import HandlerContext, Handlers
+from soma_common.consumer.handlers import BatchContext, HandlerContext, Handlers
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
 from soma_common.consumer.worker import ConsumerWorker
+from soma_common.dlq.models import sequence_of_key
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.keys import kafka_key
@@ -40,131 +40,126 @@ from soma_common.events.store import EventStore
 from soma_common.inbox import consumer_id
 from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSource
-from soma_common.postgres.cursor import BEGINNING, Cursor, TickReader
+from soma_common.postgres.cursor import BEGINNING, TickReader
 from soma_common.postgres.migrate import upgrade
-from soma_common.postgres.pool import Pool
-from soma_common.postgres.shards import Shards
+from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.sql.loader import blocks
 from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.kafka_wire import Topic, create_topic
 from soma_common.testing.lane.postgres import PostgresServer
 
-ROUNDS = int(os.environ.get("SOMA_BENCH_ROUNDS", "5"))
-EVENTS = {1: 500, 20: 3_000, 200: 9_000}  # per round, by batch
-KEYS, PAGE, PARTITIONS = 2_000, 1_000, 4
+EVENTS = int(os.environ.get("SOMA_BENCH_EVENTS", "500000"))
+FEW = max(1, EVENTS // 25)  # for those who do one transaction per event
+KEYS, PAGE, PARTITIONS, BATCH = 10_000, 1_000, 6, 500
+TABLE = "CREATE TABLE total (key text PRIMARY KEY, n bigint NOT NULL) WITH (fillfactor = 50)"
 UPSERT = "INSERT INTO total (key, n) VALUES ($1, 1) ON CONFLICT (key) DO UPDATE SET n = total.n + 1"
+UPSERTS = """
+INSERT INTO total (key, n) SELECT k, count(*) FROM unnest($1::text[]) AS k GROUP BY k ORDER BY k
+ON CONFLICT (key) DO UPDATE SET n = total.n + excluded.n
+"""
 SQL = blocks("consumer")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all rounds share."""
+    """What all contenders share."""
 
     pool: Pool
     store: EventStore
     bare: asyncpg.Connection[Any]
-    bootstrap: str = ""
-    topic: str = ""
+    dsn: str
+    bootstrap: str
+    topic: str = "soma.bench"
+
+    async def counted(self) -> int:
+        """How many events have had their effect since the table was emptied."""
+        return int(await self.bare.fetchval("SELECT coalesce(sum(n), 0) FROM total"))
+
+
+Contender = Callable[[Bench], Awaitable[float]]
 
 
 async def main() -> None:
     """Measure everything on one server each."""
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer.start(18))
+        broker = stack.enter_context(KafkaServer.start(lasting=True))
         await upgrade(server.dsn)
-        bootstrap = _broker(stack)
-        async with Pool(server.dsn) as pool:
-            bare = await asyncpg.connect(server.dsn)
-            await bare.execute("CREATE TABLE total (key text PRIMARY KEY, n bigint NOT NULL) WITH (fillfactor = 50)")
+        async with Pool(PoolSettings(server.dsn, size=12)) as pool:
             store = EventStore(pool, AppendSettings("bench"))
-            events = await _publish(store, max(EVENTS.values()))
-            rows = [row async for row in _measure("log", Bench(pool, store, bare), log_bare, log_source)]
-            if bootstrap:
-                topic = await _produce(bootstrap, events)
-                bench = Bench(pool, store, bare, bootstrap, topic)
-                rows += [row async for row in _measure("kafka", bench, kafka_bare, kafka_source)]
+            bare = await asyncpg.connect(server.dsn)
+            bench = Bench(pool, store, bare, server.dsn, broker.bootstrap)
+            await bare.execute(TABLE)
+            await _publish(bench)
+            rates = {key: await _measured(bench, contender) for key, contender in CONTENDERS.items()}
             await bare.close()
-    report("consume", f"Consume with inbox, beside the same SQL in a bare loop, median of {ROUNDS} rounds", rows)
+    rows = [
+        {"source": source, "who": who, "events/s": rate, "share": rate / rates[source, "bare"]}
+        for (source, who), rate in rates.items()
+    ]
+    report("consume", f"Consuming {EVENTS:,} events of {KEYS:,} keys, one UPSERT each", rows)
 
 
-def _broker(stack: ExitStack) -> str:
-    if os.environ.get("SOMA_BENCH_KAFKA") == "off":
-        return ""
-    given = os.environ.get("SOMA_TEST_KAFKA_BOOTSTRAP")
-    return given or stack.enter_context(KafkaServer.start(lasting=True)).bootstrap
+async def _measured(bench: Bench, contender: Contender) -> float:
+    await bench.bare.execute("TRUNCATE total")
+    await bench.bare.execute("CHECKPOINT")
+    rate = await contender(bench)
+    print(f"  {rate:,.0f} events/s", flush=True)
+    return rate
 
 
-async def _publish(store: EventStore, count: int) -> list[RecordedEvent]:
-    payload = {"carrier": "UA", "note": "x" * 140, "delay": 12.5}
-    recorded: list[RecordedEvent] = []
-    for start in range(0, count, 500):
-        recorded += await store.publish(
-            Event(payload=payload, tenant_id="bench", aggregate_id=f"k-{n % KEYS}", event_type="flight.departed")
-            for n in range(start, start + 500)
-        )
-    return recorded
-
-
-async def _produce(bootstrap: str, events: Sequence[RecordedEvent]) -> str:
-    topic, codec = f"soma.bench.{uuid.uuid4().hex[:8]}", JsonCodec()
-    await asyncio.to_thread(create_topic, bootstrap, Topic(topic, partitions=PARTITIONS))
-    async with AIOKafkaProducer(bootstrap_servers=bootstrap) as producer:
-        for event in events:
-            value = codec.encode(event, to_json("payload", event.payload, 10**6))
-            headers = [("soma_version", b"%d" % event.version), ("soma_position", b"%d" % event.position)]
-            await producer.send(topic, value, key=kafka_key(event.stream)[0], headers=headers)
+async def _publish(bench: Bench) -> None:
+    """The same events into the log and into the topic."""
+    await asyncio.to_thread(create_topic, bench.bootstrap, Topic(bench.topic, partitions=PARTITIONS))
+    payload, codec = {"carrier": "UA", "note": "x" * 140, "delay": 12.5}, JsonCodec()
+    async with AIOKafkaProducer(bootstrap_servers=bench.bootstrap, linger_ms=20) as producer:
+        for start in range(0, EVENTS, 1000):
+            recorded = await bench.store.publish(
+                Event(payload=payload, tenant_id="bench", aggregate_id=f"k-{n % KEYS}", event_type="flight.departed")
+                for n in range(start, min(start + 1000, EVENTS))
+            )
+            for event in recorded:
+                value = codec.encode(event, to_json("payload", event.payload, 10**6))
+                headers = [("soma_version", b"%d" % event.version), ("soma_position", b"%d" % event.position)]
+                await producer.send(bench.topic, value, key=kafka_key(event.stream)[0], headers=headers)
         await producer.flush()
-    return topic
+    await bench.bare.execute("ANALYZE")
 
 
-async def _measure(
-    source: str, bench: Bench, bare: Callable[..., Awaitable[float]], make: Callable[[Bench, str], Source]
-) -> AsyncIterator[dict[str, Any]]:
-    for batch, count in EVENTS.items():
-        ours, theirs = [], []
-        for _ in range(ROUNDS + 1):  # the first one warms up
-            theirs.append(await bare(bench, batch, count))
-            ours.append(await _consumer(bench, make, batch, count))
-        pairs = list(zip(ours[1:], theirs[1:], strict=True))
-        yield {
-            "source": source,
-            "batch": batch,
-            "consumer events/s": count / statistics.median(ours[1:]),
-            "bare loop events/s": count / statistics.median(theirs[1:]),
-            "share": statistics.median(their / our for our, their in pairs),
-            "best share": min(theirs) / min(ours),
-        }
+# The library.
 
 
-async def _consumer(bench: Bench, make: Callable[[Bench, str], Source], batch: int, count: int) -> float:
-    """Seconds from the first to the last of so many events."""
-    name, times, ended = uuid.uuid4().hex[:12], [], asyncio.Event()
-    done = 0
+async def _one(event: RecordedEvent, ctx: HandlerContext) -> None:
+    await ctx.tx.execute(UPSERT, event.aggregate_id)
 
-    async def handle(event: RecordedEvent, ctx: HandlerContext) -> None:
-        nonlocal done
-        if not done:
-            times.append(time.perf_counter())
-        await ctx.tx.execute(UPSERT, event.aggregate_id)
-        done += 1
-        if done == count:
-            times.append(time.perf_counter())
-            ended.set()
 
-    handlers = Handlers()
-    handlers.add(handle, "flight.departed")
-    settings = ConsumerSettings(batch=batch)
-    worker = ConsumerWorker(
-        bench.pool,
-        name,
-        make(bench, name),
-        handlers=handlers,
-        append=lambda events, tx: bench.store.publish(events, tx=tx),
-        settings=settings,
-    )
-    async with worker:
-        await asyncio.wait_for(ended.wait(), 120)
-    return times[1] - times[0]
+async def _many(events: Sequence[RecordedEvent], ctx: BatchContext) -> None:
+    await ctx.tx.execute(UPSERTS, [event.aggregate_id for event in events])
+
+
+def library(make: Callable[[Bench, str], Source], *, batch: bool, lanes: int) -> Contender:
+    """A consumer of this library, in one process."""
+
+    async def measure(bench: Bench) -> float:
+        name, handlers = uuid.uuid4().hex[:12], Handlers()
+        handlers.add(_many if batch else _one, "flight.departed", batch=batch)
+        worker = ConsumerWorker(
+            bench.pool,
+            name,
+            make(bench, name),
+            handlers=handlers,
+            append=lambda events, tx: bench.store.publish(events, tx=tx),
+            settings=ConsumerSettings(batch=BATCH, lanes=lanes, ahead=20_000),
+        )
+        async with worker:
+            while not worker.stats().tally.applied:
+                await asyncio.sleep(0.001)
+            start, before = time.perf_counter(), worker.stats().tally.applied
+            while worker.stats().tally.applied < EVENTS:
+                await asyncio.sleep(0.005)
+            return (EVENTS - before) / (time.perf_counter() - start)
+
+    return measure
 
 
 def log_source(bench: Bench, name: str) -> Source:
@@ -178,93 +173,142 @@ def kafka_source(bench: Bench, name: str) -> Source:
     return KafkaSource(bench.pool, settings, JsonCodec())
 
 
-async def _transaction(bare: Any, number: int, rows: Sequence[Any], save: tuple[str, Sequence[Any]]) -> None:
-    """What one batch costs in SQL; a row is (id, tenant, service, key)."""
+# The bare loops.
+
+
+async def _batch(bare: Any, number: int, rows: Sequence[Any], keys: Sequence[bytes]) -> None:
+    """What one batch costs in SQL; a row is (id, tenant, service, aggregate)."""
     async with bare.transaction(isolation="read_committed"):
-        columns = [list(column) for column in zip(*(row[:3] for row in rows), strict=True)]
-        await bare.fetch(SQL["claim_ids"], number, "30000ms", *columns)
-        for row in rows:
-            await bare.execute(UPSERT, row[3])
-        await bare.fetch(save[0], *save[1])
+        ids, tenants, services, aggregates = (list(column) for column in zip(*rows, strict=True))
+        sequences = [sequence_of_key(key) for key in keys]
+        await bare.fetch(SQL["claim"], number, "30000ms", ids, tenants, services, [], [], [], sequences)
+        await bare.execute(UPSERTS, aggregates)
 
 
-async def log_bare(bench: Bench, batch: int, count: int) -> float:
-    """The bare loop over the log."""
-    name = uuid.uuid4().hex[:12]
-    number, ticks = await consumer_id(bench.pool, name), TickReader(bench.pool)
-    shards = Shards(bench.pool, f"consumer:{name}", "bare", lease=600)
-    await shards.register(8)
-    await shards.share()
-    stored = dict.fromkeys(range(8), BEGINNING)
-    cursor, done, start = BEGINNING, 0, 0.0
-    while True:
-        diff = await ticks.next_diff(cursor, await ticks.latest())
-        assert diff is not None
-        args = (diff.low, diff.target.position_after, diff.base.xmax, diff.target.snapshot, PAGE, 7, list(range(8)))
-        page = await bench.bare.fetch(SELECT + SQL["log_page"], *args, f"consumer:{name}", diff.base.tick_id)
-        cursor, start = diff.after(page[-1][0]), start or time.perf_counter()
-        for place in range(0, len(page), batch):
-            part = page[place : place + batch]
-            moves = {row[20] & 7: diff.after(row[0]) for row in part}
-            save = (blocks("readers")["save"], _cursors(name, moves, stored))
-            await _transaction(bench.bare, number, [(row[2], row[6], row[9], row[8]) for row in part], save)
-            stored |= moves
-            done += len(part)
-            if done >= count:
-                return time.perf_counter() - start
+async def bare_log(bench: Bench) -> float:
+    """The bare loop over the log; the next page is read while a batch is applied, as the library does."""
+    number, ticks = await consumer_id(bench.pool, uuid.uuid4().hex[:12]), TickReader(bench.pool)
+    diff = await ticks.next_diff(BEGINNING, await ticks.latest())
+    assert diff is not None
+    low, done, start = diff.low, 0, time.perf_counter()
+    reading = asyncio.ensure_future(_page(bench, diff, low))
+    while page := await reading:
+        low = page[-1][0]
+        reading = asyncio.ensure_future(_page(bench, diff, low))
+        for place in range(0, len(page), BATCH):
+            part = page[place : place + BATCH]
+            await _batch(bench.bare, number, [(r[2], r[6], r[9], r[8]) for r in part], [_key(r[6], r[8]) for r in part])
+        done += len(page)
+    return done / (time.perf_counter() - start)
 
 
-def _cursors(name: str, moves: dict[int, Cursor], was: dict[int, Cursor]) -> list[Any]:
-    new, old = list(moves.values()), [was[number] for number in moves]
-    return [
-        f"consumer:{name}",
-        "bare",
-        list(moves),
-        [1] * len(moves),
-        [c.from_tick for c in new],
-        [c.from_token for c in new],
-        [c.to_tick for c in new],
-        [c.to_token for c in new],
-        [c.position for c in new],
-        [c.from_tick for c in old],
-        [c.from_token for c in old],
-        [c.to_tick for c in old],
-        [c.to_token for c in old],
-        [c.position for c in old],
-    ]
+async def _page(bench: Bench, diff: Any, low: int) -> Sequence[Any]:
+    args = (low, diff.target.position_after, diff.base.xmax, diff.target.snapshot, PAGE, 7, list(range(8)))
+    rows: Sequence[Any] = await bench.pool.fetch(SELECT + SQL["log_page"], *args, "bare", diff.base.tick_id)
+    return rows
 
 
-async def kafka_bare(bench: Bench, batch: int, count: int) -> float:
+def _key(tenant: str, aggregate: str) -> bytes:
+    return f"{tenant}:{aggregate}".encode()
+
+
+async def bare_kafka(bench: Bench) -> float:
     """The bare loop over the topic: no group, no headers, one JSON document per record."""
     number = await consumer_id(bench.pool, uuid.uuid4().hex[:12])
-    partitions = [TopicPartition(bench.topic, n) for n in range(PARTITIONS)]
-    numbers = list(range(PARTITIONS))
-    await bench.bare.fetch(SQL["claim_offsets"], number, [bench.topic] * PARTITIONS, numbers, [0] * PARTITIONS)
-    stored, done, start = dict.fromkeys(numbers, 0), 0, 0.0
+    done, start = 0, 0.0
+    async for records in _fetched(bench, EVENTS):
+        start = start or time.perf_counter()
+        for place in range(0, len(records), BATCH):
+            part = records[place : place + BATCH]
+            await _batch(bench.bare, number, [_row(record) for record in part], [record.key for record in part])
+        done += len(records)
+    return done / (time.perf_counter() - start)
+
+
+def _row(record: Any) -> tuple[Any, ...]:
+    value: Mapping[str, Any] = orjson.loads(record.value)
+    return value["event_id"], value["tenant_id"], value["service_id"], value["aggregate_id"]
+
+
+async def _fetched(bench: Bench, count: int) -> AsyncIterator[Sequence[Any]]:
+    partitions = [TopicPartition(bench.topic, number) for number in range(PARTITIONS)]
     kafka = AIOKafkaConsumer(bootstrap_servers=bench.bootstrap, auto_offset_reset="earliest", enable_auto_commit=False)
     await kafka.start()
     try:
         kafka.assign(partitions)
-        while done < count:
-            fetched = await kafka.getmany(*partitions, timeout_ms=1000, max_records=batch)
-            start = start or time.perf_counter()
+        while count > 0:
+            fetched = await kafka.getmany(*partitions, timeout_ms=1000, max_records=min(PAGE, count))
             records = [record for part in fetched.values() for record in part]
-            if not records:
-                continue
-            values = [orjson.loads(record.value) for record in records]
-            rows = [(v["event_id"], v["tenant_id"], v["service_id"], v["aggregate_id"]) for v in values]
-            moves = {record.partition: record.offset + 1 for record in records}
-            save = (SQL["save_offsets"], _offsets(number, bench.topic, moves, stored))
-            await _transaction(bench.bare, number, rows, save)
-            stored |= moves
-            done += len(records)
-        return time.perf_counter() - start
+            count -= len(records)
+            if records:
+                yield records
     finally:
         await kafka.stop()
 
 
-def _offsets(number: int, topic: str, moves: dict[int, int], was: dict[int, int]) -> list[Any]:
-    return [number, [topic] * len(moves), list(moves), [1] * len(moves), [was[n] for n in moves], list(moves.values())]
+# What people use today.
+
+
+async def plain_aiokafka(bench: Bench) -> float:
+    """A careful hand-written loop: inbox row and effect in one transaction per event."""
+    number = await consumer_id(bench.pool, uuid.uuid4().hex[:12])
+    done, start = 0, 0.0
+    async for records in _fetched(bench, FEW):
+        start = start or time.perf_counter()
+        for record in records:
+            event_id, tenant, service, aggregate = _row(record)
+            async with bench.bare.transaction():
+                entered = await bench.bare.fetch(_ENTER, event_id, number, tenant, service)
+                if entered:
+                    await bench.bare.execute(UPSERT, aggregate)
+        done += len(records)
+    return done / (time.perf_counter() - start)
+
+
+_ENTER = """
+INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id) VALUES ($1, $2, $3, $4)
+ON CONFLICT DO NOTHING RETURNING event_id
+"""
+
+
+async def faststream(bench: Bench) -> float:
+    """FastStream's subscriber as its documentation shows it."""
+    from faststream import FastStream
+    from faststream.kafka import KafkaBroker
+
+    broker = KafkaBroker(bench.bootstrap, logger=None)
+    times: list[float] = []
+    done, ended = 0, asyncio.Event()
+
+    @broker.subscriber(bench.topic, group_id=f"fs.{uuid.uuid4().hex[:8]}", auto_offset_reset="earliest")
+    async def handle(message: dict[str, Any]) -> None:
+        nonlocal done
+        if not done:
+            times.append(time.perf_counter())
+        async with bench.pool.connection() as connection:
+            await connection.execute(UPSERT, message["aggregate_id"])
+        done += 1
+        if done == FEW:
+            times.append(time.perf_counter())
+            ended.set()
+
+    app = FastStream(broker, logger=None)
+    await app.start()
+    await asyncio.wait_for(ended.wait(), 600)
+    await app.stop()
+    return FEW / (times[1] - times[0])
+
+
+CONTENDERS: Mapping[tuple[str, str], Contender] = {
+    ("log", "bare"): bare_log,
+    ("log", "soma, batch handler"): library(log_source, batch=True, lanes=4),
+    ("log", "soma, handler per event"): library(log_source, batch=False, lanes=8),
+    ("kafka", "bare"): bare_kafka,
+    ("kafka", "soma, batch handler"): library(kafka_source, batch=True, lanes=4),
+    ("kafka", "soma, handler per event"): library(kafka_source, batch=False, lanes=8),
+    ("kafka", "aiokafka, a transaction per event"): plain_aiokafka,
+    ("kafka", "FastStream, a statement per event"): faststream,
+}
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import percentile, report
 from soma_common import Event, Payload, PayloadModels, Soma
+from soma_common.consumer.positions import Positions
+from soma_common.consumer.source import Record
 from soma_common.postgres.migrate import upgrade
 from soma_common.service import run_until_signalled
 from soma_common.testing.run import ServerRun
@@ -50,17 +52,16 @@ async def consume(results: Path) -> None:
     """Consume until SIGTERM, noting the delay of each event when its transaction has committed."""
     delays: list[float] = []
     async with application() as soma:
-        worker = soma.consumer("pong")
-        committed = worker.source.saved
+        committed = Positions.settle
 
-        async def noting(records: Sequence[Any]) -> None:
-            now = time.time()
-            delays.extend(now - r.event.occurred_at.timestamp() for r in records if r.event.event_type == "bench.ping")
+        def noting(positions: Positions, records: Iterable[Record]) -> None:
+            now, events = time.time(), [record.event for record in records if record.event is not None]
+            delays.extend(now - event.occurred_at.timestamp() for event in events if event.event_type == "bench.ping")
             results.with_suffix(".count").write_text(str(len(delays)))
-            await committed(records)
+            committed(positions, records)
 
-        worker.source.saved = noting  # type: ignore[method-assign]  # the benchmark's own measuring point
-        await run_until_signalled(worker)
+        Positions.settle = noting  # type: ignore[method-assign,assignment]  # the benchmark's own measuring point
+        await run_until_signalled(soma.consumer("pong"))
     results.write_text(json.dumps(delays))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from soma_common.config import SomaConfig
 from soma_common.consumer.handlers import Handle, Handlers
+from soma_common.consumer.order import Order
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.errors import ConfigurationError
@@ -18,6 +20,8 @@ from soma_common.events.store import EventStore
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
+from soma_common.postgres.threads import Connect, connecting
+from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.retention.reader import ArchiveReader
 from soma_common.service import Service, run_until_signalled
@@ -45,6 +49,8 @@ class Soma:
         topics: Kafka topics by event type, where they differ from ``config.topic``.
         reads: Kafka topics by consumer, where it reads others than this application's own.
         settings: how its consumers work.
+        django: the alias of Django's database, where handlers that are plain functions work with Django's connection;
+            None: they work with psycopg's. It must be the database of the event log.
     """
 
     def __init__(
@@ -56,13 +62,14 @@ class Soma:
         topics: Mapping[str, str] | None = None,
         reads: Mapping[str, Sequence[str]] | None = None,
         settings: ConsumerSettings | None = None,
+        django: str | None = None,
     ) -> None:
         self.config = config
         self.models = models or PayloadModels()
         self.upcasters = upcasters or Upcasters()
         self._topics = dict(topics or {})
         self._reads = dict(reads or {})
-        self._settings = settings
+        self._settings, self._django = settings, django
         self._handlers: dict[str, Handlers] = {}
         self._ground: Ground | None = None
         self._users = 0
@@ -80,10 +87,11 @@ class Soma:
     def handler(
         self, *types: str | type[Payload], consumer: str = "default", batch: bool = False
     ) -> Callable[[Handle], Handle]:
-        """Declare an ``async def handle(event, ctx)`` for event types or payload models.
+        """Declare an ``async def handle(event, ctx)`` for event types or payload models, or a plain ``def``.
 
         Each consumer has a position of its own; handlers of one consumer share a transaction. The function is returned
-        as it is. With ``batch`` it takes a list of events.
+        as it is. With ``batch`` it takes a list of events. Plain functions run in threads, with psycopg's connections
+        or Django's (see ``django``).
         """
 
         def declare(handle: Handle) -> Handle:
@@ -139,9 +147,12 @@ class Soma:
         ``archive`` has what retention removed from the log.
         """
         ground, handlers = self._open_ground, self._handlers_of(consumer)
+        if self._settings is not None and self._settings.order is Order.PARTITION:
+            settings = settings or ReplaySettings()
+            settings = replace(settings, rebuild=replace(settings.rebuild, lanes=1))  # in the order of the log
         return ReplayEngine(
             ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings,
-            archive=archive,
+            topics=ground.topics(), connect=self._connect(handlers), archive=archive,
         )  # fmt: skip
 
     def consumer(self, name: str = "default") -> ConsumerWorker:
@@ -150,17 +161,29 @@ class Soma:
         ground = self._open_ground
         source = ground.source(name, self._reads.get(name, self._own_topics))
         return ConsumerWorker(
-            ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings
-        )
+            ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings,
+            connect=self._connect(handlers),
+        )  # fmt: skip
+
+    def _connect(self, handlers: Handlers) -> Connect | None:
+        return connecting(self.pool.settings, self._django) if handlers.blocking else None
 
     def relay(self) -> Relay:
         """An outbox relay of this application; start it, or hand it to ``run_until_signalled``."""
         return self._open_ground.relay()
 
-    async def run(self, *consumers: str, relay: bool = False) -> None:
+    def probes(self, *services: Service, port: int | None = 0) -> Probes:
+        """Health and metrics of consumers and relays of this process, as a service to start before them.
+
+        Serves /health/live, /health/ready and /metrics on ``port`` (0: a free one; None: OpenTelemetry only).
+        """
+        return Probes(services, self.pool, port=port)
+
+    async def run(self, *consumers: str, relay: bool = False, health_port: int | None = None) -> None:
         """Run consumers (all of them when none is named) until SIGTERM or SIGINT, then drain.
 
         ``relay`` also runs an outbox relay in this process; most run ``somastack relay`` beside it instead.
+        ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
         """
         async with self:
             services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
@@ -168,14 +191,16 @@ class Soma:
                 services.insert(0, self.relay())
             if not services:
                 raise ConfigurationError("Nothing to run.", cure="declare a handler, or run `somastack relay`.")
-            await run_until_signalled(*services)
+            port = self.config.health_port if health_port is None else health_port
+            await run_until_signalled(self.probes(*services, port=port), *services)
 
     async def drain(self, *consumers: str, patience: float = 60.0) -> None:
-        """Run consumers of the log until they have seen every event recorded before this call. For scripts and tests.
+        """Run consumers of the log until they have seen every event recorded before this call, and tried the letters
+        that are due. For scripts and tests.
 
         Raises:
             ConfigurationError: events come through Kafka in this mode.
-            HandlerFailed: an event stopped a consumer.
+            HandlerFailed: events failed and are dead letters now.
             TimeoutError: it took longer than ``patience`` seconds.
         """
         workers = [self.consumer(name) for name in consumers or self.consumers]

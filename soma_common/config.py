@@ -43,6 +43,7 @@ class SomaConfig:
         topic: where events go unless the application routes them itself.
         folder: files of the embedded database and of caches.
         exactly_once: relay in Kafka transactions.
+        health_port: where ``Soma.run`` serves health and metrics; 0 chooses a free port, None serves none.
     """
 
     mode: DeployMode = DeployMode.STANDALONE
@@ -57,6 +58,7 @@ class SomaConfig:
     topic: str = ""
     folder: Path = Path(".soma")
     exactly_once: bool = False
+    health_port: int | None = None
 
     @property
     def uses_kafka(self) -> bool:
@@ -92,6 +94,7 @@ class SomaConfig:
             topic=given.get("SOMA_TOPIC", f"soma.{service}.events"),
             folder=Path(given.get("SOMA_FOLDER", ".soma")).expanduser(),
             exactly_once=_choice(given, "SOMA_EXACTLY_ONCE", "false", ("false", "true")) == "true",
+            health_port=_number(given, "SOMA_HEALTH_PORT", 0, 0, 65535) if given.get("SOMA_HEALTH_PORT") else None,
         )
 
 

@@ -8,7 +8,8 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── ValidationError             an event, key or query the library refuses
     │   ├── PayloadInvalid          the payload does not match its model, or is not JSON
     │   ├── EventTooLarge           payload, metadata or key above its limit
-    │   └── TenantRequired          a query without an explicit tenant
+    │   ├── TenantRequired          a query without an explicit tenant
+    │   └── UnhandledType           no handler takes this event type, and the consumer refuses it
     ├── AppendError                 the append wrote nothing
     │   ├── WrongExpectedVersion    the stream is not at the version the caller expected
     │   ├── ClockAhead              the client's clock is too far ahead of the database's
@@ -29,8 +30,12 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   │   └── UnknownSchemaId     not fetched yet: ensure() it, then decode again
     │   └── IncompatibleSchema      the registry refused a schema change
     ├── MigrationError              the schema cannot be upgraded
-    ├── HandlerFailed               a handler raised; its partition stops until that is mended
+    ├── HandlerFailed               events failed; they are dead letters, or stop a replay
+    ├── HandlerTimeout              a handler worked on an event for too long
+    ├── PoisonEvent                 the process ended, again and again, while it worked on an event
     ├── DeadLetterError             a dead letter cannot be handled as asked
+    │   ├── DeadLetterRefused       an event failed, and its letter could not be written
+    │   ├── RedriveStopped          a re-drive stopped by itself: the cause is not mended
     │   ├── LetterNotFound          there is no such letter
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
     ├── ReplayRefused               a replay cannot be done as it was asked for
@@ -38,6 +43,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── ArchiveCorrupt          an archive is not what its manifest or the database says
     │   └── ArchiveUnavailable      the folder or bucket of archives cannot be read or written
     └── InfrastructureError         something outside is away: retried, never blamed on an event
+        ├── Stalled                 work waits, and what it waits for does not answer
         ├── DatabaseUnavailable
         ├── BrokerUnavailable
         ├── RegistryUnavailable
@@ -209,7 +215,7 @@ class MigrationError(SomaError):
 
 
 class HandlerFailed(SomaError):
-    """A handler raised; its partition stays where it is until that is mended."""
+    """Events failed in a handler."""
 
 
 class UnhandledType(ValidationError):
@@ -230,6 +236,10 @@ class DeadLetterError(SomaError):
 
 class DeadLetterRefused(DeadLetterError):
     """An event failed, and its letter could not be written: it stays where it is."""
+
+
+class RedriveStopped(DeadLetterError):
+    """A re-drive of many letters stopped by itself."""
 
 
 class LetterNotFound(DeadLetterError):
@@ -258,6 +268,10 @@ class ArchiveUnavailable(RetentionError):
 
 class InfrastructureError(SomaError):
     """Something outside the library is away."""
+
+
+class Stalled(InfrastructureError):
+    """Work waits, and what it waits for does not answer."""
 
 
 class DatabaseUnavailable(InfrastructureError):

@@ -1,4 +1,4 @@
-"""A small HTTP server for probes: /healthz and /metrics, nothing else.
+"""A small HTTP server for probes: /health/live, /health/ready, /healthz (as live) and /metrics, nothing else.
 
 It answers GET and HEAD on one connection per request, reads at most 8 KiB of it within five seconds, and serves a
 bounded number of connections at once, so that whoever reaches the port can do nothing but ask.
@@ -21,15 +21,20 @@ log = logging.getLogger(__name__)
 _MOST_BYTES = 8 * 1024
 _MOST_CONNECTIONS = 32
 _PATIENCE = 5.0  # seconds for a request and its answer
+_GRACE = 1.0  # seconds for it when the server stops
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """``live`` False asks for a restart (HTTP 503). ``details`` are shown as JSON."""
+    """``live`` False asks for a restart, ``ready`` False says that work waits for something (HTTP 503 each).
+
+    ``details`` are shown as JSON.
+    """
 
     live: bool
     details: Mapping[str, Any] = field(default_factory=dict)
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class HealthServer:
         self._health, self._metrics = health, metrics
         self._host, self.port = host, port
         self._server: asyncio.Server | None = None
-        self._connections = 0
+        self._serving: set[asyncio.Task[None] | None] = set()
 
     async def start(self) -> None:
         """Begin to listen.
@@ -74,24 +79,31 @@ class HealthServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening; safe to call twice."""
+        """Stop listening, and end what is being answered; safe to call twice."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
+        serving = [task for task in self._serving if task is not None]
+        if serving:
+            _, late = await asyncio.wait(serving, timeout=_GRACE)
+            for task in late:
+                task.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        task = asyncio.current_task()
+        self._serving.add(task)
         try:
-            if self._connections <= _MOST_CONNECTIONS:
+            if len(self._serving) <= _MOST_CONNECTIONS:
                 async with asyncio.timeout(_PATIENCE):
                     writer.write(self._answer(await _first_line(reader)))
                     await writer.drain()
         except (TimeoutError, OSError):
             log.debug("A probe went away or was too slow")
         finally:
-            self._connections -= 1
             with suppress(OSError):
                 writer.close()
+                await writer.wait_closed()
+            self._serving.discard(task)
 
     def _answer(self, line: bytes) -> bytes:
         parts = line.split(b" ")
@@ -104,10 +116,11 @@ class HealthServer:
         return _response(status, kind, body, head=method == b"HEAD")
 
     def _page(self, path: bytes) -> tuple[int, str, bytes]:
-        if path == b"/healthz":
+        if path in (b"/healthz", b"/health/live", b"/health/ready"):
             health = self._health()
-            body = json.dumps({"live": health.live, **health.details}, default=str).encode()
-            return 200 if health.live else 503, "application/json", body + b"\n"
+            good = health.ready if path == b"/health/ready" else health.live
+            body = json.dumps({"live": health.live, "ready": health.ready, **health.details}, default=str).encode()
+            return 200 if good else 503, "application/json", body + b"\n"
         if path == b"/metrics":
             return 200, "text/plain; version=0.0.4; charset=utf-8", exposition(self._metrics()).encode()
         return 404, "text/plain", b""
@@ -122,8 +135,13 @@ def exposition(metrics: Iterable[Metric]) -> str:
             seen.add(metric.name)
             lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
         labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in metric.labels.items())
-        lines.append(f"{metric.name}{{{labels}}} {metric.value:g}" if labels else f"{metric.name} {metric.value:g}")
+        lines.append(f"{metric.name}{f'{{{labels}}}' if labels else ''} {_digits(metric.value)}")
     return "\n".join(lines) + "\n"
+
+
+def _digits(value: float) -> str:
+    """All of them: a counter that is rounded seems to stand still, and then to jump."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _escaped(value: str) -> str:

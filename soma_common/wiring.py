@@ -22,6 +22,7 @@ from soma_common.log.source import LogSource
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.replay.topics import Topics
 from soma_common.sql.loader import blocks
 from soma_common.tracing.tracer import TransactionTracer
 
@@ -52,12 +53,21 @@ class Ground:
         )
         return KafkaSource(self.pool, settings, self.store.settings.codec)
 
+    def topics(self) -> Callable[[], Topics] | None:
+        """Makes readers of Kafka that stand beside its consumers; None in standalone."""
+        if not self.config.uses_kafka:
+            return None
+        from soma_common.kafka.reader import ReaderSettings, TopicReader
+
+        settings = ReaderSettings(bootstrap=self.config.kafka_bootstrap, security=self.config.kafka_security)
+        return lambda: TopicReader(settings, self.store.settings.codec)
+
     def relay(self) -> Relay:
         """An outbox relay, connected to Kafka when it starts."""
         return make_relay(self.config, self.pool, self._closing)
 
     async def caught_up(self, worker: ConsumerWorker, tick: int) -> None:
-        """Until a consumer of the log has passed a tick; raises what stopped it."""
+        """Until a consumer of the log has passed a tick and tried the letters that are due; raises what stopped it."""
         source = worker.source
         if not isinstance(source, LogSource):
             raise ConfigurationError("Only consumers of the log can be drained.", cure="run them instead.")
@@ -66,10 +76,14 @@ class Ground:
                 raise error
             if await worker.pause(0.01):
                 return
+        while (await self.pool.fetch(blocks("dead_letters")["any_due"], worker.consumer))[0][0]:
+            if await worker.pause(0.01):
+                return
         tally = worker.stats().tally
-        if tally.dead or tally.parked:
+        failed = tally.dead + tally.parked
+        if failed:
             raise HandlerFailed(
-                f"{tally.dead + tally.parked} events of consumer {worker.consumer} failed and are dead letters now.",
+                f"{failed} of the events that consumer {worker.consumer} met failed: see its dead letters.",
                 cure=f"see `somastack dlq list --consumer {worker.consumer}`.",
             )
 

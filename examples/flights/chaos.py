@@ -62,7 +62,7 @@ class Kill:
 def plans(kind: str, kills: int, share: int, seed: int) -> Iterator[Plan]:
     """The kills of one kind of process, the same for the same seed.
 
-    The first kill of a consumer hits it between COMMIT and the offset commit, the first of a relay between
+    The first kill of a consumer hits it between COMMIT and the positions, the first of a relay between
     acknowledgement and cursor; of the others one in four waits for a stage, the rest come at random moments.
     ``share`` is how many events there are per kill.
     """

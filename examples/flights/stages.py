@@ -43,7 +43,7 @@ _TEXTS = {
     Stage.STOPPING: "stopping",
     Stage.HANDLING: "in the handlers",
     Stage.COMMITTING: "between the last handler and COMMIT",
-    Stage.COMMITTED: "between COMMIT and offset commit",
+    Stage.COMMITTED: "between COMMIT and the positions",
     Stage.PUBLISHING: "publishing",
     Stage.ACKNOWLEDGED: "between acknowledgement and cursor",
 }

@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from examples.flights.stages import Board, Stage
 from soma_common import Soma
 from soma_common.cli.main import main as somastack
 from soma_common.consumer.source import Drain, Partition, Record, Source
+from soma_common.dlq.models import RawRecord
 from soma_common.errors import SomaError
+from soma_common.events.models import RecordedEvent
+from soma_common.inbox import LaneCount
 from soma_common.kafka.publisher import KafkaPublishers
 from soma_common.kafka.source import KafkaSource
 from soma_common.log.source import LogSettings, LogSource
@@ -29,6 +33,7 @@ from soma_common.outbox.publishing import Delivery, Publisher, Sending
 from soma_common.service import run_until_signalled
 
 LEASE = 1.5  # seconds
+_SLOT: ContextVar[int] = ContextVar("slot")  # of the consumer in whose lane something runs
 RELAY = SERVICE  # its name; workers of one name share the outbox
 
 
@@ -42,7 +47,8 @@ class StagedSource:
         self._board.enter(stage, steps, slot=self._slot)
 
     async def start(self, consumer_id: int, drain: Drain) -> None:
-        """As the source does."""
+        """The lanes of this consumer are started from here, and inherit its slot."""
+        _SLOT.set(self._slot)
         await self._source.start(consumer_id, drain)
 
     async def fetch(self, most: int, without: Collection[Partition] = ()) -> Sequence[Record]:
@@ -53,13 +59,12 @@ class StagedSource:
         return records
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
-        """The last statement before COMMIT."""
+        """Effects have committed, and the positions are about to follow them."""
+        self._enter(Stage.COMMITTED)
         await self._source.save(tx, records)
-        self._enter(Stage.COMMITTING)
 
     async def saved(self, records: Sequence[Record]) -> None:
-        """The database has committed; the source has not heard of it yet."""
-        self._enter(Stage.COMMITTED)
+        """The positions have followed."""
         await self._source.saved(records)
         self._enter(Stage.WAITING)
 
@@ -126,9 +131,22 @@ class StagedPublisher:
         await self._publisher.close()
 
 
+def note_commits(board: Board) -> None:
+    """Note when a batch has written all it has to and only its COMMIT is left."""
+    advance = LaneCount.advance
+
+    async def noted(count: LaneCount, tx: Any) -> LaneCount:
+        following = await advance(count, tx)
+        board.enter(Stage.COMMITTING, slot=_SLOT.get())
+        return following
+
+    LaneCount.advance = noted  # type: ignore[method-assign,assignment]  # it does what the method did
+
+
 async def consume(board: Board) -> None:
     """The application as it is; only the sources of its consumers are wrapped."""
     soma = application()
+    note_commits(board)
     async with soma:
         workers = [soma.consumer(name) for name in soma.consumers]
         for slot, worker in enumerate(workers):

@@ -13,8 +13,10 @@ from typing import Any
 import click
 
 from soma_common.cli import dlq_output as output
+from soma_common.cli import dlq_progress as progress
 from soma_common.cli.db import dsn_of
 from soma_common.config import SomaConfig
+from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.handler import DLQHandler
 from soma_common.dlq.models import Status
@@ -27,7 +29,8 @@ from soma_common.wiring import make_pool
 def dlq() -> None:
     """Dead letters: list, show, retry, retry-all, edit, discard, summary.
 
-    Exit codes: 0 done, 1 refused or nothing to do (no such letter, settled already), 2 it could not be tried.
+    Exit codes: 0 done, 1 refused or nothing to do (no such letter, settled already), 2 it could not be tried,
+    3 a re-drive stopped by itself.
     """
 
 
@@ -117,25 +120,44 @@ def retry(letter_id: str, why: str | None, dry_run: bool, who: str) -> None:
 @dlq.command(name="retry-all")
 @_filters
 @click.option("--max", "most", type=click.IntRange(min=1), help="At most so many letters, the oldest first.")
+@click.option("--rate", type=click.FloatRange(0, 1e6, min_open=True), help="Most letters per second.")
+@click.option("--ahead", default=200, show_default=True, type=click.IntRange(1, 100_000),
+              help="Most letters asked for and not done.")  # fmt: skip
+@click.option(
+    "--window", default=50, show_default=True, type=click.IntRange(1, 100_000), help="Look at the last so many."
+)
+@click.option("--failures", default=0.5, show_default=True, type=click.FloatRange(0, 2, min_open=True),
+              help="Stop when this share of them failed again; above 1: never.")  # fmt: skip
+@click.option("--patience", default=60.0, show_default=True, type=click.FloatRange(0, 86_400, min_open=True),
+              help="Stop when none ends for so many seconds.")  # fmt: skip
+@click.option("--wait", is_flag=True, help="Until the last one is done, not only asked for.")
+@click.option("--after", help="Go on past what an earlier call asked for, as it said.")
 @click.option("--why", help="A reason for the history.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @_WHO
 @_reports
-def retry_all(most: int | None, why: str | None, dry_run: bool, who: str, as_json: bool, **given: Any) -> None:
-    """Ask for another try of all dead and retrying letters that match, in small transactions."""
+def retry_all(
+    most: int | None, rate: float | None, ahead: int, window: int, failures: float, patience: float, wait: bool,
+    after: str | None, why: str | None, dry_run: bool, who: str, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Ask for another try of all dead and retrying letters that match, and see what becomes of them.
+
+    Stops by itself when too many fail again. It may be broken off and called again.
+    """
     wanted = _filter(given)
+    rules = RedriveRules(rate=rate, window=window, failures=failures, ahead=ahead, patience=patience, wait=wait)
 
-    async def work(handler: DLQHandler) -> int:
+    async def work(handler: DLQHandler) -> Redrive:
+        total = await handler.retry_many(wanted, dry_run=True, most=most)
         if dry_run:
-            return await handler.retry_many(wanted, dry_run=True, most=most)
-        total = 0
-        async for count in handler.retry_stream(wanted, most=most, why=why):
-            total += count
-            if not as_json:
-                click.echo(f"{total} letters marked", err=True)
-        return total
+            return Redrive(marked=total)
+        steps = handler.redrive(wanted, rules=rules, most=most, why=why, after=after)
+        return await progress.followed(steps, total, quiet=as_json)
 
-    output.count(_run(who, work), dry_run=dry_run, as_json=as_json)
+    state = _run(who, work)
+    output.redriven(state, dry_run=dry_run, as_json=as_json)
+    if state.stopped is not None:
+        sys.exit(3)
 
 
 @dlq.command()

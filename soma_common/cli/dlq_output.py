@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from soma_common.dlq.careful import Redrive
 from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Summary
 
 _SHOWN = 2000  # bytes of a value
@@ -77,12 +78,18 @@ def summary(groups: Sequence[Summary], *, as_json: bool) -> None:
     _console().print(table)
 
 
-def count(number: int, *, dry_run: bool, as_json: bool) -> None:
-    """How many letters were, or would be, marked."""
+def redriven(state: Redrive, *, dry_run: bool, as_json: bool) -> None:
+    """How many letters were, or would be, asked for, and how that went."""
     if as_json:
-        _json({"letters": number, "dry_run": dry_run})
-    else:
-        click.echo(f"{number} letters {'match' if dry_run else 'will be tried again'}")
+        known = {} if dry_run else {k: v for k, v in asdict(state).items() if k != "marked"}
+        _json({"letters": state.marked, "dry_run": dry_run} | known)
+        return
+    click.echo(f"{state.marked} letters {'match' if dry_run else 'will be tried again'}")
+    if state.stopped is not None:
+        click.secho(f"stopped: {state.stopped}", fg="red", err=True)
+        for fingerprint in state.fingerprints:
+            click.echo(f"  somastack dlq list --all-tenants --fingerprint {fingerprint}", err=True)
+        click.echo(f"go on with: --after {state.cursor}; without it those that failed are tried first", err=True)
 
 
 def _table(*columns: str) -> Table:
@@ -108,6 +115,8 @@ def _console() -> Console:
 
 
 def _place(one: Letter) -> str:
+    if one.partition < 0:  # it never got as far as a partition
+        return f"{one.topic}, outbox row {one.offset}"
     return f"{one.topic}[{one.partition}]@{one.offset}"
 
 

@@ -25,6 +25,7 @@ from soma_common.events.store import ALL_TENANTS, EventFilter, EventStore
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
+from soma_common.replay.projection import Projection
 from soma_common.retention.places import open_storage
 from soma_common.retention.reader import ArchiveReader
 from soma_common.wiring import make_pool
@@ -151,7 +152,14 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
 @_filters
 @click.option("--consumer", default="default", show_default=True, metavar="NAME")
 @click.option("--app", metavar="MODULE:NAME", help="The Soma whose handlers apply the events; not for --dry-run.")
-@click.option("--mode", default="missing", show_default=True, type=click.Choice(["missing", "force"]))
+@click.option("--mode", default="missing", show_default=True, type=click.Choice(["missing", "rebuild", "force"]))
+@click.option(
+    "--source", type=click.Choice(["log", "kafka"]), help="Where to read; without it, where the consumer does."
+)
+@click.option("--table", "tables", multiple=True, metavar="NAME", help="A table that --mode rebuild fills; repeat it.")
+@click.option("--schema", default="public", show_default=True, metavar="NAME", help="The schema of these tables.")
+@click.option("--create", type=click.File("r"), metavar="FILE", help="SQL that makes the new tables, if they differ.")
+@click.option("--no-swap", is_flag=True, help="End a rebuild when it has caught up; --resume swaps.")
 @click.option("--rate", type=float, help="Most events per second.")
 @click.option("--by", "requested_by", default="", help="Who wants it; --mode force asks for it.")
 @click.option("--why", "reason", default="", help="Why; --mode force asks for it.")
@@ -161,13 +169,16 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
 @click.option("--cancel", metavar="RUN", help="End a run for good.")
 @click.option("--archive", "place", metavar="PLACE", help="Where events are that were removed from the log.")
 def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **given: Any) -> None:
-    """Replay events of the log to a consumer.
+    """Replay events of the log, or of Kafka, to a consumer.
 
-    Each has its effect once: what the consumer's inbox knows is passed over, except with --mode force.
+    Each has its effect once: what the consumer's inbox knows is passed over, except with --mode force. With --mode
+    rebuild its tables are made anew from all events beside the live ones, and then swapped.
     """
     json, mode = given.pop("json"), ReplayMode(given.pop("mode"))
     acts = {name: given.pop(name) for name in ("resume", "pause", "cancel")}
-    order = {name: given.pop(name) for name in ("rate", "requested_by", "reason")}
+    order = {name: given.pop(name) for name in ("rate", "requested_by", "reason", "source")}
+    order["projection"] = _projection(mode, *(given.pop(name) for name in ("tables", "schema", "create")))
+    swap = not given.pop("no_swap")
     if sum(act is not None for act in acts.values()) + dry_run > 1:
         raise click.UsageError("--dry-run, --resume, --pause and --cancel exclude each other.")
     conditions = _conditions(given)
@@ -177,7 +188,8 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
         archive = ArchiveReader(open_storage(place, os.environ)) if place is not None else None
         async with _engine(consumer, app, archive, applies=applies) as engine:
             if dry_run:
-                show_plan(await engine.plan(ReplayFilter(**conditions), mode), json=json)
+                plan = engine.plan(ReplayFilter(**conditions), mode, source=order["source"], told=_scanned)
+                show_plan(await plan, json=json)
             elif not applies:
                 run = await (engine.pause(acts["pause"]) if acts["pause"] else engine.cancel(acts["cancel"]))
                 click.echo(f"replay {run.run_id} is {run.state}")
@@ -188,9 +200,23 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
                 elif (await engine.progress(run_id)).state in (ReplayState.PAUSED, ReplayState.FAILED):
                     await engine.resume(run_id)
                 click.echo(f"replay {run_id} of {consumer}", err=True)
-                await watch(engine.run(run_id), json=json)
+                await watch(engine.run(run_id, swap=swap), json=json)
 
     _until_interrupted(work)
+
+
+def _projection(mode: ReplayMode, tables: tuple[str, ...], schema: str, create: Any) -> Projection | None:
+    if mode is not ReplayMode.REBUILD:
+        if tables or create:
+            raise click.UsageError("--table and --create go with --mode rebuild.")
+        return None
+    return Projection(tables, schema, create.read() if create else None) if tables else None
+
+
+def _scanned(passed: int, total: int) -> None:
+    """Of a scan of Kafka, on a terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{passed} of {total} offsets", err=True, nl=passed >= total)
 
 
 def _until_interrupted(work: Callable[[], Any]) -> None:
@@ -257,12 +283,4 @@ def load_app(name: str) -> Soma:
 
 def _fits(event: RecordedEvent, conditions: dict[str, Any]) -> bool:
     """Whether an event is one of those that a query with these conditions finds."""
-    exact = {
-        n: v for n, v in conditions.items() if v is not None and v is not ALL_TENANTS and n not in ("since", "until")
-    }
-    since, until = conditions["since"], conditions["until"]
-    if (since is not None and event.timestamp < since) or (until is not None and event.timestamp >= until):
-        return False
-    if "trace_id" in exact:
-        exact["trace_id"] = exact["trace_id"].replace("-", "").lower()
-    return all(getattr(event, name) == value for name, value in exact.items())
+    return ReplayFilter(**conditions).matches(event)

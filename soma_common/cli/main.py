@@ -23,6 +23,7 @@ _COMMANDS = {
         "retention",
         "What is kept for how long: plan, run, accept, archives.",
     ),
+    "topics": ("soma_common.cli.topics", "topics", "Topics of the relay: status, accept."),
     "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check and push."),
 }
 

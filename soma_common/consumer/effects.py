@@ -8,13 +8,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
+from soma_common.consumer.blocking import Handled, Run
 from soma_common.consumer.handlers import LIVE, BatchContext, Delivery, Handler, HandlerContext, Handlers
-from soma_common.consumer.lanes import Lane
+from soma_common.consumer.lanes import Lane, Running, Work
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
 from soma_common.errors import (
     ClockAhead,
     ConfigurationError,
     DatabaseUnavailable,
+    HandlerFailed,
     HandlerTimeout,
     LogError,
     MigrationError,
@@ -22,10 +24,10 @@ from soma_common.errors import (
     TransactionConflict,
 )
 from soma_common.events.models import Event, RecordedEvent
-from soma_common.postgres.errors import translate
+from soma_common.postgres.errors import sqlstate_of, translate
+from soma_common.postgres.threads import ThreadTx
 
 Append = Callable[[Sequence[Event], Any], Awaitable[object]]
-Handled = tuple[int, RecordedEvent, Sequence[Handler]]
 
 # Not an event's fault, and no retry mends it: the consumer ends with it.
 ENDING: Final = (ConfigurationError, MigrationError, LogError)
@@ -62,14 +64,16 @@ class Effects:
         collected: list[Event] = []
         lane.tx = tx
         try:
-            if self.handlers.batches:
+            if self.handlers.blocking:
+                await self._in_thread(tx, lane, handled, collected, delivery)
+            elif self.handlers.batches:
                 await self._in_runs(tx, lane, handled, collected, delivery)
             else:
                 for place, event, handlers in handled:
                     context = HandlerContext(self._consumer, event, tx, collected, delivery)
                     await self._one(lane, handlers, place, context)
         finally:
-            lane.handling = lane.tx = None
+            lane.work, lane.tx = Work(), None
         if collected:
             await self._record(lane, tx, collected)
         return len(collected)
@@ -90,11 +94,11 @@ class Effects:
                         await self._one(lane, (handler,), at, context)
 
     async def _one(self, lane: Lane, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
-        lane.handling, lane.place = time.monotonic(), place
+        lane.work.running = Running(time.monotonic(), place)
         try:
             for handler in handlers:
                 event = handler.prepared(context.event, self.handlers.typed)
-                await self._call(handler, event, context)
+                await _call(handler, event, context)
         except asyncio.CancelledError:
             raise _overdue(lane, place) from None
         except Exception as error:
@@ -111,23 +115,36 @@ class Effects:
         collected: list[Event],
         delivery: Delivery,
     ) -> None:
-        lane.handling, lane.place = time.monotonic(), place
+        lane.work.running = Running(time.monotonic(), place)
         try:
             prepared = [handler.prepared(event, self.handlers.typed) for event in events]
-            await self._call(handler, prepared, BatchContext(self._consumer, events, tx, collected, delivery))
+            await _call(handler, prepared, BatchContext(self._consumer, events, tx, collected, delivery))
         except asyncio.CancelledError:
             raise _overdue(lane, place) from None
         except Exception as error:
             raise self._meaning(lane, tx, place, error) from error
         _check_open(tx, place)
 
-    async def _call(self, handler: Handler, subject: Any, context: HandlerContext | BatchContext) -> None:
-        if handler.blocking:
-            tx = cast("Any", context.tx)
-            context.tx = tx.driver
-            await tx.call(handler.handle, subject, context)
-        else:
-            await cast("Awaitable[object]", handler.handle(subject, context))
+    async def _in_thread(
+        self, tx: ThreadTx, lane: Lane, handled: Sequence[Handled], collected: list[Event], delivery: Delivery
+    ) -> None:
+        """Handlers that are plain functions."""
+        run = Run(self._consumer, self.handlers, lane.work, tx, collected, delivery)
+        working = tx.start(run, handled)
+        try:
+            await asyncio.wait({working})
+        except asyncio.CancelledError:
+            if lane.overdue is None:
+                tx.terminate()
+            else:
+                tx.interrupt()
+                await asyncio.wait({working})  # until the handler ends, or the watchdog leaves it behind
+            raise _overdue(lane, None) from None
+        try:
+            working.result().get()
+        except Exception as error:
+            place = lane.work.running.place if lane.work.running else None
+            raise self._meaning(lane, tx, place, error) from error
 
     async def _record(self, lane: Lane, tx: Any, events: Sequence[Event]) -> None:
         """Append what the handlers published; which of them is to blame for a refusal is not known."""
@@ -141,31 +158,37 @@ class Effects:
     def _meaning(self, lane: Lane, tx: Any, place: int | None, error: Exception) -> Exception:
         """What an error in a handler is: a conflict, the loss of our connection, or the event's."""
         lost = tx.is_closed() or isinstance(translate(error), DatabaseUnavailable)
-        took = time.monotonic() - (lane.handling or time.monotonic())
-        if lost and took > self._timeout:  # it blocked the process: nobody could cancel it, and PostgreSQL hung up
-            lane.blame = Blamed(place, HandlerTimeout(f"The handler blocked its process for {took:.1f} s."))
-            return DatabaseUnavailable("The connection to PostgreSQL was lost in a handler that blocked its process.")
+        took = lane.work.running.took if lane.work.running else 0.0
+        if lost and took > self._timeout:  # nobody could cancel it (it blocked the process), and PostgreSQL hung up
+            lane.blame = Blamed(place, HandlerTimeout(f"The handler worked for {took:.1f} s, and PostgreSQL hung up."))
+            return DatabaseUnavailable("The connection to PostgreSQL was lost in a handler that took too long.")
         if tx.is_closed():
             return DatabaseUnavailable(f"The connection to PostgreSQL was lost in a handler: {_told(error)}.")
         # A handler's own OSError or TimeoutError is not the database's: only what PostgreSQL said counts.
-        known = translate(error) if getattr(error, "sqlstate", None) else None
+        known = translate(error) if sqlstate_of(error) else None
         meant = known if isinstance(known, SomaError) else error
         if self._retry.classify(meant) is ErrorClass.CONFLICT:
             return meant if isinstance(meant, TransactionConflict) else TransactionConflict(_told(meant))
         return Blamed(place, meant if self._retry.classify(meant) is ErrorClass.INFRASTRUCTURE else error)
 
 
+async def _call(handler: Handler, subject: Any, context: HandlerContext | BatchContext) -> None:
+    await cast("Awaitable[object]", handler.handle(subject, context))
+
+
 def _overdue(lane: Lane, place: int | None) -> BaseException:
-    """What a cancellation in a handler means: it took too long, or the batch is given up."""
-    if not lane.overdue:
-        return asyncio.CancelledError()
-    lane.overdue = False
+    """What a cancellation in a handler means: it took too long, the batch is given up, or it is the handler's own."""
     task = asyncio.current_task()
+    running, lane.overdue = lane.overdue, None
+    if running is None:
+        if task is None or task.cancelling():
+            return asyncio.CancelledError()
+        return Blamed(place, HandlerFailed("The handler was cancelled from within."))
     if task is not None:
         task.uncancel()
-    began = lane.handling or time.monotonic()
+    late = HandlerTimeout(f"The handler did not end within {running.took:.1f} s.")
     # Kept in the lane as well: the rollback may find that PostgreSQL has hung up meanwhile.
-    lane.blame = Blamed(place, HandlerTimeout(f"The handler did not end within {time.monotonic() - began:.1f} s."))
+    lane.blame = Blamed(running.place, late)
     return lane.blame
 
 

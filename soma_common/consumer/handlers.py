@@ -81,6 +81,24 @@ class BatchContext:
         self._collected.extend(event if cause is None else _inherit(event, cause) for event in events)
 
 
+class SyncHandlerContext(HandlerContext):
+    """What a handler that is a plain function works with.
+
+    It runs in a thread. ``tx`` is that thread's psycopg connection in the batch's transaction; or Django's, where the
+    application was made with ``django=``: models then take part by themselves.
+    """
+
+    __slots__ = ()
+    tx: Any
+
+
+class SyncBatchContext(BatchContext):
+    """The same for a batch handler."""
+
+    __slots__ = ()
+    tx: Any
+
+
 def _inherit(event: Event, cause: RecordedEvent) -> Event:
     open_correlation = event.correlation_id == str(event.event_id)
     return replace(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.source import Partition, Record
+from soma_common.errors import LeaseLost
 from soma_common.inbox import LaneCount
 
 
@@ -20,6 +21,30 @@ class Again(NamedTuple):
 
     record: Record
     wait: float
+
+
+class Running(NamedTuple):
+    """A handler that runs: when it began, by the monotonic clock, and on which of the lane's records (None: several).
+
+    One value, because handlers may run in a thread: who looks at a lane sees both parts of the same moment.
+    """
+
+    began: float
+    place: int | None
+
+    @property
+    def took(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self.began
+
+
+class Work:
+    """What the handlers of one transaction are at. A thread that was left behind goes on writing into its own."""
+
+    __slots__ = ("running",)
+
+    def __init__(self) -> None:
+        self.running: Running | None = None
 
 
 class _Held(NamedTuple):
@@ -33,18 +58,16 @@ class Lane:
     """What waits for one worker, in order, and the sequences that wait for their next try.
 
     ``count`` are its batches in the database. ``trying`` are the records of the transaction ``tx`` that runs;
-    ``handling`` is when a handler began, by the monotonic clock, while one runs, and ``place`` which of the records it
-    has (None: several). ``overdue`` is set when it was cancelled for taking too long, ``blame`` when it may have
-    outlived its connection.
+    ``work`` tells which handler runs. ``overdue`` is the one that was cancelled for taking too long; ``blame`` is kept
+    when it may have outlived its connection.
     """
 
     def __init__(self, count: LaneCount, batch: int, sequence_of: SequenceOf) -> None:
         self.count = count
-        self.handling: float | None = None
+        self.work = Work()
         self.trying: Sequence[Record] = ()
-        self.place: int | None = None
         self.tx: Any = None
-        self.overdue = False
+        self.overdue: Running | None = None
         self.blame: Exception | None = None
         self.working: Sequence[Record] = ()
         self.task: asyncio.Task[Any] | None = None
@@ -98,10 +121,9 @@ class Lane:
             else:
                 del self._held[sequence]
 
-    @property
-    def subject(self) -> Sequence[Record]:
-        """What the running handler works on."""
-        return self.trying if self.place is None else self.trying[self.place : self.place + 1]
+    def subject(self, running: Running) -> Sequence[Record]:
+        """What a running handler works on."""
+        return self.trying if running.place is None else self.trying[running.place : running.place + 1]
 
     async def wait(self, now: float) -> None:
         """Until a record comes, or the time of a sequence that waits."""
@@ -183,7 +205,7 @@ class Lanes:
             try:
                 again = await self._applied(lane)
             finally:
-                lane.working, lane.handling, lane.task = (), None, None
+                lane.working, lane.work, lane.task = (), Work(), None
                 self._rested.set()
             lane.hold(again, time.monotonic())
 
@@ -196,6 +218,8 @@ class Lanes:
         except asyncio.CancelledError:
             task.cancel()
             raise
+        if task.cancelled():
+            raise LeaseLost("A batch was given up: its partition was given away before it ended.")
         again: Sequence[Again] = task.result()
         return again
 

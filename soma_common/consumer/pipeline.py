@@ -9,15 +9,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from soma_common.consumer.effects import ENDING, Blamed, Effects, Handled
+from soma_common.consumer.blocking import Handled
+from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.gate import Gate
 from soma_common.consumer.lanes import Again, Lane
 from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.retries import ErrorClass, RetryPolicy, stage_of
 from soma_common.consumer.source import Partition, Record
 from soma_common.consumer.tally import Tally
+from soma_common.dlq.alerts import Alerts
 from soma_common.dlq.failures import Failure
-from soma_common.dlq.models import RawRecord
+from soma_common.dlq.models import Known, LetterNotice, RawRecord, Status
 from soma_common.dlq.store import DeadLetters, Undelivered
 from soma_common.errors import (
     ClockAhead,
@@ -63,8 +65,10 @@ class Parts:
         begin: opens a transaction: ``async with begin() as tx``.
         raw: a record as it came.
         refuse_unknown: an event type without a handler is an error.
+        alerts: are told of letters.
     """
 
+    consumer: str
     begin: Begin
     inbox: Inbox
     letters: DeadLetters
@@ -73,6 +77,7 @@ class Parts:
     sequence_of: SequenceOf
     raw: Callable[[Record], RawRecord]
     refuse_unknown: bool = False
+    alerts: Alerts
 
 
 class Memory:
@@ -94,6 +99,10 @@ class Memory:
         else:
             self.alone.update((record.partition, record.offset) for record in records)
 
+    def any_alone(self, records: Sequence[Record]) -> bool:
+        """Whether one of these is to be tried alone."""
+        return bool(self.alone) and any((record.partition, record.offset) in self.alone for record in records)
+
     def settled(self, record: Record) -> _Tries | None:
         """Nothing more is to be remembered of a record; how often it was tried."""
         place = (record.partition, record.offset)
@@ -113,7 +122,7 @@ class Pipeline:
     """
 
     def __init__(self, parts: Parts, gate: Gate, tally: Tally, memory: Memory, settle: Settle) -> None:
-        self._p, self._gate, self.tally, self._memory, self._settle = parts, gate, tally, memory, settle
+        self._p, self.gate, self.tally, self._memory, self._settle = parts, gate, tally, memory, settle
         self.away: str | None = None
 
     async def apply(self, lane: Lane, batch: Sequence[Record]) -> Sequence[Again]:
@@ -137,11 +146,14 @@ class Pipeline:
         alone is blamed.
         """
         records = self._without_followers(records, again)
+        if len(records) > 1 and self._memory.any_alone(records):
+            await self._in_parts(lane, records, None, again)
+            return
         for attempt in range(_MOST_CONFLICTS):
             if not records:
                 return
             try:
-                async with self._gate:
+                async with self.gate:
                     await self._commit(lane, records)
                 self._done(records)
                 return
@@ -149,7 +161,7 @@ class Pipeline:
                 continue
             except TransactionConflict:
                 self.tally.conflicts += 1
-                self._gate.conflict()
+                self.gate.conflict()
                 if len(records) > 1:
                     break
                 await asyncio.sleep(_CONFLICTED.delay(attempt))
@@ -207,7 +219,7 @@ class Pipeline:
                 raise Blamed(None, error) from error
             raise  # a fault of this library or of the source ends the worker: no event is blamed for it
         lane.count = counted
-        self._gate.success()
+        self.gate.success()
         self.tally.applied += applied
         self.tally.blocked += blocked
         self.tally.published += published
@@ -235,8 +247,6 @@ class Pipeline:
             condemned = self._memory.condemned.get((record.partition, record.offset))
             if condemned is not None:
                 raise Blamed(place, condemned)
-            if len(records) > 1 and (record.partition, record.offset) in self._memory.alone:
-                raise Blamed(place, HandlerTimeout("tried alone"))
 
     async def _apply(
         self, tx: Any, lane: Lane, records: Sequence[Record], handled: Sequence[Handled]
@@ -290,11 +300,18 @@ class Pipeline:
         failed = Undelivered(record=self._p.raw(record), sequence=self._p.sequence_of(record), event=record.event)
         failure = Failure.of(stage_of(cause), cause, event_type=event_type)
         retry_in, left = automatic
+        notice = LetterNotice(
+            consumer=self._p.consumer, status=Status.DEAD if retry_in is None else Status.RETRYING,
+            record=failed.record, event=Known.of(record.event), failure=failure, attempts=attempts, retry_in=retry_in,
+        )  # fmt: skip
         try:
             new = await self._p.letters.park(
                 failed, failure, attempts=attempts, retry_in=retry_in, automatic_left=left, lane=lane.count
             )
-        except (LeaseLost, *PASSING, *ENDING):
+        except PASSING:
+            self._p.alerts.tell(notice, doubtful=True)
+            raise
+        except (LeaseLost, *ENDING):
             raise
         except Exception as error:
             raise DeadLetterRefused(
@@ -305,6 +322,7 @@ class Pipeline:
         if not new:
             self.tally.repeated += 1
             return
+        self._p.alerts.tell(notice)
         if retry_in is None:
             self.tally.dead += 1
             log.error("%s is dead: %s: %s", _named(record), failure.error_type, failure.message, exc_info=cause)

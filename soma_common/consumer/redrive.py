@@ -7,21 +7,20 @@ import logging
 import os
 import secrets
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from soma_common.consumer.effects import ENDING, Blamed
 from soma_common.consumer.handlers import REDRIVEN
-from soma_common.consumer.lanes import Lane
+from soma_common.consumer.lanes import Lane, Work
 from soma_common.consumer.pipeline import PASSING, Parts
 from soma_common.consumer.retries import ErrorClass, stage_of
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
 from soma_common.consumer.tally import Tally
 from soma_common.dlq.failures import Failure
-from soma_common.dlq.models import FullLetter, Lease
+from soma_common.dlq.models import FullLetter, Lease, LetterNotice, Status
 from soma_common.dlq.store import Outcome
 from soma_common.errors import (
     InfrastructureError,
@@ -52,11 +51,10 @@ class _Away(Exception):
 
 @dataclass(slots=True)
 class _Turn:
-    """A lane with a leased sequence; ``taken`` is when the lease was had or renewed, by the monotonic clock."""
+    """A lane with a leased sequence."""
 
     lane: Lane
     lease: Lease
-    taken: float
 
 
 class Redriver:
@@ -69,7 +67,7 @@ class Redriver:
     def __init__(self, parts: Parts, source: Source, settings: ConsumerSettings, tally: Tally) -> None:
         self._p, self._source, self._settings, self._tally = parts, source, settings, tally
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._seconds = 2 * settings.timeout + 30.0
+        self._seconds = settings.idle_timeout  # who is silent for longer has lost its transaction too
         self.lanes = [Lane(_NO_LANE, 1, parts.sequence_of) for _ in range(settings.redrives)]
         self._outages = 0
 
@@ -85,24 +83,34 @@ class Redriver:
             if not leases:
                 await asyncio.sleep(self._settings.redrive_every)
                 continue
-            turn = _Turn(lane, leases[0], time.monotonic())
+            turn = _Turn(lane, leases[0])
             await asyncio.sleep(await self._in_a_task(turn))
 
     async def _in_a_task(self, turn: _Turn) -> float:
         """The watchdog may cancel it; when the worker stops, the sequence is given back."""
         task = turn.lane.task = asyncio.create_task(self._sequence(turn))
+        holding = asyncio.create_task(self._hold(turn))
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.cancel()
-            await asyncio.wait({task}, timeout=1.0)
-            with suppress(*PASSING):
-                await self._p.letters.release(turn.lease)
+            _, hanging = await asyncio.wait({task}, timeout=1.0)
+            if not hanging:  # else the lease must end by itself: so it is counted against the letter
+                with suppress(*PASSING):
+                    await self._p.letters.release(turn.lease)
             raise
         finally:
-            turn.lane.task = turn.lane.handling = None
+            holding.cancel()
+            turn.lane.task, turn.lane.work = None, Work()
         waits: float = task.result()
         return waits
+
+    async def _hold(self, turn: _Turn) -> None:
+        """Keep the lease as long as this process is alive; whether it was lost is asked where a letter is settled."""
+        while True:
+            await asyncio.sleep(self._seconds / 4)
+            with suppress(LeaseLost, *PASSING):
+                await self._p.letters.renew(turn.lease, seconds=self._seconds)
 
     async def _sequence(self, turn: _Turn) -> float:
         """The letters of a sequence, as far as they go; seconds to wait because something is away."""
@@ -122,9 +130,6 @@ class Redriver:
     async def _page(self, turn: _Turn, letters: Sequence[FullLetter]) -> bool:
         """Whether to read on in this sequence."""
         for letter in letters:
-            if time.monotonic() - turn.taken > self._seconds / 4:
-                await self._p.letters.renew(turn.lease, seconds=self._seconds)
-                turn.taken = time.monotonic()
             try:
                 outcome = await self._letter(turn, letter)
             except LetterChanged:
@@ -188,11 +193,22 @@ class Redriver:
         if known is ErrorClass.INFRASTRUCTURE:
             raise _Away from cause
         failure = Failure.of(stage_of(cause), cause, event_type=letter.letter.event.event_type)
-        left = letter.letter.automatic_left
+        # What only stood behind another letter has its automatic tries still before it.
+        left = letter.letter.automatic_left if letter.letter.attempts else self._p.retry.parked.tries
         wait = None if known is ErrorClass.FATAL else self._p.retry.parked.delay(left)
         if wait is None:
             self._tally.dead += 1
             log.error("Letter %s is dead: %s: %s", letter.letter.letter_id, failure.error_type, failure.message)
-        return await self._p.letters.fail(
+        outcome = await self._p.letters.fail(
             turn.lease, letter, failure, retry_in=wait, automatic_left=max(0, left - 1) if wait is not None else 0
         )
+        if wait is None:
+            self._p.alerts.tell(self._notice(letter, failure))
+        return outcome
+
+    def _notice(self, letter: FullLetter, failure: Failure) -> LetterNotice:
+        known = letter.letter
+        return LetterNotice(
+            consumer=self._p.consumer, status=Status.DEAD, record=letter.record, event=known.event, failure=failure,
+            attempts=known.attempts + 1,
+        )  # fmt: skip

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from soma_common.consumer.gate import Gate
-from soma_common.consumer.lanes import Lane, Lanes
+from soma_common.consumer.lanes import Lanes
 from soma_common.consumer.pipeline import PASSING, Memory, Parts, Pipeline
 from soma_common.consumer.positions import Positions
 from soma_common.consumer.redrive import Redriver
@@ -17,9 +16,10 @@ from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Partition, Record, Source
 from soma_common.consumer.suspects import Suspects
 from soma_common.consumer.tally import Tally
-from soma_common.errors import HandlerTimeout, LeaseLost, OffsetLost
+from soma_common.consumer.watchdog import Beat, Progress, Watchdog
+from soma_common.errors import LeaseLost, OffsetLost
 from soma_common.inbox import LaneCount
-from soma_common.postgres.pool import Pool, fetch
+from soma_common.postgres.pool import Lent, Pool, fetch
 from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 _SQL = blocks("consumer")
 _FETCH: Final = 1000  # records at once
 _ROOM: Final = 0.005  # seconds between two looks whether a full partition has room again
-_GRACE: Final = 5.0  # seconds in which a cancelled handler must end
 
 
 class Session:
@@ -36,13 +35,15 @@ class Session:
     Args:
         lanes: a row in the database for each lane.
         memory: of events that failed in earlier sessions.
+        progress: when the consumer last got on, in earlier sessions too.
     """
 
     def __init__(
         self, pool: Pool, source: Source, parts: Parts, settings: ConsumerSettings, tally: Tally,
-        memory: Memory, lanes: Sequence[LaneCount],
+        memory: Memory, progress: Progress, lanes: Sequence[LaneCount],
     ) -> None:  # fmt: skip
         self._pool, self._source, self._settings, self._memory = pool, source, settings, memory
+        self._tally, self._progress = tally, progress
         self.positions = Positions(settings.ahead, settings.ahead_bytes)
         self.pipeline = Pipeline(parts, Gate(len(lanes)), tally, memory, self._settle)
         self._lanes = Lanes(lanes, settings.batch, parts.sequence_of, self.pipeline.apply)
@@ -51,8 +52,8 @@ class Session:
             tries=settings.poison_tries, hand_out=self._lanes.put, condemn=memory.condemn,
         )  # fmt: skip
         self._saving = asyncio.Lock()
+        self._fetches, self._saves = Beat(), Beat()
         self.failures: dict[Partition, OffsetLost] = {}
-        self.fetched_at = time.monotonic()
 
     @property
     def held(self) -> int:
@@ -64,29 +65,43 @@ class Session:
         """Whether partitions are suspect and events are begun one by one."""
         return bool(self._suspects.partitions)
 
-    async def run(self, stopping: asyncio.Event, redriver: Redriver, alive: Callable[[], None]) -> None:
+    async def run(self, stopping: asyncio.Event, redriver: Redriver, alive: Callable[[], None], lent: Lent) -> None:
         """Work until asked to stop, then drain; ``alive`` is called whenever the source was heard.
+
+        Args:
+            lent: the connections that this session holds.
 
         Raises:
             InfrastructureError, TransactionConflict, ClockAhead, LeaseLost: begin another session.
         """
+        watchdog = self._watchdog(redriver, lent)
         try:
             async with asyncio.TaskGroup() as group:
                 work = [
                     group.create_task(work)
                     for work in (
                         self._lanes.run(), self._suspects.run(), self._keep_saving(), redriver.run(),
-                        self._watch([*self._lanes, *redriver.lanes]),
+                        watchdog.run(),
                     )
                 ]  # fmt: skip
                 while not stopping.is_set():
                     await self._fetch()
+                    self._fetches.now()
                     alive()
+                self._fetches.rest()
                 await self.drain(self._source.assigned)
                 for task in work:
                     task.cancel()
         except BaseExceptionGroup as group_of_errors:
             raise _worst(group_of_errors) from group_of_errors
+
+    def _watchdog(self, redriver: Redriver, lent: Lent) -> Watchdog:
+        return Watchdog(
+            self._settings, self._tally, self._progress, self._memory, lanes=list(self._lanes),
+            redrives=redriver.lanes, gate=self.pipeline.gate, waiting=lambda: len(self.positions) <= self.held,
+            beats={"the source of events": self._fetches, "PostgreSQL while positions were saved": self._saves},
+            hang_up=lent.hang_up,
+        )  # fmt: skip
 
     def _settle(self, records: Iterable[Record]) -> None:
         self.positions.settle(records)
@@ -98,7 +113,6 @@ class Session:
             await asyncio.sleep(_ROOM)
             return
         records = await self._source.fetch(_FETCH, full)
-        self.fetched_at = time.monotonic()
         if not records:
             return
         await self._suspects.look(records)
@@ -138,7 +152,9 @@ class Session:
     async def _keep_saving(self) -> None:
         while True:
             await asyncio.sleep(self._settings.save_every)
+            self._saves.now()
             await self._save()
+            self._saves.now()
 
     async def _save(self, leaving: Sequence[Partition] = ()) -> None:
         """Write how far every partition is settled, unless the database was set back meanwhile."""
@@ -171,24 +187,6 @@ class Session:
         columns = ([count.lane_id for count in counts], [count.batches for count in counts])
         if await fetch(tx, _SQL["lanes_behind"], columns):
             raise LeaseLost("The database was set back to an earlier moment: effects of this consumer are gone.")
-
-    async def _watch(self, lanes: Sequence[Lane]) -> None:
-        """Cancel handlers that take too long; leave those behind that do not let themselves be cancelled."""
-        timeout = self._settings.timeout
-        while True:
-            await asyncio.sleep(min(1.0, timeout / 4))
-            for lane in lanes:
-                if lane.handling is None or lane.task is None:
-                    continue
-                over = time.monotonic() - lane.handling - timeout
-                if over > _GRACE:
-                    hung = HandlerTimeout(f"The handler did not end within {timeout + over:.1f} s, not even cancelled.")
-                    self._memory.hung(lane.subject, hung)
-                    lane.tx.terminate()  # what it holds locked is free again, and nothing of it commits
-                    raise LeaseLost(hung.message)
-                if over > 0 and not lane.overdue:
-                    lane.overdue = True
-                    lane.task.cancel()
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:

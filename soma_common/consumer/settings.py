@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from soma_common.consumer.order import Order
 from soma_common.consumer.retries import RetryPolicy
+from soma_common.dlq.models import LetterNotice
 from soma_common.errors import ConfigurationError
 from soma_common.retry import Backoff
 
@@ -16,14 +18,15 @@ class ConsumerSettings:
     """How a consumer works. Times are seconds.
 
     Args:
-        lanes: most transactions at once, each on a connection of its own (two of the pool are left for other work).
-            Events of a key always go through one lane.
+        lanes: most transactions at once, each on a connection of its own (two of the pool are left for other work;
+            those of handlers that are plain functions come beside the pool's). Events of a key always go through one
+            lane.
         batch: most events in one transaction. What is there is applied at once: one event when idle, many under load.
         order: which events wait for each other: those of a key, of a partition, or none.
         ahead: most events of a partition that are fetched and not settled; then its fetching pauses.
         ahead_bytes: the same in bytes.
         timeout: a handler that works longer on an event (a batch handler: on its events) is cancelled, and the event
-            counts as failed.
+            counts as failed. Of a plain function, the statement that runs is cancelled.
         idle_timeout: PostgreSQL ends a batch's transaction whose process fell silent for so long, so that a paused
             process does not keep others waiting; at least ``timeout``.
         unknown: what becomes of events without a handler: passed over, or refused (they become dead letters).
@@ -35,6 +38,11 @@ class ConsumerSettings:
         poison_claims: when a partition was taken so often and never moved, its next owner works in single file.
         poison_tries: an event that was begun so often in single file and never ended is buried.
         backoff: waits while the database or the broker is away.
+        stuck: without any progress for so long, while no handler runs, the worker hangs up and begins anew; after three
+            times as long it is not live. Looking for events and finding none is progress.
+        on_dead_letter: called with a ``LetterNotice`` after an event became a letter and after a letter died: at least
+            once by the process that wrote it. A coroutine function, or one that runs in a thread; ten seconds each.
+            What it raises is logged and keeps nothing waiting.
     """
 
     lanes: int = 8
@@ -53,6 +61,8 @@ class ConsumerSettings:
     poison_claims: int = 3
     poison_tries: int = 3
     backoff: Backoff = field(default_factory=Backoff)
+    stuck: float = 60.0
+    on_dead_letter: Callable[[LetterNotice], Any] | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in _RANGES:
@@ -61,6 +71,8 @@ class ConsumerSettings:
                 raise ConfigurationError(f"{name}={value!r}.", cure=f"use {least} to {most}.")
         if self.unknown not in ("ignore", "refuse"):
             raise ConfigurationError(f"unknown={self.unknown!r}.", cure="use 'ignore' or 'refuse'.")
+        if self.on_dead_letter is not None and not callable(self.on_dead_letter):
+            raise ConfigurationError(f"on_dead_letter={self.on_dead_letter!r:.80}.", cure="pass a function.")
         if self.idle_timeout < self.timeout:
             raise ConfigurationError(
                 f"idle_timeout={self.idle_timeout} is less than timeout={self.timeout}.",
@@ -81,6 +93,7 @@ _RANGES = (
     ("redrive_every", 0.01, 3600),
     ("poison_claims", 1, 1000),
     ("poison_tries", 1, 1000),
+    ("stuck", 0.1, 86_400),
 )
 
 

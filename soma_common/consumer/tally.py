@@ -21,6 +21,8 @@ class Tally:
         transactions: batches, failed ones included.
         conflicts: batches that met another transaction.
         timeouts: handlers that took too long.
+        stalls: how often the worker hung up and began anew, because nothing answered.
+        alerts: calls of ``on_dead_letter`` that ended well; ``alerts_lost``: that did not.
     """
 
     applied: int = 0
@@ -35,11 +37,19 @@ class Tally:
     transactions: int = 0
     conflicts: int = 0
     timeouts: int = 0
+    stalls: int = 0
+    alerts: int = 0
+    alerts_lost: int = 0
 
     @property
     def settled(self) -> int:
         """Events for which nothing is left to do."""
         return self.applied + self.skipped + self.repeated + self.blocked + self.parked + self.dead
+
+    @property
+    def activity(self) -> int:
+        """Rises with everything that is done, also when it fails."""
+        return self.settled + self.redriven + self.retried + self.transactions
 
     def copy(self) -> Tally:
         """As it stands now."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from soma_common.consumer.effects import Append, Effects
@@ -17,16 +17,20 @@ from soma_common.consumer.session import Session
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Partition, Source
 from soma_common.consumer.tally import Tally
+from soma_common.consumer.watchdog import Progress
+from soma_common.dlq.alerts import Alerts
 from soma_common.dlq.store import DeadLetters
-from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, SomaError
+from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, SomaError, Stalled
 from soma_common.inbox import Inbox, LaneCount, consumer_id
-from soma_common.postgres.pool import Pool
+from soma_common.postgres.pool import Lent, Pool, lending
+from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.service import Service
 from soma_common.sql.loader import blocks
 
 log = logging.getLogger(__name__)
 
 _SQL = blocks("consumer")
+_STUCK_SESSIONS = 3  # as many in a row may stall before a new process is asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +43,10 @@ class ConsumerStats:
         lag: how far the end of each partition is from the stored position.
         halted: partitions that stopped, and why.
         away: what the consumer waits for.
-        idle: since it last settled something or found nothing to do.
+        idle: since it last settled or tried something, or found nothing to do.
         single_file: events are begun one by one, because owners of a partition kept dying.
+        live: False when nothing moves for too long and nothing is known to be away: a new process would help.
+        ready: it has its place at the source, and waits for nothing.
     """
 
     consumer: str
@@ -55,6 +61,8 @@ class ConsumerStats:
     running: bool
     idle: float
     single_file: bool
+    live: bool
+    ready: bool
 
     @property
     def healthy(self) -> bool:
@@ -67,11 +75,14 @@ class ConsumerWorker(Service):
 
     An event that fails is tried again, then parked, then dead; later events of its key wait behind it. When the
     database or the broker is away, the worker says so once, waits, and goes on by itself.
+
+    Args:
+        connect: how threads connect, where handlers are plain functions; None: by psycopg, with the pool's settings.
     """
 
     def __init__(
         self, pool: Pool, consumer: str, source: Source, *,
-        handlers: Handlers, append: Append, settings: ConsumerSettings | None = None,
+        handlers: Handlers, append: Append, settings: ConsumerSettings | None = None, connect: Connect | None = None,
     ) -> None:  # fmt: skip
         super().__init__(f"consumer {consumer}")
         if not handlers:
@@ -80,16 +91,22 @@ class ConsumerWorker(Service):
         self.settings = settings or ConsumerSettings()
         self._pool = pool
         self._effects = Effects(consumer, handlers, append, retry=self.settings.retry, timeout=self.settings.timeout)
+        self._threads: Threads | None = None
+        if handlers.blocking:
+            self._threads = Threads(connect or connecting(pool.settings), f"soma {consumer}")
         self._tally, self._memory = Tally(), Memory()
+        self._alerts = Alerts(self.settings.on_dead_letter, pool)
         self._parts: Parts | None = None
         self._session: Session | None = None
         self._running, self._tries = False, 0
         self._away: str | None = None
-        self._moved, self._settled = time.monotonic(), 0
+        self._progress, self._heard, self._silence = Progress(), False, False
 
     def stats(self) -> ConsumerStats:
         """How it stands now."""
-        session = self._session
+        session, idle = self._session, self._progress.idle
+        self._tally.alerts, self._tally.alerts_lost = self._alerts.told, self._alerts.lost
+        away = self._away or (session.pipeline.away if session else None)
         return ConsumerStats(
             consumer=self.consumer,
             tally=self._tally.copy(),
@@ -99,20 +116,15 @@ class ConsumerWorker(Service):
             oldest=session.positions.age() if session else 0.0,
             lag=self.source.lag(),
             halted=dict(session.failures) if session else {},
-            away=self._away or (session.pipeline.away if session else None),
+            away=away,
             running=self._running,
-            idle=self._idle(session),
+            idle=idle,
             single_file=session.single_file if session else False,
+            # Waiting for a server that is away is work, not a hang: a new process would wait just as long.
+            # Of what does not answer nobody knows that it is away.
+            live=(away is not None and not self._silence) or idle < _STUCK_SESSIONS * self.settings.stuck,
+            ready=self._running and self._heard and away is None and not self.stopping.is_set(),
         )
-
-    def _idle(self, session: Session | None) -> float:
-        """Progress is that something was settled since the last look, or that there is nothing to do."""
-        now = time.monotonic()
-        if self._tally.settled != self._settled:
-            self._settled, self._moved = self._tally.settled, now
-        elif session is not None and not len(session.positions):
-            self._moved = max(self._moved, session.fetched_at)
-        return now - self._moved
 
     async def run(self) -> None:
         """Consume until asked to stop; then finish what is in flight and leave."""
@@ -123,6 +135,7 @@ class ConsumerWorker(Service):
         finally:
             self._running = False
             await self._leave()
+            await self._alerts.stop()
 
     async def _turn(self) -> None:
         try:
@@ -131,36 +144,68 @@ class ConsumerWorker(Service):
             log.info("%s begins again: %s", self.name, lost)
             await self.pause(self.settings.backoff.delay(0))
         except PASSING as error:
+            if isinstance(error, Stalled):
+                await self._start_anew()
             self._gone(error)
             await self.pause(self.settings.backoff.delay(self._tries))
             self._tries += 1
 
     async def _one_session(self) -> None:
+        with lending() as lent:
+            with self._impatience(lent):
+                parts, lanes = await self._joined()
+            session = self._session = Session(
+                self._pool, self.source, parts, self.settings, self._tally, self._memory, self._progress, lanes
+            )
+            try:
+                await session.run(self.stopping, self._redriver(parts), self._back, lent)
+            finally:
+                self._session, self._heard = None, False
+                with suppress(*PASSING), self._impatience(lent):
+                    await self._pool.fetch(_SQL["leave_lanes"], [lane.lane_id for lane in lanes])
+
+    @contextmanager
+    def _impatience(self, lent: Lent) -> Iterator[None]:
+        """Where no watchdog looks: a connection that died unnoticed must not keep us for ever."""
+        timer = asyncio.get_running_loop().call_later(self.settings.stuck, lent.hang_up)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def _joined(self) -> tuple[Parts, list[LaneCount]]:
+        """Take our place at the source, and lanes."""
         parts = await self._prepared()
         await self.source.start(parts.inbox.consumer_id, self._drain)
         await self.source.rewind()
         rows = await self._pool.fetch(_SQL["make_lanes"], parts.inbox.consumer_id, self._lane_count)
-        lanes = [LaneCount(int(row[0]), 0) for row in rows]
-        session = Session(self._pool, self.source, parts, self.settings, self._tally, self._memory, lanes)
-        self._session = session
-        try:
-            await session.run(self.stopping, self._redriver(parts), self._back)
-        finally:
-            self._session = None
-            with suppress(*PASSING):
-                await self._pool.fetch(_SQL["leave_lanes"], [lane.lane_id for lane in lanes])
+        return parts, [LaneCount(int(row[0]), 0) for row in rows]
+
+    async def _start_anew(self) -> None:
+        """Nothing answered: trust no connection any more."""
+        self._pool.drop_idle()
+        if self._threads is not None:
+            await self._threads.close()
+        with suppress(*PASSING):
+            await self.source.stop()
 
     @property
     def _lane_count(self) -> int:
-        """A lane needs a connection while it works; some are left for positions, reading and letters."""
-        return max(1, min(self.settings.lanes, self._pool.settings.size - 2))
+        """A lane needs a connection while it works; some are left for positions, reading and letters.
+
+        The lanes of plain functions have connections of their own.
+        """
+        return self.settings.lanes if self._threads else max(1, min(self.settings.lanes, self._pool.settings.size - 2))
 
     async def _prepared(self) -> Parts:
         """What does not change between sessions; needs the database once."""
         if self._parts is None:
             inbox = Inbox(await consumer_id(self._pool, self.consumer), self.settings.idle_timeout)
+            if self._threads is not None:
+                self._threads.place = (await self._pool.fetch(_SQL["place"]))[0]
             self._parts = Parts(
-                begin=self._pool.transaction,
+                consumer=self.consumer,
+                begin=self._threads.transaction if self._threads else self._pool.transaction,
                 inbox=inbox,
                 letters=DeadLetters(self._pool, inbox, self.name),
                 effects=self._effects,
@@ -168,6 +213,7 @@ class ConsumerWorker(Service):
                 sequence_of=sequences(self.settings.order),
                 raw=self.source.raw,
                 refuse_unknown=self.settings.unknown == "refuse",
+                alerts=self._alerts,
             )
         return self._parts
 
@@ -179,13 +225,14 @@ class ConsumerWorker(Service):
             await self._session.drain(partitions)
 
     def _back(self) -> None:
-        self._tries = 0
+        self._tries, self._heard, self._silence = 0, True, False
         if self._away is not None:
             log.info("%s goes on.", self.name)
             self._away = None
 
     def _gone(self, error: SomaError) -> None:
         """Say once that something is away; a conflict between transactions is everyday."""
+        self._silence = isinstance(error, Stalled)
         if not isinstance(error, InfrastructureError):
             log.debug("%s begins again: %s", self.name, error)
         elif self._away is None:
@@ -197,3 +244,6 @@ class ConsumerWorker(Service):
             await self.source.stop()
         except PASSING as error:
             log.warning("%s left without saying so: %s", self.name, error)
+        finally:
+            if self._threads is not None:
+                await self._threads.close()

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-from soma_common.dlq import verbs
+from soma_common.dlq import careful, verbs
+from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.models import (
@@ -20,6 +21,7 @@ from soma_common.dlq.models import (
     sequence_of,
 )
 from soma_common.dlq.store import DeadLetters, Undelivered
+from soma_common.errors import RedriveStopped
 from soma_common.events.models import RecordedEvent
 from soma_common.inbox import Inbox, consumer_id
 from soma_common.postgres.pool import Pool
@@ -133,20 +135,50 @@ class DLQHandler:
         dry_run: bool = False,
         most: int | None = None,
         why: str | None = None,
+        rules: RedriveRules | None = None,
         **conditions: Any,
     ) -> int:
         """Ask for another try of all dead and retrying letters that match; how many were marked.
 
         Whole sequences are marked, so that may be more than match. With ``dry_run`` nothing is marked, and the number
-        is how many match. ``most`` bounds the matching letters, the oldest first. See :meth:`retry_stream`.
+        is how many match. ``most`` bounds the matching letters, the oldest first. More than ``rules.ahead`` letters
+        are only asked for as the first ones end: see :meth:`redrive`.
 
         Raises:
             TenantRequired, ValidationError: as ``list_dlq_events``.
+            RedriveStopped: too many failed again, or nobody tries them.
         """
         if dry_run:
             count = await verbs.count_markable(self.pool, LetterFilter.of(wanted, conditions))
             return count if most is None else min(count, most)
-        return sum([count async for count in self.retry_stream(wanted, most=most, why=why, **conditions)])
+        state = Redrive()
+        async for step in self.redrive(wanted, most=most, why=why, rules=rules, **conditions):
+            state = step
+        if state.stopped is not None:
+            raise RedriveStopped(
+                f"The re-drive stopped after {state.marked} letters: {state.stopped}.",
+                cure=f"mend what fails (fingerprints {', '.join(state.fingerprints) or 'none'}), then go on.",
+            )
+        return state.marked
+
+    def redrive(
+        self,
+        wanted: LetterFilter | None = None,
+        *,
+        rules: RedriveRules | None = None,
+        most: int | None = None,
+        why: str | None = None,
+        after: str | None = None,
+        **conditions: Any,
+    ) -> AsyncIterator[Redrive]:
+        """As :meth:`retry_many`, step by step, watching what becomes of the letters: rate-limited, in bounded memory,
+        and it stops by itself when the cause is not mended (the last state says so).
+
+        When it is broken off, what was asked for stays so; call it again to go on. ``after`` is the cursor of an
+        earlier state, to pass what failed again.
+        """
+        found = LetterFilter.of(wanted, conditions)
+        return careful.redrive(self.pool, found, who=self.who, why=why, most=most, after=after, rules=rules)
 
     def retry_stream(
         self,

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from soma_common.dlq.failures import Stage, storable
+from soma_common.dlq.failures import Failure, Stage, storable
 from soma_common.errors import ValidationError
 from soma_common.events.models import RecordedEvent
 
@@ -190,6 +190,27 @@ class FullLetter:
     def value(self) -> bytes | None:
         """What a try works with: the edited value, else the original."""
         return self.record.value if self.edited_value is None else self.edited_value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterNotice:
+    """What the hook ``on_dead_letter`` is told when an event became a letter, or a letter died.
+
+    ``retry_in``: seconds until the first automatic try of a ``retrying`` letter; None for a dead one.
+    """
+
+    consumer: str
+    status: Status
+    record: RawRecord
+    event: Known
+    failure: Failure
+    attempts: int
+    retry_in: float | None = None
+
+    @property
+    def place(self) -> str:
+        """Consumer and record in words."""
+        return f"{self.consumer}, {self.record.topic}[{self.record.partition}]@{self.record.offset}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from soma_common.dlq.failures import storable
 from soma_common.dlq.filters import LetterFilter, cursor_of, letter_id_of, where
-from soma_common.dlq.models import FullLetter, HistoryEntry, LetterPage, Status, Summary
+from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Status, Summary
 from soma_common.dlq.rows import FULL_LETTERS, LETTERS, full_letter_of, letter_of
 from soma_common.errors import EventTooLarge, LetterChanged, LetterNotFound, ValidationError
 from soma_common.events.payloads import to_json
@@ -22,7 +22,9 @@ from soma_common.sql.loader import blocks
 MOST_LISTED = 1000
 MOST_VALUE = 16 * 1024 * 1024  # bytes of an edited value
 _MARKABLE = (Status.DEAD, Status.RETRYING)
-_BATCH = 500
+BATCH = 500
+_RELAY = "relay:"  # the consumer of letters of the stage publish begins so
+_SENDING = "sending"  # what the database says of a row that is not given up now
 
 
 async def find(
@@ -84,7 +86,7 @@ async def retry(pool: Pool, letter_id: UUID | str, *, who: str, why: str | None 
         LetterNotFound: there is no such letter.
     """
     given = letter_id_of(letter_id)
-    marked = await _mark(pool, [given], who, why)
+    marked = await mark(pool, [given], who, why)
     if not marked and not await pool.fetch(blocks("dead_letters")["status"], given):
         raise _not_found(given)
     return bool(marked)
@@ -103,15 +105,20 @@ async def retry_many(
     """
     after, left = 0, most
     while left is None or left > 0:
-        limit = _BATCH if left is None else min(_BATCH, left)
-        sql, args = compose(markable(wanted), after, limit)
-        letters = [letter_of(row) for row in await pool.fetch_planned(sql, *args)]
+        limit = BATCH if left is None else min(BATCH, left)
+        letters = await page_of_markable(pool, wanted, after, limit)
         if letters:
-            yield len(await _mark(pool, [letter.letter_id for letter in letters], who, why))
+            yield len(await mark(pool, [letter.letter_id for letter in letters], who, why))
             after = letters[-1].place
         if len(letters) < limit:
             return
         left = None if left is None else left - len(letters)
+
+
+async def page_of_markable(pool: Pool, wanted: LetterFilter, after: int | None, limit: int) -> list[Letter]:
+    """The next letters for which another try can be asked, oldest first."""
+    sql, args = compose(markable(wanted), after, limit)
+    return [letter_of(row) for row in await pool.fetch_planned(sql, *args)]
 
 
 async def count_markable(pool: Pool, wanted: LetterFilter) -> int:
@@ -125,7 +132,8 @@ def markable(wanted: LetterFilter) -> LetterFilter:
     return replace(wanted, statuses=[status for status in _MARKABLE if status in asked])
 
 
-async def _mark(pool: Pool, letters: list[UUID], who: str, why: str | None) -> list[UUID]:
+async def mark(pool: Pool, letters: list[UUID], who: str, why: str | None) -> list[UUID]:
+    """Ask for another try of the sequences of these letters, in one transaction; the letters that changed."""
     args = (letters, storable(who, 512), _reason(why))
     async with pool.transaction(synchronous=True) as tx:
         return [row[0] for row in await fetch(tx, blocks("dead_letters")["redrive"], args)]
@@ -141,9 +149,14 @@ async def edit(
         value: bytes, or what is written as JSON. Where the original is JSON, bytes must be JSON too, unless ``raw``.
 
     Raises:
-        ValidationError, EventTooLarge: the value cannot be a record's.
+        ValidationError, EventTooLarge: the value cannot be a record's, or the letter is a relay's.
         LetterNotFound, LetterChanged: it is gone, settled, or was edited meanwhile.
     """
+    if letter.letter.consumer.startswith(_RELAY):
+        raise ValidationError(
+            "The event of this letter is recorded in the log: its bytes cannot be changed.",
+            cure="mend the topic and retry it, or discard it and publish another event.",
+        )
     written = _bytes_of(value, letter.record.value, raw=raw)
     known = letter.letter
     args = (known.letter_id, written, storable(who, 512), _reason(why), known.revision)
@@ -166,7 +179,7 @@ async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -
     Raises:
         ValidationError: without a reason.
         LetterNotFound: there is no such letter.
-        LetterChanged: it was resolved.
+        LetterChanged: it was resolved, or the relay is sending it.
     """
     given = letter_id_of(letter_id)
     if not isinstance(reason, str) or not reason.strip():
@@ -176,6 +189,10 @@ async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -
         before = (await fetch(tx, blocks("dead_letters")["discard"], args))[0][0]
     if before is None:
         raise _not_found(given)
+    if before == _SENDING:
+        raise LetterChanged(
+            f"Letter {given} is being sent by its relay.", cure="see what becomes of it, then discard it."
+        )
     if before == Status.RESOLVED:
         raise LetterChanged(f"Letter {given} is resolved: it was applied.")
     return bool(before != Status.DISCARDED)

@@ -80,6 +80,20 @@ class TopicAdmin:
             )
         return [answer[0] for answer in response.topic_errors if answer[1] == _NO_ERROR]
 
+    async def committed(self, topic: str) -> dict[str, dict[int, int]]:
+        """The next offsets that consumer groups have told Kafka of a topic, by group and partition.
+
+        Raises:
+            BrokerUnavailable: no answer in time.
+        """
+        found: dict[str, dict[int, int]] = {}
+        for group, *_ in await self._call("list_consumer_groups"):
+            offsets = await self._call("list_consumer_group_offsets", group)
+            told = {tp.partition: at.offset for tp, at in offsets.items() if tp.topic == topic and at.offset >= 0}
+            if told:
+                found[group] = told
+        return found
+
     async def close(self) -> None:
         """Disconnect; the next call connects again."""
         client, self._client = self._client, None

@@ -47,6 +47,7 @@ class SourceSettings:
         rebalance: how long members may take to finish what they have in flight when the group is rebalanced.
         commit_every: how often Kafka is told the offsets; only lag tools read them.
         probe_every: how often the broker is asked for the topics' ends while nothing comes.
+        metadata_age: how often the brokers are asked for new partitions.
         instance: a name that survives restarts (static membership), or None.
     """
 
@@ -59,6 +60,7 @@ class SourceSettings:
     rebalance: float = 30.0
     commit_every: float = 1.0
     probe_every: float = 5.0
+    metadata_age: float = 30.0
     instance: str | None = None
 
     def __post_init__(self) -> None:
@@ -127,7 +129,7 @@ class KafkaSource:
             session_timeout_ms=int(settings.session * 1000),
             heartbeat_interval_ms=int(settings.session * 1000 / 3),
             rebalance_timeout_ms=int(settings.rebalance * 1000),
-            metadata_max_age_ms=30_000,
+            metadata_max_age_ms=int(settings.metadata_age * 1000),
             **client_arguments(settings.bootstrap, settings.security),
         )
 

@@ -9,7 +9,7 @@ from soma_common.outbox.stats import RelayStats
 
 
 def relay_health(workers: Sequence[RelayStats]) -> Health:
-    """Live while every worker makes progress; the rest is told, but asks for no restart."""
+    """Live while every worker makes progress, ready while none waits for a server; the rest is told only."""
     details = {
         "healthy": all(stats.healthy for stats in workers),
         "owned": sorted(group for stats in workers for group in stats.owned),
@@ -19,7 +19,7 @@ def relay_health(workers: Sequence[RelayStats]) -> Health:
         "parked_now": sum(stats.parked_now for stats in workers),
         "lag_seconds": round(max((stats.lag_seconds for stats in workers), default=0.0), 3),
     }
-    return Health(all(stats.live for stats in workers), details)
+    return Health(all(stats.live for stats in workers), details, not any(stats.away for stats in workers))
 
 
 def relay_metrics(workers: Iterable[RelayStats]) -> Iterator[Metric]:

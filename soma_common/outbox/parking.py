@@ -47,6 +47,12 @@ async def unpark(
     return int((await pool.fetch(blocks("outbox")["unpark"], f"relay:{name}", topic, given))[0][0])
 
 
+async def pinned(pool: Pool, *, name: str = "default") -> dict[str, int]:
+    """The partition counts of the topics that a relay has sent to."""
+    rows = await pool.fetch(blocks("outbox")["pins"], f"relay:{name}")
+    return {row[0]: row[1] for row in rows}
+
+
 async def accept_partitions(pool: Pool, topic: str, partitions: int, *, name: str = "default") -> int | None:
     """Pin another partition count for a topic and try its parked rows; returns the count pinned before.
 

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 # A topic that was made a moment ago may not be known to every broker yet.
 _TRIES, _BETWEEN = 3, 0.3
+REFRESH = 30.0  # seconds after which a relay looks at a topic again
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Topics:
     parked) until an operator accepts the new count: keys would move between partitions and lose their order.
     """
 
-    def __init__(self, factory: PublisherFactory, outbox: Outbox, *, refresh: float = 30.0) -> None:
+    def __init__(self, factory: PublisherFactory, outbox: Outbox, *, refresh: float = REFRESH) -> None:
         self._factory, self._outbox, self._refresh = factory, outbox, refresh
         self._verdicts: dict[str, Verdict] = {}
         self._asking = asyncio.Lock()

@@ -116,7 +116,14 @@ def _raised_by_driver(error: BaseException) -> bool:
 
 def is_from_driver(error: BaseException) -> bool:
     """Whether a database driver raised this: about the statement or its values, not about our own code."""
-    return any(kind.__module__.split(".")[0] in ("asyncpg", "psycopg") for kind in type(error).__mro__)
+    kinds = type(_of_driver(error)).__mro__
+    return any(kind.__module__.split(".")[0] in ("asyncpg", "psycopg") for kind in kinds)
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """What PostgreSQL said, if it was PostgreSQL that said something."""
+    state = getattr(_of_driver(error), "sqlstate", None)
+    return state if isinstance(state, str) else None
 
 
 class _Translated(AbstractContextManager[None]):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +20,9 @@ from soma_common.sql.loader import blocks
 if TYPE_CHECKING:
     import asyncpg
 
+# Seconds. A peer that vanished without a word is noticed by the kernel; PostgreSQL itself may take its time.
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+_UNHEARD = 30
 _SILENCE = "5s"  # idle_in_transaction_session_timeout of a short transaction
 
 Row = Sequence[Any]
@@ -41,17 +47,27 @@ class Tx(Protocol):
         """The first column of the first row."""
 
 
+class RunsStatements(ABC):
+    """A transaction that is no driver's connection, and runs the library's statements in its own way."""
+
+    @abstractmethod
+    async def fetch_rows(self, sql: str, args: Sequence[Any]) -> list[Row]:
+        """All rows of one statement with ``$1`` parameters; raises the library's errors."""
+
+
 def is_asyncpg(connection: object) -> bool:
     """Whether this is an asyncpg connection (or a pool's proxy of one), told without importing asyncpg."""
     return type(connection).__module__.partition(".")[0] == "asyncpg"
 
 
 async def fetch(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
-    """All rows of one statement with ``$1`` parameters, on an asyncpg or an async psycopg connection."""
+    """All rows of one statement with ``$1`` parameters, on an asyncpg or an async psycopg connection, or a thread's."""
     with translated():
         if is_asyncpg(connection):
             rows: list[Row] = await connection.fetch(sql, *args)
             return rows
+        if isinstance(connection, RunsStatements):
+            return await connection.fetch_rows(sql, args)
         import psycopg
 
         # Not closed: a cursor of the client's side holds nothing.
@@ -70,6 +86,59 @@ class PoolSettings:
     timeout: float = 10.0
     transaction_pooler: bool = False
     settings: dict[str, str] = field(default_factory=dict)
+
+
+class Lent:
+    """The connections that were taken inside of a ``lending`` block and not given back yet."""
+
+    def __init__(self) -> None:
+        self._connections: set[Any] = set()
+
+    def add(self, connection: Any) -> None:
+        """It was taken."""
+        self._connections.add(connection)
+
+    def discard(self, connection: Any) -> None:
+        """It was given back."""
+        self._connections.discard(connection)
+
+    def hang_up(self) -> int:
+        """End them all at once, whatever they wait for; how many there were.
+
+        Whoever waits for an answer gets DatabaseUnavailable. Cancelling would not do: a cancelled statement still waits
+        for the server.
+        """
+        connections = list(self._connections)
+        for connection in connections:
+            connection.terminate()
+        return len(connections)
+
+
+_LENT: ContextVar[Lent | None] = ContextVar("soma_lent", default=None)
+
+
+@contextmanager
+def lending() -> Iterator[Lent]:
+    """Keeps track of the connections that this block, and the tasks it starts, take from any pool."""
+    lent = Lent()
+    token = _LENT.set(lent)
+    try:
+        yield lent
+    finally:
+        _LENT.reset(token)
+
+
+@contextmanager
+def borrowed(connection: Any) -> Iterator[None]:
+    """A connection that is no pool's is at work; it has asyncpg's ``terminate``."""
+    lent = _LENT.get()
+    if lent is not None:
+        lent.add(connection)
+    try:
+        yield
+    finally:
+        if lent is not None:
+            lent.discard(connection)
 
 
 class Pool:
@@ -99,6 +168,15 @@ class Pool:
             except TimeoutError:
                 pool.terminate()
 
+    def drop_idle(self) -> None:
+        """End the connections that nobody uses now: some may be dead without knowing it.
+
+        asyncpg's own way, ``expire_connections``, says goodbye to each, and a dead one does not answer that either.
+        """
+        for holder in self._pool._holders if self._pool is not None else ():
+            if holder._in_use is None and holder._con is not None:
+                holder._con.terminate()
+
     async def __aenter__(self) -> Pool:
         return await self.open()
 
@@ -117,11 +195,18 @@ class Pool:
         pool = self._pool
         with translated():
             connection = await pool.acquire(timeout=self.settings.timeout)
+        lent = _LENT.get()
+        if lent is not None:
+            lent.add(connection)
         with translated_around_callers():
             try:
                 yield connection
             finally:
-                await pool.release(connection)
+                try:
+                    await pool.release(connection)
+                finally:
+                    if lent is not None:
+                        lent.discard(connection)
 
     @asynccontextmanager
     async def transaction(self, *, synchronous: bool = False) -> AsyncIterator[asyncpg.Connection[Any]]:
@@ -187,6 +272,7 @@ async def _make_pool(settings: PoolSettings) -> asyncpg.Pool[Any]:
             statement_cache_size=0 if settings.transaction_pooler else 200,
             # The default reset would double the round trips of a one-statement use.
             reset=_no_reset,
+            init=_notice_silence,
         )
     except (ValueError, asyncpg.exceptions.ClientConfigurationError) as error:
         raise ConfigurationError(
@@ -197,3 +283,21 @@ async def _make_pool(settings: PoolSettings) -> asyncpg.Pool[Any]:
 
 async def _no_reset(connection: Any) -> None:
     """Every use of the pool ends its transaction itself and sets nothing that outlives it."""
+
+
+async def _notice_silence(connection: Any) -> None:
+    """Let the kernel end a connection whose other side is gone: asyncpg would wait for it for ever."""
+    sock = connection._transport.get_extra_info("socket")
+    if sock is not None:
+        notice_silence(sock)
+
+
+def notice_silence(sock: socket.socket) -> None:
+    """Let the kernel end a connection whose other side is gone."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    wanted = [*_KEEPALIVE.items(), ("TCP_USER_TIMEOUT", _UNHEARD * 1000)]
+    for name, value in wanted:
+        with suppress(AttributeError, OSError):  # not every system has them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -8,7 +8,7 @@ from typing import Any
 from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.handlers import Delivery
 from soma_common.consumer.lanes import Lane
-from soma_common.consumer.pipeline import PASSING
+from soma_common.consumer.pipeline import PASSING, Begin
 from soma_common.consumer.source import Record
 from soma_common.dlq.models import sequence_of_key
 from soma_common.errors import HandlerFailed, LeaseLost, SomaError
@@ -16,7 +16,7 @@ from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
 from soma_common.inbox import Claim, Inbox, LaneCount, known_by_id
 from soma_common.postgres.errors import is_from_driver
-from soma_common.postgres.pool import Pool, fetch
+from soma_common.postgres.pool import fetch
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Counts, Progress
 from soma_common.sql.loader import blocks
@@ -47,10 +47,10 @@ class Batches:
     """Applies batches of a run; a failing event ends it, and what lies before it is applied."""
 
     def __init__(
-        self, pool: Pool, checkpoints: Checkpoints, effects: Effects, inbox: Inbox, delivery: Delivery
+        self, begin: Begin, checkpoints: Checkpoints, effects: Effects, inbox: Inbox, delivery: Delivery
     ) -> None:
-        self._pool, self._checkpoints, self._effects, self._inbox = pool, checkpoints, effects, inbox
-        self._delivery, self._lane = delivery, Lane(LaneCount(0, 0), 1, _sequence)
+        self._begin, self._checkpoints, self._effects, self._inbox = begin, checkpoints, effects, inbox
+        self._delivery, self._lane = delivery, Lane(LaneCount(0, 0), 1, sequence_of)
 
     async def apply(self, run: Progress, records: Sequence[Record]) -> Counts:
         """Apply them all, or find the event that is to blame by halving.
@@ -68,7 +68,7 @@ class Batches:
             return await self._commit(run, records)
         except Blamed as blamed:
             if len(records) == 1:
-                raise _failed(records[0], blamed.cause) from blamed.cause
+                raise failed(records[0], blamed.cause) from blamed.cause
             place = blamed.place
         cuts = (len(records) // 2,) if place is None else (place, place + 1)
         counts = Counts()
@@ -79,7 +79,7 @@ class Batches:
     async def _commit(self, run: Progress, records: Sequence[Record]) -> Counts:
         """One transaction; raises Blamed when an event is to blame."""
         try:
-            async with self._pool.connection() as tx, tx.transaction(isolation="read_committed"):
+            async with self._begin() as tx:
                 return await self._inside(tx, run, records)
         except (Blamed, LeaseLost, *PASSING, *ENDING):
             raise
@@ -95,32 +95,37 @@ class Batches:
         for place, record in enumerate(records):
             if record.event is not None and (handlers := of(record.event.event_type)):
                 handled.append((place, record.event, handlers))
-        sequences = [_sequence(records[place]) for place, _, _ in handled]
+        sequences = [sequence_of(records[place]) for place, _, _ in handled]
         held = await held_places(tx, run.scope.consumer_id, sequences)
         free = [entry for place, entry in enumerate(handled) if place not in held]
         claim = await self._inbox.claim(
-            tx, [event for _, event, _ in free], [_sequence(records[place]) for place, _, _ in free]
+            tx, [event for _, event, _ in free], [sequence_of(records[place]) for place, _, _ in free]
         )
         fresh = [entry for entry, is_new in zip(free, claim.fresh, strict=True) if is_new]
         await self._effects.apply(tx, self._lane, fresh, self._delivery)
+        bare = sum(record.event is None for record in records)  # undecodable: the live consumer made letters of them
         counts = Counts(
             read=len(records),
             applied=len(fresh),
             repeated=len(free) - len(fresh),
-            skipped=len(records) - len(handled),
-            held=len(held),
+            skipped=len(records) - len(handled) - bare,
+            held=len(held) + bare,
         )
         # Last: it locks the run's row, and whoever pauses or takes the run waits for this commit.
         await self._checkpoints.save(tx, run, records[-1].after, counts)
         return counts
 
 
-def _sequence(record: Record) -> bytes:
+def sequence_of(record: Record) -> bytes:
+    """What a record stays in order with: the key that it came with, or that the relay would give its event."""
+    if record.key is not None:
+        return sequence_of_key(record.key)
     assert record.event is not None
     return sequence_of_key(kafka_key(record.event.stream)[0])
 
 
-def _failed(record: Record, cause: Exception) -> HandlerFailed:
+def failed(record: Record, cause: Exception) -> HandlerFailed:
+    """The error that ends a run."""
     event = record.event
     assert event is not None
     return HandlerFailed(

@@ -10,7 +10,7 @@ from uuid import UUID
 from soma_common.errors import LeaseLost, ReplayRefused, ValidationError
 from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import Pool, Row, fetch
-from soma_common.replay.models import Counts, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
+from soma_common.replay.models import Counts, Offset, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
 from soma_common.sql.loader import blocks
 
 _MOST_ERROR: Final = 8192  # characters of a failure that are kept
@@ -28,14 +28,24 @@ class Checkpoints:
         self.lease = timedelta(seconds=lease)
 
     async def open(
-        self, run_id: UUID, scope: Scope, wanted: ReplayFilter, *, mode: ReplayMode, inbox_id: int, rate: float | None,
-        requested_by: str, reason: str,
+        self, run_id: UUID, scope: Scope, wanted: ReplayFilter, *, mode: ReplayMode, rate: float | None,
+        requested_by: str, reason: str, offsets: Sequence[tuple[str, int, int, int]] | None = None,
     ) -> None:  # fmt: skip
-        """Record a run as planned."""
-        await self._pool.fetch(
-            _sql("open"), run_id, scope.consumer_id, inbox_id, mode.value, "log", wanted.to_json(), wanted.since,
-            scope.end_tick, scope.end_token, scope.first_position, scope.last_position, rate, requested_by, reason,
-        )  # fmt: skip
+        """Record a run as planned.
+
+        Args:
+            offsets: of a run that reads Kafka (topic, partition, first offset, end) of what it covers.
+        """
+        async with self._pool.transaction(synchronous=True) as tx:
+            args = (
+                run_id, scope.consumer_id, scope.consumer_id, mode.value, "log" if offsets is None else "kafka",
+                wanted.to_json(), wanted.since, scope.end_tick, scope.end_token, scope.first_position,
+                scope.last_position, rate, requested_by, reason,
+            )  # fmt: skip
+            await fetch(tx, _sql("open"), args)
+            if offsets is not None:
+                columns = zip(*offsets, strict=True)
+                await fetch(tx, _sql("open_offsets"), (run_id, *map(list, columns)))
 
     async def find(self, run_id: UUID | str) -> Progress:
         """A run as it stands.
@@ -81,16 +91,21 @@ class Checkpoints:
         """Let another process take the run at once."""
         await self._pool.fetch(_sql("renew"), run.run_id, run.epoch, timedelta())
 
-    async def save(self, tx: Any, run: Progress, cursor: Cursor, counts: Counts) -> None:
+    async def save(self, tx: Any, run: Progress, place: Cursor | Offset, counts: Counts) -> None:
         """Move the run's cursor in the transaction of its batch.
 
         Raises:
             LeaseLost: the run is not ours any more, or was paused or cancelled, or the inbox's horizon was raised above
                 its beginning. The transaction must be rolled back.
         """
-        place = (cursor.from_tick, cursor.from_token, cursor.to_tick, cursor.to_token, cursor.position)
         added = (counts.read, counts.applied, counts.repeated, counts.skipped, counts.held)
-        rows = await fetch(tx, _sql("save"), (run.run_id, run.epoch, self.lease, *place, *added))
+        where: tuple[Any, ...]
+        if isinstance(place, Offset):
+            sql, where = _sql("save_offset"), place[:3]
+        else:
+            sql = _sql("save")
+            where = (place.from_tick, place.from_token, place.to_tick, place.to_token, place.position)
+        rows = await fetch(tx, sql, (run.run_id, run.epoch, self.lease, *where, *added))
         if not rows[0][0]:
             raise LeaseLost(f"Replay {run.run_id} was taken over, paused or cancelled.")
 

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 from soma_common.consumer.effects import Append, Effects
 from soma_common.consumer.handlers import Delivery, Handlers
+from soma_common.consumer.pipeline import Begin
 from soma_common.consumer.retries import RetryPolicy
 from soma_common.errors import ConfigurationError, ReplayRefused, ValidationError
 from soma_common.events.models import Event
 from soma_common.inbox import Inbox
-from soma_common.postgres.cursor import Tick, TickReader
 from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.archived import Archived
 from soma_common.replay.checkpoints import Checkpoints
-from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
-from soma_common.replay.reading import bounds, counts
+from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState
+from soma_common.replay.projection import Projection
+from soma_common.replay.reading import LogPages, Pages
+from soma_common.replay.rebuilding import Rebuilder, RebuildSettings
+from soma_common.replay.rebuilds import Rebuilds
 from soma_common.replay.running import Runner
+from soma_common.replay.scopes import Scopes
+from soma_common.replay.topics import Told, TopicPages, Topics
 from soma_common.retention.reader import ArchiveReader
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
+
+log = logging.getLogger(__name__)
 
 _CONNECTIONS: Final = 3  # a batch, the next page, the lease
 _MOST_TEXT: Final = 1000  # characters of who and why
@@ -43,6 +51,7 @@ class ReplaySettings:
         lease: seconds after which another process may go on with the run of a silent one.
         idle_timeout: seconds after which PostgreSQL ends a batch's transaction whose process fell silent.
         backoff: waits while the database is away.
+        rebuild: of rebuilds.
     """
 
     batch: int = 200
@@ -50,6 +59,7 @@ class ReplaySettings:
     lease: float = 10.0
     idle_timeout: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)
+    rebuild: RebuildSettings = field(default_factory=RebuildSettings)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.page <= 10_000:
@@ -71,67 +81,76 @@ class ReplayEngine:
         consumer: the consumer's name.
         handlers: its handlers; planning needs none.
         append: records new events in a transaction: ``await append(events, tx)``.
+        topics: makes a reader of the Kafka that the consumer reads; None: there is no Kafka.
+        connect: how threads connect, where handlers are plain functions; None: by psycopg, with the pool's settings.
         archive: where events are that were removed from the log; without it, replays that reach them are refused.
     """
 
     def __init__(
         self, pool: PoolSettings, consumer: str, *,
         handlers: Handlers | None = None, append: Append | None = None, settings: ReplaySettings | None = None,
+        topics: Callable[[], Topics] | None = None, connect: Connect | None = None,
         archive: ArchiveReader | None = None,
     ) -> None:  # fmt: skip
         self.consumer, self.settings = consumer, settings or ReplaySettings()
         self._handlers, self._append = handlers or Handlers(), append or _refuse
         named = {**pool.settings, "application_name": "soma-replay"}
-        self._pool = Pool(replace(pool, size=_CONNECTIONS, settings=named))
+        size = _CONNECTIONS + self.settings.rebuild.lanes
+        self._pool = Pool(replace(pool, size=size, settings=named))
+        self._threads: Threads | None = None
+        if self._handlers.blocking:
+            self._threads = Threads(connect or connecting(self._pool.settings), "soma replay")
         self._checkpoints = Checkpoints(self._pool, lease=self.settings.lease)
+        self._rebuilds = Rebuilds(self._pool, self._checkpoints)
         self._archived = Archived(self._pool, archive)
+        self._scopes, self._topics = Scopes(self._pool, consumer, topics, self._archived), topics
 
     async def __aenter__(self) -> ReplayEngine:
         await self._pool.open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._threads is not None:
+            await self._threads.close()
         await self._pool.close()
 
-    async def plan(self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING) -> Plan:
-        """What a replay would read, as counts; nothing is applied or recorded. Reads every event of the filter.
+    async def plan(
+        self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING, *,
+        source: str | None = None, told: Told | None = None,
+    ) -> Plan:  # fmt: skip
+        """What a replay would read, as counts; nothing is applied or recorded. Reads every event of the filter, in
+        Kafka every record.
+
+        Args:
+            source: see :meth:`start`.
+            told: of a scan of Kafka, called now and then with how many offsets were passed, of how many.
 
         Raises:
             ReplayRefused: see :meth:`start`.
         """
         mode = _mode(mode)
-        scope = await self._scope(wanted, mode)
-        rows = await counts(self._pool, wanted, scope, scope.consumer_id)
-        rows = await self._archived.counts(wanted, rows)
-        types, services, days = Counter[str](), Counter[str](), Counter[date]()
-        for event_type, service, day, count, _ in rows:
-            types[event_type] += count
-            services[service] += count
-            days[day] += count
-        return Plan(
-            consumer=self.consumer,
-            mode=mode,
-            wanted=wanted,
-            total=sum(row[3] for row in rows),
-            known=sum(row[4] for row in rows),
-            by_type=dict(types.most_common()),
-            by_service=dict(services.most_common()),
-            by_day=dict(sorted(days.items())),
-        )
+        covered = await self._scopes.covered(wanted, mode, _source(source))
+        return await self._scopes.plan(wanted, mode, covered, told)
 
     async def start(
         self, wanted: ReplayFilter, mode: ReplayMode | str = ReplayMode.MISSING, *,
-        rate: float | None = None, requested_by: str = "", reason: str = "",
+        source: str | None = None, projection: Projection | None = None, rate: float | None = None,
+        requested_by: str = "", reason: str = "",
     ) -> Progress:  # fmt: skip
-        """Record a run; :meth:`run` applies it. What it covers is fixed now: what the consumer has passed in the log.
+        """Record a run; :meth:`run` applies it. What it covers is fixed now: what the consumer has passed in the log,
+        or settled in Kafka. A rebuild goes on to where the consumer is when its tables are swapped; it covers all
+        events, of all tenants.
 
         Args:
+            source: "log" or "kafka"; None: where the consumer reads.
+            projection: the tables that ``REBUILD`` fills anew; they are made now, empty.
             rate: most events per second, in all.
             requested_by, reason: who wants it and why; ``FORCE`` asks for both.
 
         Raises:
-            ReplayRefused: the consumer is unknown or has no position in the log; it would reach behind the horizon of
-                the inbox; a forced one without who and why.
+            ReplayRefused: the consumer is unknown or has no position there; it would reach behind the horizon of the
+                inbox; Kafka does not have what it would begin with; a forced one without who and why; a rebuild without
+                a projection, beside another one, of a consumer of Kafka, or of tables that cannot be swapped.
             ValidationError: a rate that is none, a text with a NUL or above 1,000 characters.
         """
         mode = _mode(mode)
@@ -139,19 +158,28 @@ class ReplayEngine:
         audit = _text("requested_by", requested_by), _text("reason", reason)
         if mode is ReplayMode.FORCE and not all(text.strip() for text in audit):
             raise ReplayRefused("A forced replay says who wants it, and why.", cure="pass requested_by and reason.")
-        scope = await self._scope(wanted, mode)
-        run_id = uuid4()
-        await self._checkpoints.open(
-            run_id, scope, wanted, mode=mode, inbox_id=scope.consumer_id, rate=rate,
-            requested_by=requested_by, reason=reason,
-        )  # fmt: skip
+        if (mode is ReplayMode.REBUILD) != (projection is not None):
+            raise ReplayRefused(
+                f"A replay of mode {mode} {'names no' if projection is None else 'fills no new'} tables.",
+                cure="pass a projection with mode=REBUILD, and only there.",
+            )
+        covered = await self._scopes.covered(wanted, mode, _source(source))
+        order: dict[str, Any] = {"rate": rate, "requested_by": requested_by, "reason": reason}
+        if projection is not None:
+            run_id = await self._rebuilds.open(covered.scope, wanted, projection, **order)
+        else:
+            run_id = uuid4()
+            await self._checkpoints.open(run_id, covered.scope, wanted, mode=mode, offsets=covered.offsets, **order)
         return await self._checkpoints.find(run_id)
 
-    async def run(self, run_id: UUID | str) -> AsyncGenerator[Progress, None]:
+    async def run(self, run_id: UUID | str, *, swap: bool = True) -> AsyncGenerator[Progress, None]:
         """Apply a planned run, or go on with one whose process is gone; its progress after each batch.
 
         Ends with the state ``DONE``, or ``PAUSED`` or ``CANCELLED`` when somebody asked for it. Whoever leaves the loop
         early leaves the run to the next who runs it.
+
+        Args:
+            swap: False: a rebuild ends when its tables have caught up; run again, it goes on and swaps them.
 
         Raises:
             ReplayRefused: it is another consumer's, another process is at it, or it is paused, failed or over.
@@ -163,15 +191,50 @@ class ReplayEngine:
             raise ConfigurationError(f"Consumer {self.consumer} has no handler.", cure="pass handlers.")
         owner = uuid4()
         run = await self._checkpoints.claim(found.run_id, owner)
-        batches = self._batches(run)
-        runner = Runner(
-            self._pool, self._checkpoints, batches, run, owner,
-            batch=self.settings.batch, page=self.settings.page, backoff=self.settings.backoff,
-            archived=self._archived,
+        if self._threads is not None:
+            self._threads.place = (await self._pool.fetch(blocks("consumer")["place"]))[0]
+        rebuilds = run.mode is ReplayMode.REBUILD
+        async with self._pages_of(run) as pages:
+            runner = await self._rebuilder(run, owner, swap=swap) if rebuilds else self._runner(run, owner, pages)
+            async with aclosing(runner.steps()) as steps:
+                async for progress in steps:
+                    yield progress
+        await self._clean_after(runner.run)
+
+    @asynccontextmanager
+    async def _pages_of(self, run: Progress) -> AsyncIterator[Callable[[Progress], Pages]]:
+        """What a run reads."""
+        if run.source != "kafka":
+            yield lambda run: LogPages(self._pool, run, self._archived)
+            return
+        if self._topics is None:
+            raise ReplayRefused(f"Replay {run.run_id} reads Kafka, and no Kafka is named.", cure="pass topics.")
+        topics = self._topics()
+        try:
+            yield lambda run: TopicPages(self._pool, topics, run)
+        finally:
+            await topics.close()
+
+    def _runner(self, run: Progress, owner: UUID, pages: Callable[[Progress], Pages]) -> Runner:
+        settings = self.settings
+        return Runner(
+            self._pool, self._checkpoints, self._batches(run), run, owner, pages=pages,
+            batch=settings.batch, page=settings.page, backoff=settings.backoff,
         )  # fmt: skip
-        async with aclosing(runner.steps()) as steps:
-            async for progress in steps:
-                yield progress
+
+    async def _rebuilder(self, run: Progress, owner: UUID, *, swap: bool) -> Rebuilder:
+        settings, shadow = self.settings, await self._rebuilds.shadow(run)
+        effects = self._effects(_dropped)
+        return Rebuilder(
+            self._pool, self._begin, self._checkpoints, effects, run, shadow, owner, settings=settings.rebuild,
+            silence=settings.idle_timeout, backoff=settings.backoff, swap=swap,
+        )  # fmt: skip
+
+    async def _clean_after(self, run: Progress) -> None:
+        try:
+            await self._rebuilds.clean(run)
+        except ReplayRefused as error:  # it has done its work
+            log.warning("Rebuild %s is done, and its old tables are still there: %s", run.run_id, error)
 
     async def pause(self, run_id: UUID | str) -> Progress:
         """Stop a run; when this returns, no further effect of it commits.
@@ -190,13 +253,24 @@ class ReplayEngine:
         return await self._turn(run_id, [ReplayState.PAUSED, ReplayState.FAILED], ReplayState.PLANNED)
 
     async def cancel(self, run_id: UUID | str) -> Progress:
-        """End a run for good; when this returns, no further effect of it commits. What it applied stays.
+        """End a run for good; when this returns, no further effect of it commits. What it applied stays, but for a
+        rebuild: its tables are dropped.
 
         Raises:
             ReplayRefused: it is over.
         """
         states = [ReplayState.PLANNED, ReplayState.RUNNING, ReplayState.PAUSED, ReplayState.FAILED]
-        return await self._turn(run_id, states, ReplayState.CANCELLED)
+        cancelled = await self._turn(run_id, states, ReplayState.CANCELLED)
+        await self._rebuilds.clean(cancelled)
+        return cancelled
+
+    async def clean(self, run_id: UUID | str) -> None:
+        """Drop what a rebuild that is over left behind, when its process ended before it did so itself.
+
+        Raises:
+            ReplayRefused: there is no such run of this consumer, or somebody still reads the tables.
+        """
+        await self._rebuilds.clean(await self._mine(run_id))
 
     async def progress(self, run_id: UUID | str) -> Progress:
         """A run as it stands.
@@ -211,7 +285,7 @@ class ReplayEngine:
 
         It only moves forward. Commit it before deleting from the inbox: ``MISSING`` replays refuse to go behind it.
         """
-        await self._checkpoints.raise_horizon((await self._consumer())[0], horizon)
+        await self._checkpoints.raise_horizon((await self._scopes.consumer())[0], horizon)
 
     async def _turn(self, run_id: UUID | str, before: Sequence[ReplayState], to: ReplayState) -> Progress:
         found = await self._mine(run_id)
@@ -228,51 +302,27 @@ class ReplayEngine:
             )
         return found
 
-    async def _scope(self, wanted: ReplayFilter, mode: ReplayMode) -> Scope:
-        if mode is ReplayMode.REBUILD:
-            raise ReplayRefused("Rebuilding is not part of this version.", cure="use missing or force.")
-        number, horizon = await self._consumer()
-        if mode is ReplayMode.MISSING and horizon is not None and (wanted.since is None or wanted.since < horizon):
-            told = horizon.astimezone(UTC)
-            raise ReplayRefused(
-                f"The inbox of {self.consumer} is whole since {told} only: before it, nobody knows what was applied.",
-                cure=f"pass since={told.isoformat()} or later, or force the replay.",
-            )
-        end = await self._passed(number)
-        await self._archived.check(wanted, end.tick_id)
-        first, last = await self._archived.span(wanted, *await bounds(self._pool, wanted, end))
-        return Scope(
-            consumer_id=number, end_tick=end.tick_id, end_token=end.token, first_position=first, last_position=last
-        )
-
-    async def _consumer(self) -> tuple[int, datetime | None]:
-        rows = await self._pool.fetch(_sql("consumer"), self.consumer)
-        if not rows:
-            raise ReplayRefused(f"No consumer {self.consumer!r:.100} is known here.", cure="check its name.")
-        return rows[0][0], rows[0][1]
-
-    async def _passed(self, number: int) -> Tick:
-        """The newest tick that the live consumer has passed with all its keys: a replay never overtakes it."""
-        rows = await self._pool.fetch(_sql("passed"), f"consumer:{self.consumer}")
-        if not rows:
-            kafka = (await self._pool.fetch(_sql("reads_kafka"), number))[0][0]
-            raise ReplayRefused(
-                f"Consumer {self.consumer} has no position in the log" + (": it reads Kafka." if kafka else "."),
-                cure="only consumers of the log can be replayed from it." if kafka else "run it first.",
-            )
-        return await TickReader(self._pool).at(*rows[0])
+    def _effects(self, append: Append) -> Effects:
+        timeout = self.settings.idle_timeout
+        return Effects(self.consumer, self._handlers, append, retry=RetryPolicy(), timeout=timeout)
 
     def _batches(self, run: Progress) -> Batches:
-        settings = self.settings
-        effects = Effects(
-            self.consumer, self._handlers, self._append, retry=RetryPolicy(), timeout=settings.idle_timeout
-        )
-        delivery = Delivery(replaying=True, external_effects=run.mode is not ReplayMode.REBUILD)
-        return Batches(self._pool, self._checkpoints, effects, self._inbox(run), delivery)
+        delivery = Delivery(replaying=True)
+        return Batches(self._begin, self._checkpoints, self._effects(self._append), self._inbox(run), delivery)
+
+    @property
+    def _begin(self) -> Begin:
+        """How a transaction begins that handlers work in."""
+        return self._threads.transaction if self._threads else self._pool.transaction
 
     def _inbox(self, run: Progress) -> Inbox:
         kind = ForcedInbox if run.mode is ReplayMode.FORCE else Inbox
         return kind(run.inbox_id, self.settings.idle_timeout)
+
+
+async def _dropped(events: Sequence[Event], tx: Any) -> object:
+    """What handlers publish in a rebuild was published when its causes were live."""
+    return None
 
 
 async def _refuse(events: Sequence[Event], tx: Any) -> object:
@@ -284,6 +334,12 @@ def _mode(mode: ReplayMode | str) -> ReplayMode:
         return ReplayMode(mode)
     except ValueError as error:
         raise ValidationError(f"{mode!r:.80} is no mode of replay.", cure="use missing, rebuild or force.") from error
+
+
+def _source(source: str | None) -> str | None:
+    if source not in (None, "log", "kafka"):
+        raise ValidationError(f"{source!r:.80} is no source of a replay.", cure="use log or kafka.")
+    return source
 
 
 def _check_rate(rate: float | None) -> None:
@@ -299,7 +355,3 @@ def _text(name: str, value: str) -> str:
             f"{name} {value!r:.80} is not a line of text.", cure=f"use up to {_MOST_TEXT} characters."
         )
     return value
-
-
-def _sql(name: str) -> str:
-    return blocks("replays")[name]

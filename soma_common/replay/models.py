@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import orjson
 
 from soma_common.errors import ValidationError
+from soma_common.events.models import RecordedEvent
 from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter
 from soma_common.postgres.cursor import Cursor
 
@@ -72,6 +73,17 @@ class ReplayFilter:
         """The set conditions by name, with values as the database takes them."""
         return EventFilter(**{field.name: getattr(self, field.name) for field in fields(self)}).conditions()
 
+    def matches(self, event: RecordedEvent) -> bool:
+        """Whether a decoded event is one of them."""
+        if self.since is not None and event.timestamp < self.since:
+            return False
+        if self.until is not None and event.timestamp >= self.until:
+            return False
+        exact = {name: value for name, value in self.conditions().items() if name not in _TIMES}
+        if (trace := exact.pop("trace_id", None)) is not None and event.trace_id != trace.hex:
+            return False
+        return all(getattr(event, name) == value for name, value in exact.items())
+
     def to_json(self) -> str:
         """As it is stored with the run."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -121,6 +133,15 @@ class Scope:
     last_position: int
 
 
+class Offset(NamedTuple):
+    """A place in Kafka: the next offset of one partition. ``passed`` are the offsets of all partitions before it."""
+
+    topic: str
+    partition: int
+    next_offset: int
+    passed: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """What became of the events read: ``applied``; ``repeated``, as the inbox knew them; ``skipped`` for want of a
@@ -159,10 +180,16 @@ class Progress:
     started_at: datetime | None
     ended_at: datetime | None
 
+    def advanced(self, place: Cursor | Offset, counts: Counts) -> Progress:
+        """As it stands once everything up to a place is done."""
+        cursor = place if isinstance(place, Cursor) else replace(self.cursor, position=place.passed)
+        return replace(self, cursor=cursor, counts=self.counts + counts)
+
     @property
     def fraction(self) -> float:
         """How much of the positions it has passed, 0 to 1."""
         if self.state is ReplayState.DONE:
             return 1.0
         low, high = self.scope.first_position - 1, self.scope.last_position
-        return min(1.0, max(0.0, (self.cursor.position - low) / (high - low))) if high > low else 0.0
+        most = 0.99 if self.mode is ReplayMode.REBUILD else 1.0  # the end moves on, and the swap is still to come
+        return min(most, max(0.0, (self.cursor.position - low) / (high - low))) if high > low else 0.0

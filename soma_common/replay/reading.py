@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from soma_common.consumer.source import Partition, Record
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, Tick, TickReader
 from soma_common.postgres.pool import Pool, Row
 from soma_common.replay.archived import Archived
-from soma_common.replay.models import Progress, ReplayFilter, Scope
+from soma_common.replay.models import Offset, Progress, ReplayFilter, Scope
 from soma_common.sql.loader import blocks
 
 
@@ -19,7 +19,14 @@ class Page(NamedTuple):
     """Events in order, and the cursor once all of them are done."""
 
     records: list[Record]
-    after: Cursor
+    after: Cursor | Offset
+
+
+class Pages(Protocol):
+    """What a run reads."""
+
+    async def next(self, cursor: Any, limit: int) -> Page | None:
+        """The next events after a cursor, at most ``limit``; None at the end."""
 
 
 class LogPages:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import replace
 from uuid import UUID
 
 from soma_common.consumer.pipeline import PASSING
@@ -16,11 +15,10 @@ from soma_common.errors import HandlerFailed, LeaseLost, ReplayRefused, SomaErro
 from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import Pool
 from soma_common.replay.applying import Batches
-from soma_common.replay.archived import Archived
 from soma_common.replay.checkpoints import Checkpoints
-from soma_common.replay.models import Progress, ReplayState
+from soma_common.replay.models import Offset, Progress, ReplayState
 from soma_common.replay.pacing import TokenBucket
-from soma_common.replay.reading import LogPages
+from soma_common.replay.reading import LogPages, Pages
 from soma_common.retry import Backoff
 
 log = logging.getLogger(__name__)
@@ -35,27 +33,29 @@ class Runner:
         owner: the number under which the run was claimed.
         batch: most events in one transaction.
         page: most events fetched by one query.
-        archived: where events are that were removed from the log.
+        pages: what a run reads; without it, the log.
     """
 
     def __init__(
         self, pool: Pool, checkpoints: Checkpoints, batches: Batches, run: Progress, owner: UUID, *,
-        batch: int, page: int, backoff: Backoff, archived: Archived | None = None,
+        batch: int, page: int, backoff: Backoff, pages: Callable[[Progress], Pages] | None = None,
     ) -> None:  # fmt: skip
-        self.run, self._archived = run, archived
+        self.run = run
         self._pool, self._checkpoints, self._batches, self._owner = pool, checkpoints, batches, owner
         # Never more than a second's worth at once: a slow rate means small transactions, not long waits inside them.
         self._batch = batch if run.rate is None else max(1, min(batch, int(run.rate)))
         self._page, self._backoff = page, backoff
         self._bucket = TokenBucket(run.rate, burst=self._batch)
         self._tries, self._doubtful = 0, False
+        self._make_pages: Callable[[Progress], Pages] = pages or (lambda run: LogPages(pool, run))
         self._begin(run)
 
     def _begin(self, run: Progress) -> None:
         """Go on from what is stored."""
-        self.run, self._cursor, self._waiting = run, run.cursor, deque[Record]()
-        self._after: Cursor = run.cursor
-        self._pages = LogPages(self._pool, run, self._archived)
+        self.run, self._waiting = run, deque[Record]()
+        self._cursor: Cursor | Offset = run.cursor
+        self._after: Cursor | Offset = run.cursor
+        self._pages: Pages = self._make_pages(run)
 
     async def steps(self) -> AsyncGenerator[Progress, None]:
         """Apply batch after batch; the progress after each, and at the end.
@@ -120,7 +120,7 @@ class Runner:
         for _ in records:
             self._waiting.popleft()
         self._cursor = records[-1].after if self._waiting else self._after
-        self.run = replace(self.run, cursor=records[-1].after, counts=self.run.counts + counts)
+        self.run = self.run.advanced(records[-1].after, counts)
 
     async def _claimed(self) -> Progress:
         try:

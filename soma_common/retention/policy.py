@@ -35,7 +35,7 @@ class RetentionPolicy:
             of the topics they read, and than the backups from which they may be restored.
         idempotency_keys: keys that callers gave. Within this time a second publish is found out.
         letters: resolved and discarded dead letters, with their history.
-        replays: replays that are done or cancelled; forced ones stay, as an audit.
+        replays: replays that are done or cancelled; forced ones and rebuilds stay, as an audit.
 
     Raises:
         ConfigurationError: a pattern that no type can match, or a time under a day.

@@ -6,6 +6,10 @@ INSERT INTO soma.consumers (name) VALUES ($1::text)
 ON CONFLICT (name) DO UPDATE SET name = excluded.name
 RETURNING consumer_id
 
+-- :name place : which database this is
+SELECT (SELECT c.system_identifier FROM pg_control_system() c),
+       (SELECT d.oid::bigint FROM pg_database d WHERE d.datname = current_database())
+
 -- :name claim : enter events into the inbox, and tell which are fresh and which of those stand behind open letters
 SELECT fresh, blocked FROM soma.claim(
     $1::integer, $2::text, $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[])

@@ -50,6 +50,11 @@ SET lease = gen_random_uuid(), lease_owner = $3::text, leased_until = soma.now()
 WHERE d.consumer_id = $1::integer AND d.sequence = ANY (ARRAY(SELECT due.sequence FROM due))  -- a join reads all rows
 RETURNING d.sequence, d.lease, d.leased_until, d.leases
 
+-- :name any_due : whether letters of a consumer could be re-driven now
+SELECT EXISTS (
+    SELECT FROM soma.dead_sequences d JOIN soma.consumers c USING (consumer_id)
+    WHERE c.name = $1::text AND d.next_at <= soma.now())
+
 -- :name renew_lease : hold a lease longer; no row: it was lost
 UPDATE soma.dead_sequences d SET leased_until = soma.now() + make_interval(secs => $4::float8)
 WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid AND d.leased_until > soma.now()
@@ -137,7 +142,7 @@ GROUP BY c.name, l.status, l.fingerprint
 ORDER BY count(*) DESC, c.name, l.status, l.fingerprint
 
 -- :name redrive : ask for another try of the whole sequences of letters; the letters that changed
-SELECT soma.redrive_letters($1::uuid[], $2::text, $3::text)
+SELECT soma.redrive_any($1::uuid[], $2::text, $3::text)
 
 -- :name status : where a letter stands
 SELECT l.status, l.revision FROM soma.dead_letters l WHERE l.letter_id = $1::uuid
@@ -156,9 +161,28 @@ WITH edited AS (
 )
 SELECT revision FROM edited
 
--- :name discard : give a letter up; its status before
-SELECT soma.discard_letter($1::uuid, $2::text, $3::text)
+-- :name discard : give a letter up; its status before, or that the relay is sending it
+SELECT soma.discard_any($1::uuid, $2::text, $3::text)
 
 -- :name history : what was done with a letter, oldest first
 SELECT h.at, h.who, h.what, h.why, h.value FROM soma.dead_letter_history h
 WHERE h.letter_id = $1::uuid ORDER BY h.history_id
+
+-- :name gauges : open letters by consumer and status, and the age of the oldest in seconds
+SELECT c.name, g.status, g.count, extract(epoch FROM soma.now() - g.oldest)::float8
+FROM (
+    SELECT l.consumer_id, l.status, count(*) AS count, min(l.parked_at) AS oldest FROM soma.dead_letters l
+    WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving')
+    GROUP BY l.consumer_id, l.status
+) g JOIN soma.consumers c USING (consumer_id)
+
+-- :name exists : whether a record has a letter
+SELECT 1 FROM soma.dead_letters l
+WHERE l.consumer_id = (SELECT n.consumer_id FROM soma.consumers n WHERE n.name = $1::text)
+  AND l.topic = $2::text AND l.partition = $3::integer AND l.record_offset = $4::bigint AND l.digest = $5::bytea
+
+-- :name outcomes : what became of letters, in the order in which it did; and whether their sequence stands still
+SELECT l.letter_id, l.status, l.fingerprint,
+       EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = l.consumer_id AND d.sequence = l.sequence
+                 AND (d.next_at IS NULL OR d.next_at > (SELECT soma.now())))
+FROM soma.dead_letters l WHERE l.letter_id = ANY ($1::uuid[]) ORDER BY l.changed_at

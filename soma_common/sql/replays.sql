@@ -21,6 +21,17 @@ SELECT soma.renew_replay($1::uuid, $2::bigint, $3::interval)
 SELECT soma.save_replay($1::uuid, $2::bigint, $3::interval, $4::bigint, $5::bigint, $6::bigint, $7::bigint, $8::bigint,
                         $9::bigint, $10::bigint, $11::bigint, $12::bigint, $13::bigint)
 
+-- :name save_offset : the same in a partition of Kafka
+SELECT soma.save_replay_offset($1::uuid, $2::bigint, $3::interval, $4::text, $5::integer, $6::bigint, $7::bigint,
+                               $8::bigint, $9::bigint, $10::bigint, $11::bigint)
+
+-- :name open_offsets : where a run that reads Kafka begins and ends
+SELECT soma.open_replay_offsets($1::uuid, $2::text[], $3::integer[], $4::bigint[], $5::bigint[])
+
+-- :name offsets : where it stands
+SELECT o.topic, o.partition, o.first_offset, o.next_offset, o.end_offset FROM soma.replay_offsets o
+WHERE o.run_id = $1::uuid ORDER BY o.topic, o.partition
+
 -- :name turn : change a run's state
 SELECT soma.turn_replay($1::uuid, $2::text[], $3::text, $4::bigint, $5::text)
 
@@ -56,11 +67,11 @@ SELECT e.event_type, e.service_id, (e."timestamp" AT TIME ZONE 'UTC')::date, cou
        count(*) FILTER (WHERE EXISTS (
            SELECT FROM soma.inbox i
            WHERE (i.event_id, i.tenant_id, i.service_id) = (e.event_id, e.tenant_id, e.service_id)
-             AND i.consumer_id = $n::integer)
+             AND i.consumer_id = (SELECT coalesce(c.inbox_id, c.consumer_id) FROM soma.consumers c WHERE c.consumer_id = $n::integer))
         OR EXISTS (
            SELECT FROM soma.inbox_keys k
            WHERE (k.idempotency_key, k.tenant_id, k.service_id) = (e.idempotency_key, e.tenant_id, e.service_id)
-             AND k.consumer_id = $n::integer))
+             AND k.consumer_id = (SELECT coalesce(c.inbox_id, c.consumer_id) FROM soma.consumers c WHERE c.consumer_id = $n::integer)))
 FROM soma.events e
 
 -- :name counted : by what

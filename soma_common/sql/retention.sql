@@ -180,12 +180,14 @@ WITH old AS MATERIALIZED (
 )
 SELECT count(*) FROM gone
 
--- :name delete_replays : replays that are over; forced ones stay as an audit
-WITH gone AS (
-    DELETE FROM soma.replays r WHERE r.run_id = ANY (ARRAY(
-        SELECT o.run_id FROM soma.replays o
-        WHERE o.state IN ('done', 'cancelled') AND o.mode <> 'force' AND o.ended_at < $1::timestamptz LIMIT $2::bigint))
-    RETURNING 1
+-- :name delete_replays : replays that are over, with their offsets; forced ones stay as an audit, and so do rebuilds
+WITH old AS MATERIALIZED (
+    SELECT r.run_id FROM soma.replays r
+    WHERE r.state IN ('done', 'cancelled') AND r.mode = 'missing' AND r.ended_at < $1::timestamptz LIMIT $2::bigint
+), offsets AS (
+    DELETE FROM soma.replay_offsets o WHERE o.run_id = ANY (ARRAY(SELECT old.run_id FROM old))
+), gone AS (
+    DELETE FROM soma.replays r WHERE r.run_id = ANY (ARRAY(SELECT old.run_id FROM old)) RETURNING 1
 )
 SELECT count(*) FROM gone
 
@@ -195,5 +197,5 @@ SELECT (SELECT count(*) FROM soma.inbox_keys k WHERE k.applied_at < $1::timestam
        (SELECT count(*) FROM soma.dead_letters l
         WHERE l.status IN ('resolved', 'discarded') AND l.changed_at < $3::timestamptz),
        (SELECT count(*) FROM soma.replays r
-        WHERE r.state IN ('done', 'cancelled') AND r.mode <> 'force' AND r.ended_at < $4::timestamptz),
+        WHERE r.state IN ('done', 'cancelled') AND r.mode = 'missing' AND r.ended_at < $4::timestamptz),
        (SELECT count(*) FROM soma.inbox_partitions() p WHERE p.until_id <= soma.uuid_at($1::timestamptz) AND p.bytes > 0)

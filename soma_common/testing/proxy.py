@@ -39,6 +39,7 @@ class _Link:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     doomed: bool = False  # the next answer of the server is swallowed and the connection cut
+    silent: bool = False  # nothing goes through any more, and nobody is told
 
     def cut(self) -> None:
         for side in (self.client, self.server):
@@ -92,6 +93,12 @@ class Proxy:
         """Reset every open connection; new ones are served. Returns how many were cut."""
         return self._call(self._cut)
 
+    def silence(self) -> int:
+        """Let nothing through the open connections any more, as a firewall that forgot them: they stay open, and what
+        is sent is lost. New ones are served. Returns how many there are.
+        """
+        return self._call(self._silence)
+
     def refuse(self) -> int:
         """Reset every open connection and every new one until ``forward``. Returns how many were cut."""
         self._refusing = True
@@ -136,6 +143,11 @@ class Proxy:
             link.cut()
         return len(links)
 
+    async def _silence(self) -> int:
+        for link in self._links:
+            link.silent = True
+        return len(self._links)
+
     async def _shut(self) -> None:
         self._server.close()
         await self._cut()
@@ -176,6 +188,8 @@ class Proxy:
         watcher = CommitWatcher()
         with suppress(ConnectionError):
             while data := await requests.read(_CHUNK):
+                if link.silent:
+                    continue
                 if watcher.feed(data) and self._commit_cuts_left > 0:
                     self._commit_cuts_left -= 1
                     self._commit_cuts += 1
@@ -188,6 +202,8 @@ class Proxy:
     async def _carry_answers(self, link: _Link, answers: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):
             while (data := await answers.read(_CHUNK)) and not link.doomed:
+                if link.silent:
+                    continue
                 link.client.write(data)
                 await link.client.drain()
 

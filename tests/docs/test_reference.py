@@ -27,9 +27,13 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 ROW = re.compile(r"^\| `(\w+)` \| *([^|]*?) *\|", re.MULTILINE)
 SETTINGS = [
     "soma_common.consumer.worker.ConsumerSettings",
+    "soma_common.consumer.retries.RetryPolicy",
+    "soma_common.dlq.models.RedrivePolicy",
     "soma_common.retry.Backoff",
     "soma_common.log.source.LogSettings",
     "soma_common.kafka.source.SourceSettings",
+    "soma_common.replay.engine.ReplaySettings",
+    "soma_common.replay.rebuilding.RebuildSettings",
     "soma_common.outbox.settings.RelaySettings",
     "soma_common.kafka.publisher.PublisherSettings",
     "soma_common.postgres.pool.PoolSettings",
@@ -126,9 +130,13 @@ def _short(default: str) -> str:
 
 
 def _full(default: str) -> str:
+    from soma_common.consumer.order import Order
+    from soma_common.consumer.retries import RetryPolicy
+    from soma_common.dlq.models import RedrivePolicy
     from soma_common.retry import Backoff
 
-    return f"`{eval(default.strip('`'), {'Backoff': Backoff})!r}`" if default.startswith("`Backoff") else default
+    known = {kind.__name__: kind for kind in (Backoff, Order, RedrivePolicy, RetryPolicy)}
+    return f"`{eval(default.strip('`'), known)!r}`" if default.startswith(tuple(f"`{name}" for name in known)) else default
 
 
 def test_the_limits_are_those_of_the_page() -> None:

@@ -71,7 +71,7 @@ def test_the_demo_survives_its_kills(scratch: Path) -> None:
     assert code == 0, out
     kills = KILL.findall(out)
     assert [number for number, *_ in kills] == ["1", "2", "3", "4"]
-    assert kills[0][3] == "between COMMIT and offset commit"
+    assert kills[0][3] == "between COMMIT and the positions"
     assert len({pid for _, _, pid, *_ in kills}) == 4
     assert all(int(outstanding.replace(",", "")) > 0 for *_, outstanding in kills)
     assert "carriers UA 888 887 153 9.1 min 4.3 min 266 min ok" in out
@@ -135,7 +135,7 @@ def test_the_demo_on_kafka_survives_its_kills(
     assert sorted(kind for _, kind, *_ in kills) == ["consumer"] * 3 + ["relay"] * 3
     stages = {kind: stage for number, kind, _, stage, _ in kills if number == "1"}
     assert stages == {
-        "consumer": "between COMMIT and offset commit",
+        "consumer": "between COMMIT and the positions",
         "relay": "between acknowledgement and cursor",
     }
     assert out.splitlines()[-1] == "2510 rows compared with the file: no difference"

@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from soma_common.consumer.handlers import HandlerContext, Handlers
+from soma_common.dlq.models import sequence_of_key
 from soma_common.errors import DatabaseUnavailable, HandlerFailed, LeaseLost, ReplayRefused, TransactionConflict
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
+from soma_common.inbox import Inbox, consumer_id
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
@@ -45,11 +47,9 @@ class _Trial:
         ]  # fmt: skip
         recorded = list(await self.store.publish(drafts))
         known = [event for event, (is_known, _, _) in zip(recorded, events, strict=True) if is_known]
-        from soma_common.consumer.dedup import Inbox, consumer_id
-
         inbox = Inbox(await consumer_id(self.pool, self.name))
         async with self.pool.transaction() as tx:
-            await inbox.claim(tx, known)
+            await inbox.claim(tx, known, [sequence_of_key(b"") for _ in known])
             await self._write(tx, known)
         tick = (await self.pool.fetch("SELECT tick_id, token FROM soma.tick('0')"))[0]
         await self.pool.fetch(

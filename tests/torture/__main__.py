@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from tests.torture import mutant_runs, mutants, run
+from tests.torture import mutant_runs, mutants, run, storm
 from tests.torture.report import show
 
 
@@ -23,6 +23,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--promotion", action="store_true", help="promote a lagging standby in a short run too")
     parser.add_argument("--mutants", action="store_true", help="break the library in every known way; all are caught")
     parser.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="break it in one way")
+    parser.add_argument("--storm", action="store_true", help="members of a consumer group come and go every second")
     parser.add_argument("--keep", action="store_true", help="keep journals and logs, and print where they are")
     parser.set_defaults(modes=(False, True))
     return parser.parse_args(argv)
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.mutants or args.mutant:
         return mutant_runs.main([args.mutant] if args.mutant else list(mutants.MUTANTS), keep=args.keep)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1_000_000)
+    if args.storm:
+        found = storm.weather(args.duration, seed)
+        storm.show(found)
+        return 0 if found.ok else 1
     reports = []
     for exactly_once in args.modes:
         # Both modes share the time that was asked for.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
+POISONED = 77  # how a process ends that met poison: not by its own fault
 _STARTING = 5.0  # seconds that Python may take to import everything on a busy machine
 
 
@@ -21,6 +24,15 @@ def die_with_parent() -> None:
     """Called first in every child: the kernel ends it when the run is killed."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+async def until_terminated(work: Coroutine[Any, Any, None]) -> None:
+    """Do it until SIGTERM."""
+    task = asyncio.create_task(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
 
 
 @dataclass(eq=False, slots=True)
@@ -36,6 +48,7 @@ class Child:
     started: float = 0.0
     asked: float = 0.0
     failures: list[str] = field(default_factory=list)
+    poisoned: int = 0
 
     @property
     def log(self) -> Path:
@@ -93,7 +106,7 @@ class Child:
         try:
             code = self.process.wait(within)
             # A process that was only just starting had no handler yet.
-            if code != 0 and not (code == -signal.SIGTERM and self.asked - self.started < _STARTING):
+            if code not in (0, POISONED) and not (code == -signal.SIGTERM and self.asked - self.started < _STARTING):
                 self.fail(f"ended with status {code}")
         except subprocess.TimeoutExpired:
             self.fail(f"did not stop within {within:.0f} s of SIGTERM")
@@ -101,10 +114,14 @@ class Child:
         self.process = None
 
     def revive(self) -> None:
-        """Start it again if it ended by itself, which is a failure."""
-        if self.process is not None and self.process.poll() is not None:
+        """Start it again if it ended by itself, which is a failure unless poison did it."""
+        if self.process is None or self.process.poll() is None:
+            return
+        if self.process.returncode == POISONED:
+            self.poisoned += 1
+        else:
             self.fail(f"ended by itself with status {self.process.returncode}")
-            self.start()
+        self.start()
 
     def fail(self, what: str) -> None:
         """Note what went wrong, with the end of the log."""

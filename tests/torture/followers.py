@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from soma_common.events.store import EventStore
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.pool import Pool, PoolSettings
 from tests.torture import mutants
-from tests.torture.children import die_with_parent
+from tests.torture.children import die_with_parent, until_terminated
 from tests.torture.journal import Journal, read, trim
 from tests.torture.settings import Settings, append_settings, dsn
 
@@ -49,15 +48,6 @@ async def main(folder: Path, name: str) -> None:
             cursor = await follow(store, journal, cursor)
 
 
-async def until_terminated(folder: Path, name: str) -> None:
-    """Run the process until SIGTERM."""
-    task = asyncio.create_task(main(folder, name))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.result()
-
-
 if __name__ == "__main__":
     die_with_parent()
-    asyncio.run(until_terminated(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(until_terminated(main(Path(sys.argv[1]), sys.argv[2])))

@@ -14,8 +14,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from soma_common.events.codec import JsonCodec
 from tests.torture.followers import journal_of
-from tests.torture.history import Delivered, Effect, Followed, Known, Logged
+from tests.torture.history import Delivered, Effect, Followed, Known, Letter, Logged
 from tests.torture.journal import read
+from tests.torture.replayers import journal_of as replays_of
 from tests.torture.settings import FOLLOW_UP, PARTITIONS, TOPIC
 
 _LOG = """
@@ -25,7 +26,12 @@ SELECT event_id::text, tenant_id || ':' || aggregate_type || ':' || aggregate_id
 FROM soma.events ORDER BY position
 """
 _FACTS = "SELECT event_id::text FROM facts"
-_EFFECTS = "SELECT event_id::text, key, version, previous FROM effects ORDER BY seq"
+_EFFECTS = "SELECT event_id::text, key, version, previous FROM effects WHERE consumer = '{}' ORDER BY seq"
+_LETTERS = """
+SELECT c.name, l.status, coalesce(l.event_id::text, ''), coalesce(l.error_type, ''), l.edited_by IS NOT NULL,
+       l.partition, l.record_offset, l.record_key, l.value, l.header_names, l.header_values
+FROM soma.dead_letters l JOIN soma.consumers c USING (consumer_id) ORDER BY l.place
+"""
 _CODEC = JsonCodec()
 
 
@@ -76,9 +82,16 @@ async def facts(dsn: str) -> list[str]:
     return [row[0] for row in await _rows(dsn, _FACTS)]
 
 
-async def effects(dsn: str) -> list[Effect]:
-    """Every effect in the order of writing."""
-    return [Effect(*row) for row in await _rows(dsn, _EFFECTS)]
+async def effects(dsn: str, consumer: str) -> list[Effect]:
+    """Every effect of a consumer in the order of writing."""
+    return [Effect(*row) for row in await _rows(dsn, _EFFECTS.format(consumer))]
+
+
+async def letters(dsn: str) -> list[Letter]:
+    """Every dead letter, in the order of parking."""
+    rows = await _rows(dsn, _LETTERS)
+    digests = [_digest(row[7], row[8], [(k.decode(), v) for k, v in zip(*row[9:11], strict=True)]) for row in rows]
+    return [Letter(*row[:7], *digest) for row, *digest in zip(rows, digests, strict=True)]
 
 
 async def count(dsn: str, table: str) -> int:
@@ -101,6 +114,13 @@ def followed(folder: Path, names: Iterable[str]) -> dict[str, list[Followed]]:
         name: [Followed(line["e"], line["k"], line["v"]) for line in read(path)] if path.exists() else []
         for name, path in paths.items()
     }
+
+
+def replayed(folder: Path, name: str) -> tuple[int, int]:
+    """How many replays a process brought to their end, and how many events they read."""
+    path = replays_of(folder, name)
+    lines = list(read(path)) if path.exists() else []
+    return len(lines), sum(line["read"] for line in lines)
 
 
 async def kafka(bootstrap: str, *, committed: bool = True, within: float = 120.0) -> list[Delivered]:
@@ -146,16 +166,20 @@ async def _read_all(consumer: AIOKafkaConsumer) -> list[Delivered]:
 def _delivered(record: Any) -> Delivered:
     headers = dict(record.headers)
     event = _CODEC.decode(record.value)
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (record.key, record.value, json.dumps([(k, v.decode()) for k, v in record.headers]).encode()):
-        digest.update(len(part).to_bytes(8, "big") + part)
     return Delivered(
         event_id=str(event.event_id),
         key=str(event.stream),
         version=int(headers["soma_version"]),
         timestamp=event.timestamp,
-        digest=digest.digest(),
+        digest=_digest(record.key, record.value, record.headers),
         partition=record.partition,
         offset=record.offset,
         follow_up=event.event_type == FOLLOW_UP,
     )
+
+
+def _digest(key: bytes, value: bytes, headers: Iterable[tuple[str, bytes]]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (key, value, json.dumps([(name, what.decode()) for name, what in headers]).encode()):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()

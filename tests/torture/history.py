@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from tests.torture.settings import CONSUMER, LOG_CONSUMER
+
 SHOWN = 5  # how many events or keys a violation names
 
 
@@ -45,6 +47,20 @@ class Effect:
     key: str
     version: int
     previous: int
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter and where its record came from; ``digest`` as a delivered record's."""
+
+    consumer: str
+    status: str
+    event_id: str
+    error_type: str
+    edited: bool
+    partition: int
+    offset: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +112,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Everything read back. Kafka's records are in the order of their offsets; None: that part did not run."""
+    """Everything read back. Kafka's records are in the order of their offsets; None: no relay ran. ``effects`` are by
+    consumer; ``replayed`` tells by process how many replays it ended, and how many events they read."""
 
     known: Known
     logged: Sequence[Logged]
     facts: Sequence[str]
     limits: Limits = field(default_factory=Limits)
     delivered: Sequence[Delivered] | None = None
-    effects: Sequence[Effect] | None = None
+    effects: Mapping[str, Sequence[Effect]] = field(default_factory=dict)
+    letters: Sequence[Letter] = ()
+    replayed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     followed: Mapping[str, Sequence[Followed]] = field(default_factory=dict)
     failures: Sequence[str] = ()
 
@@ -164,7 +183,7 @@ def _rolled_back_is_nowhere(history: History) -> Iterator[str]:
         "the log": (event.event_id for event in history.logged),
         "the fact rows": history.facts,
         "Kafka": (record.event_id for record in history.delivered or ()),
-        "the effects": (effect.event_id for effect in history.effects or ()),
+        "the effects": (effect.event_id for effects in history.effects.values() for effect in effects),
     }
     for place, ids in places.items():
         yield from _named(f"rolled back and present in {place}", history.known.absent & set(ids))
@@ -247,35 +266,46 @@ def _few_repeats(history: History) -> Iterator[str]:
 
 
 def _effects_are_once(history: History) -> Iterator[str]:
-    if history.effects is None:
-        return
     logged = {event.event_id for event in history.logged}
-    counts = Counter(effect.event_id for effect in history.effects if effect.event_id in logged)
-    yield from _named("applied more than once", (event_id for event_id, times in counts.items() if times > 1))
-    yield from _named("in the log and never applied", logged - counts.keys())
-    applied = {effect.event_id for effect in history.effects}
-    yield from _named("applied and not in the log", applied - logged - _excused(history))
+    for consumer, effects in history.effects.items():
+        counts = Counter(effect.event_id for effect in effects)
+        again = (event_id for event_id, times in counts.items() if times > 1 and event_id in logged)
+        yield from _named(f"applied by {consumer} more than once", again)
+        yield from _named(f"in the log and never applied by {consumer}", logged - counts.keys())
+        yield from _named(f"applied by {consumer} and not in the log", counts.keys() - logged - _excused(history))
 
 
 def _effects_keep_order(history: History) -> Iterator[str]:
     logged, reborn = {event.event_id for event in history.logged}, _reborn(history)
     elsewhere = {(event.key, event.version) for event in reborn.values()}
     last: dict[str, int] = defaultdict(int)
-    for effect in history.effects or ():
-        if effect.event_id not in logged or effect.event_id in reborn:
-            continue
-        found = last[effect.key]
-        while (effect.key, found + 1) in elsewhere:
-            found += 1
-        if effect.version != found + 1:
-            yield f"{effect.key}: version {effect.version} was applied after {found}"
-        if history.limits.promotion is None and effect.previous != effect.version - 1:
-            yield f"{effect.key}: the handler of version {effect.version} found {effect.previous}"
-        last[effect.key] = max(found, effect.version)
+    for consumer, effects in history.effects.items():
+        last.clear()
+        for effect in effects:
+            if effect.event_id not in logged or effect.event_id in reborn:
+                continue
+            found = last[effect.key]
+            while (effect.key, found + 1) in elsewhere:
+                found += 1
+            if effect.version != found + 1:
+                yield f"{effect.key}: version {effect.version} was applied by {consumer} after {found}"
+            if history.limits.promotion is None and effect.previous != effect.version - 1:
+                yield f"{effect.key}: {consumer}'s handler of version {effect.version} found {effect.previous}"
+            last[effect.key] = max(found, effect.version)
+
+
+def _letters_are_settled(history: History) -> Iterator[str]:
+    """Each was applied in the end (once, says another check), and is the record that Kafka holds, byte for byte."""
+    there = {(record.partition, record.offset): record.digest for record in history.delivered or ()}
+    for consumer, kafka in ((CONSUMER, True), (LOG_CONSUMER, False)):
+        letters = [letter for letter in history.letters if letter.consumer == consumer]
+        yield from _named(f"dead letters of {consumer} left", (x.event_id for x in letters if x.status != "resolved"))
+        changed = (x.event_id for x in letters if kafka and there.get((x.partition, x.offset)) != x.digest)
+        yield from _named(f"dead letters of {consumer} that are not Kafka's record", changed)
 
 
 def _follow_ups(history: History) -> Iterator[str]:
-    if history.effects is None:
+    if CONSUMER not in history.effects:
         return
     asked = {event.event_id for event in history.logged if event.follow}
     answered = Counter(event.cause for event in history.logged if event.cause is not None)
@@ -316,6 +346,7 @@ RULES: Mapping[str, Callable[[History], Iterator[str]]] = {
     "duplicates": _few_repeats,
     "effects": _effects_are_once,
     "effect order": _effects_keep_order,
+    "letters": _letters_are_settled,
     "follow-ups": _follow_ups,
     "readers": _readers_see_the_log,
     "processes": _nothing_failed,

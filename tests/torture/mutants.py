@@ -6,6 +6,7 @@ that walks straight into the hole; the same scenario with the whole library must
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from soma_common.consumer.dedup import Inbox
 
+from soma_common.consumer.lanes import Again, Lane
+from soma_common.consumer.positions import Positions
+from soma_common.consumer.source import Record
 from soma_common.errors import BrokerUnavailable
+from soma_common.inbox import Claim, Inbox, LaneCount
 from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers
-from soma_common.kafka.source import KafkaSource
 from soma_common.outbox.groups import Batch
 from soma_common.outbox.publishing import Publisher
 from soma_common.outbox.pump import Pump
@@ -53,8 +56,7 @@ def apply(name: str | None, folder: Path) -> None:
 
 
 def _mark_places(folder: Path) -> None:
-    commit, stored = KafkaPublisher.commit, KafkaPublisher.read_stored
-    save = KafkaSource.save
+    commit, stored, advance = KafkaPublisher.commit, KafkaPublisher.read_stored, LaneCount.advance
 
     async def marked_commit(self: KafkaPublisher, text: str) -> None:
         stopped = reached(folder, STOP_BEFORE_COMMIT)
@@ -68,13 +70,16 @@ def _mark_places(folder: Path) -> None:
         reached(folder, STOP_WHILE_OPENING, str(self._identity))
         await stored(self)
 
-    async def marked_save(self: KafkaSource, tx: Any, records: Sequence[Any]) -> None:
-        await save(self, tx, records)
-        reached(folder, DIE_BEFORE_COMMIT)
+    async def marked_advance(self: LaneCount, tx: Any) -> LaneCount:
+        following = await advance(self, tx)
+        if (folder / DIE_BEFORE_COMMIT).exists():
+            await asyncio.sleep(0.5)  # several writes of the positions
+            reached(folder, DIE_BEFORE_COMMIT)
+        return following
 
     _replace(KafkaPublisher, "commit", marked_commit)
     _replace(KafkaPublisher, "read_stored", marked_stored)
-    _replace(KafkaSource, "save", marked_save)
+    _replace(LaneCount, "advance", marked_advance)
 
 
 def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
@@ -162,28 +167,48 @@ def _inbox_outside(folder: Path) -> None:
     """The inbox commits by itself, before the effects do."""
     claim = Inbox.claim
 
-    async def apart(self: Inbox, tx: Any, events: Sequence[Any]) -> list[bool]:
+    async def apart(self: Inbox, tx: Any, events: Sequence[Any], sequences: Sequence[bytes]) -> Claim:
         connection = await asyncpg.connect(dsn(folder))
         try:
-            return await claim(self, connection, events)
+            return await claim(self, connection, events, sequences)
         finally:
             await connection.close()
 
     _replace(Inbox, "claim", apart)
 
 
-def _offset_before_commit(folder: Path) -> None:
-    """The offset commits by itself, before the effects do."""
-    save = KafkaSource.save
+def _position_before_commit(folder: Path) -> None:
+    """The position is that of what was fetched, not of what was applied."""
 
-    async def apart(self: KafkaSource, tx: Any, records: Sequence[Any]) -> None:
-        connection = await asyncpg.connect(dsn(folder))
-        try:
-            await save(self, connection, records)
-        finally:
-            await connection.close()
+    def hasty(self: Positions) -> list[Record]:
+        return [track.open[-1] for track in self._tracks.values() if track.open]
 
-    _replace(KafkaSource, "save", apart)
+    _replace(Positions, "moved", hasty)
+
+
+def _retries_are_overtaken(folder: Path) -> None:
+    """What waits for its next try holds nothing back."""
+
+    def hold_alone(self: Lane, again: Sequence[Again], now: float) -> None:
+        sequence_of = self._sequence_of
+        for each in again:
+            self._sequence_of = lambda record: os.urandom(16)
+            hold(self, [each], now)
+        self._sequence_of = sequence_of
+
+    hold = Lane.hold
+    _replace(Lane, "hold", hold_alone)
+
+
+def _letters_are_overtaken(folder: Path) -> None:
+    """Nobody asks whether a key has open letters."""
+    claim = Inbox.claim
+
+    async def careless(self: Inbox, tx: Any, events: Sequence[Any], sequences: Sequence[bytes]) -> Claim:
+        claimed = await claim(self, tx, events, sequences)
+        return claimed._replace(blocked=(False,) * len(events))
+
+    _replace(Inbox, "claim", careless)
 
 
 # Changed functions: rewritten from what the database has, so that a mutant differs in one thing only.
@@ -273,6 +298,8 @@ MUTANTS: Mapping[str, Mutant] = {
     "transactional-id-per-worker": Mutant("zombie_relay", _by("duplicates"), _transactional_id_per_worker),
     "cursor-before-initialisation": Mutant("slow_takeover", _by("duplicates"), _cursor_before_initialisation),
     "inbox-outside": Mutant("death_in_handler", _by("effects"), _inbox_outside),
-    "offset-before-commit": Mutant("death_before_commit", _by("effects"), _offset_before_commit),
+    "position-before-commit": Mutant("death_before_commit", _by("effects"), _position_before_commit),
+    "retries-overtaken": Mutant("failing_event", _by("effect order"), _retries_are_overtaken),
+    "letters-overtaken": Mutant("failing_event", _by("effect order"), _letters_are_overtaken),
     "partitions-by-position": Mutant("late_commit_at_the_edge", _by("delivery"), sql=_CLEAN_BY_POSITION),
 }

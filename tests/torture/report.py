@@ -44,14 +44,30 @@ def counts(history: History) -> dict[str, str]:
         mode = "none allowed" if limits.exactly_once else f"≤ {limits.kills} × {limits.in_flight}"
         found["records in Kafka"] = str(len(history.delivered))
         found["duplicates in Kafka"] = f"{duplicates(history)} ({mode})"
-    if history.effects is not None:
-        found["effects"] = str(len(history.effects))
+    for consumer, effects in history.effects.items():
+        found[f"effects of {consumer}"] = str(len(effects))
+    if history.effects:
         found["follow-ups"] = str(sum(1 for event in history.logged if event.cause is not None))
+    for kind, letters in _letters(history).items():
+        found[kind] = str(letters)
+    for name, (runs, read) in history.replayed.items():
+        found[f"replays by {name}"] = f"{runs}, {read} events read"
     for name, events in history.followed.items():
         found[f"read by {name}"] = str(len(events))
     if limits.promotion is not None:
         found["acknowledged and lost with the old primary"] = str(len(lost_by_promotion(history)))
     return found
+
+
+def _letters(history: History) -> dict[str, int]:
+    failed = [letter for letter in history.letters if letter.error_type]
+    return {
+        "dead letters": len(history.letters),
+        "… that failed themselves": len(failed),
+        "… that ended processes": sum(1 for letter in failed if letter.error_type.endswith("PoisonEvent")),
+        "… that were mended": sum(1 for letter in failed if letter.edited),
+        "… that waited behind others": len(history.letters) - len(failed),
+    }
 
 
 def show(report: Report, console: Console | None = None) -> None:

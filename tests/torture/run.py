@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -15,11 +15,13 @@ from tests.torture.history import History, Limits, Promotion, check
 from tests.torture.journal import now
 from tests.torture.relays import largest_in_flight, repair_relay
 from tests.torture.report import Report
-from tests.torture.settings import Settings
+from tests.torture.settings import CONSUMER, LOG_CONSUMER, Settings
 from tests.torture.world import World
 
 LONG = 180.0  # seconds from which on a run (of one mode or both) has many restarts and promotions
 RESTARTS = 22  # of the database, in a long run
+FATES = {"flaky": 0.02, "broken": 0.003, "poison": 0.00007}  # shares of the events
+LASTING = ("relays", "consumers", "log_consumers", "replayers", "operators")  # also through a promotion
 DRAIN = 90.0  # seconds within which everything must arrive once nothing goes wrong any more
 
 
@@ -37,11 +39,15 @@ class Plan:
     sync_writers: int = 1
     relays: int = 3
     consumers: int = 2
+    log_consumers: int = 2
+    replayers: int = 1
+    operators: int = 2
     followers: int = 1
     rate: float = 40.0
     restarts: int = 1
     promotion: bool = False
     keep: bool = False
+    fates: Mapping[str, float] = field(default_factory=lambda: dict(FATES))
 
     @property
     def title(self) -> str:
@@ -63,7 +69,7 @@ class _Clock:
 def run(plan: Plan) -> list[Report]:
     """The run; a report, and one more for the promotion in the long form."""
     clock = _Clock()
-    settings = Settings(seed=plan.seed, exactly_once=plan.exactly_once, rate=plan.rate)
+    settings = Settings(seed=plan.seed, exactly_once=plan.exactly_once, rate=plan.rate, fates=plan.fates)
     with clock.stage("start"):
         world = World(settings)
     with world:
@@ -91,10 +97,9 @@ def run(plan: Plan) -> list[Report]:
 
 
 def _people(world: World, plan: Plan, phase: str = "a") -> None:
-    for number in range(plan.relays if phase == "a" else 0):
-        world.add("relays", f"relay{number}")
-    for number in range(plan.consumers if phase == "a" else 0):
-        world.add("consumers", f"consumer{number}")
+    for role in LASTING if phase == "a" else ():
+        for number in range(getattr(plan, role)):
+            world.add(role, f"{role.removesuffix('s')}{number}")
     for number in range(plan.followers):
         world.add("followers", f"{phase}-follower{number}")
     for number in range(plan.writers):
@@ -123,8 +128,9 @@ def _arrived(world: World) -> bool:
 async def _all_there(world: World) -> bool:
     dsn = world.database.dsn
     logged = await gather.count(dsn, "soma.events")
-    if world.of("consumers") and await gather.count(dsn, "(SELECT DISTINCT event_id FROM effects) AS e") < logged:
-        return False
+    for consumer in consumers(world):
+        if await gather.count(dsn, f"(SELECT DISTINCT event_id FROM effects WHERE consumer = '{consumer}') e") < logged:
+            return False
     if world.of("relays") and not world.of("consumers"):
         delivered = await gather.kafka(world.settings.bootstrap)
         if len({record.event_id for record in delivered}) < logged:
@@ -133,6 +139,12 @@ async def _all_there(world: World) -> bool:
     if any(len(events) < logged for events in met.values()):
         return False
     return logged == await gather.count(dsn, "soma.events")
+
+
+def consumers(world: World) -> list[str]:
+    """Those that run in this world."""
+    roles = {CONSUMER: "consumers", LOG_CONSUMER: "log_consumers"}
+    return [consumer for consumer, role in roles.items() if world.of(role)]
 
 
 def _judge(title: str, world: World, chaos: Chaos, clock: _Clock) -> Report:
@@ -168,7 +180,9 @@ async def _read_back(world: World, chaos: Chaos | None, promotion: Promotion | N
         facts=await gather.facts(dsn),
         limits=limits,
         delivered=delivered,
-        effects=await gather.effects(dsn) if world.of("consumers") else None,
+        effects={consumer: await gather.effects(dsn, consumer) for consumer in consumers(world)},
+        letters=await gather.letters(dsn),
+        replayed={child.name: gather.replayed(world.folder, child.name) for child in world.of("replayers")},
         followed=gather.followed(world.folder, [child.name for child in world.of("followers")]),
         failures=world.all_failures(),
     )

@@ -55,10 +55,11 @@ class Hand:
         self.work = Work(world.folder, "hand", 1)
         self.events: list[Event] = []
 
-    async def begin(self, key: str, *, events: int = 1, weak: bool = False) -> Open:
-        """Publish in a transaction that stays open."""
+    async def begin(self, key: str, *, events: int = 1, weak: bool = False, fate: str | None = None) -> Open:
+        """Publish in a transaction that stays open; the first event has the fate."""
         unit = self.work.unit()
-        unit.events = [self.work.event(unit, key, fact=False, follow=False) for _ in range(events)]
+        fates = [fate, *[None] * (events - 1)]
+        unit.events = [self.work.event(unit, key, fact=False, follow=False, fate=each) for each in fates]
         unit.weak = weak
         self.work.begins(unit)
         connection = await asyncpg.connect(self._world.database.dsn)
@@ -85,9 +86,9 @@ class Hand:
         await open_one.connection.close()
         self.work.ends(open_one.unit, [])
 
-    async def write(self, key: str, *, events: int = 1, weak: bool = False) -> None:
+    async def write(self, key: str, *, events: int = 1, weak: bool = False, fate: str | None = None) -> None:
         """A whole transaction."""
-        await self.commit(await self.begin(key, events=events, weak=weak))
+        await self.commit(await self.begin(key, events=events, weak=weak, fate=fate))
 
 
 async def late_commit(world: World, hand: Hand) -> None:
@@ -228,6 +229,20 @@ async def _death(world: World, hand: Hand, place: str) -> None:
     await _settle(world, None, 15)
 
 
+async def failing_event(world: World, hand: Hand) -> None:
+    """An event fails until its letter is mended, and others of its key follow it."""
+    world.add("relays", "relay0")
+    world.add("consumers", "consumer0")
+    world.add("operators", "operator0")
+    await hand.write("k0", events=5)
+    await _applied(world, 5)
+    await hand.write("k0", events=3, fate="broken")
+    for _ in range(20):
+        await hand.write("k0")
+        await asyncio.sleep(0.03)
+    await _settle(world, None, 28)
+
+
 async def late_commit_at_the_edge(world: World, hand: Hand) -> None:
     """The positions leave a partition of the outbox while a transaction still holds one there."""
     connection = await asyncpg.connect(world.database.dsn)
@@ -273,6 +288,7 @@ STAGES: Mapping[str, Stage] = {
     "slow_takeover": Stage(slow_takeover, exactly_once=True, lease=8.0),
     "death_in_handler": Stage(death_in_handler),
     "death_before_commit": Stage(death_before_commit),
+    "failing_event": Stage(failing_event),
     "late_commit_at_the_edge": Stage(late_commit_at_the_edge),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from soma_common.events.append import AppendSettings
@@ -14,13 +14,15 @@ TOPIC = "soma.torture.events"
 PARTITIONS = 6
 SERVICE = "torture"
 CONSUMER = "torture"
+LOG_CONSUMER = "torture-log"
 FOLLOW_UP = "torture.answered"
 EVENT = "torture.happened"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One run. ``rate``: units of work a writer process aims at per second; times in seconds."""
+    """One run. ``rate``: units of work a writer process aims at per second; times in seconds; ``fates``: the share of
+    events that fail, by how they do."""
 
     seed: int
     bootstrap: str = ""
@@ -30,6 +32,7 @@ class Settings:
     rate: float = 40.0
     longest: float = 3.0
     mutant: str | None = None
+    fates: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write them where the children look."""

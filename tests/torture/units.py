@@ -62,19 +62,30 @@ class Work:
 
     def event(
         self, unit: Unit, key: int | str, *,
-        fact: bool = True, follow: bool | None = None, idempotency_key: str | None = None,
+        fact: bool = True, follow: bool | None = None, idempotency_key: str | None = None, fate: str | None = None,
     ) -> Event:  # fmt: skip
-        """One event; its payload tells the checker what belongs to it. ``follow`` is drawn when it is not given."""
+        """One event; its payload tells the checker what belongs to it. What is not given of ``follow`` and ``fate`` is
+        drawn."""
         number = key if isinstance(key, int) else sum(key.encode())
         follow = self.chance.random() < 0.03 if follow is None else follow
+        payload = {"unit": unit.name, "fact": fact, "follow": follow, "pad": "x" * 150}
+        fate = fate or self._fate()
         return Event(
-            payload={"unit": unit.name, "fact": fact, "follow": follow, "pad": "x" * 150},
+            payload=payload if fate is None else {**payload, "fate": fate},
             tenant_id=f"tenant-{number % 2}",
             aggregate_type="order",
             aggregate_id=f"k{key}",
             event_type=EVENT,
             idempotency_key=idempotency_key,
         )
+
+    def _fate(self) -> str | None:
+        drawn = self.chance.random()
+        for fate, share in self.settings.fates.items():
+            drawn -= share
+            if drawn < 0:
+                return fate
+        return None
 
     def fill(self, unit: Unit, kind: str) -> Unit:
         """The events of a unit of this kind."""

@@ -22,9 +22,10 @@ TABLES = """
 CREATE TABLE facts (event_id uuid NOT NULL, unit text NOT NULL);
 CREATE TABLE effects (
     seq bigserial PRIMARY KEY, event_id uuid NOT NULL, key text NOT NULL, version bigint NOT NULL,
-    previous bigint NOT NULL, applied_by text NOT NULL
+    previous bigint NOT NULL, applied_by text NOT NULL, consumer text NOT NULL
 );
-CREATE TABLE applied (key text PRIMARY KEY, version bigint NOT NULL);
+CREATE INDEX ON effects (consumer, event_id);
+CREATE TABLE applied (consumer text, key text, version bigint NOT NULL, PRIMARY KEY (consumer, key));
 """
 # A broker that was killed may register again once its last session has ended: milliseconds.
 BROKER = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}

@@ -52,7 +52,7 @@ async def test_healthz(subject: Subject) -> None:
     answer = await subject.ask(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
-    assert json.loads(body) == {"live": True, "owned": [1, 2]}
+    assert json.loads(body) == {"live": True, "ready": True, "owned": [1, 2]}
     subject.live = False
     assert (await subject.ask(b"GET /healthz HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
 

@@ -143,7 +143,8 @@ LANGUAGE sql STABLE AS $$
         UNION ALL
         SELECT 'replay:' || r.run_id FROM soma.replays r
         WHERE r.source = 'log' AND r.state NOT IN ('done', 'cancelled')
-          AND r.first_position < p_upper AND r.last_position >= p_lower AND r.after_position < p_upper - 1
+          AND r.first_position < p_upper AND (r.mode = 'rebuild' OR r.last_position >= p_lower)
+          AND r.after_position < p_upper - 1
     ) b
 $$;
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.testing.backends import KafkaHandle
+from tests.integration.consumer.flavours import Flavour, flavour_of
 from tests.waiting import until
 
 TABLES = """
@@ -74,18 +75,20 @@ class World:
 
     def log_worker(
         self, handle: Handle = apply, *types: Any, consumer: str = "billing", typed: Any = None,
-        settings: ConsumerSettings | None = None, **log: Any,
+        settings: ConsumerSettings | None = None, batch: bool = False, connect: Any = None, **log: Any,
     ) -> ConsumerWorker:  # fmt: skip
         """A consumer of the log in this process."""
         source = LogSource(self.pool, consumer, LogSettings(**({"most_idle": 0.02} | log)))
-        return self.worker(source, handle, *types, consumer=consumer, typed=typed, settings=settings)
+        return self.worker(
+            source, handle, *types, consumer=consumer, typed=typed, settings=settings, batch=batch, connect=connect
+        )
 
     def worker(
         self, source: Any, handle: Handle = apply, *types: Any, consumer: str = "billing", typed: Any = None,
-        settings: ConsumerSettings | None = None,
+        settings: ConsumerSettings | None = None, batch: bool = False, connect: Any = None,
     ) -> ConsumerWorker:  # fmt: skip
         handlers = Handlers(typed)
-        handlers.add(handle, *(types or (EVERY_TYPE,)))
+        handlers.add(handle, *(types or (EVERY_TYPE,)), batch=batch)
         settings = settings or ConsumerSettings(retry=AT_ONCE, redrive_every=0.05)
         worker = ConsumerWorker(
             self.pool,
@@ -94,6 +97,7 @@ class World:
             handlers=handlers,
             append=lambda events, tx: self.store.publish(events, tx=tx),
             settings=settings,
+            connect=connect,
         )
         self.workers.append(worker)
         return worker
@@ -226,6 +230,13 @@ def settings() -> Callable[..., ConsumerSettings]:
         return ConsumerSettings(**({"retry": AT_ONCE, "redrive_every": 0.05} | given))
 
     return made
+
+
+@pytest.fixture(params=["psycopg", "django"])
+def flavour(request: pytest.FixtureRequest, soma_database: str) -> Iterator[Flavour]:
+    """Handlers that are plain functions work with psycopg's connections, and with Django's."""
+    with flavour_of(request.param, soma_database) as made:
+        yield made
 
 
 @pytest.fixture(name="apply")

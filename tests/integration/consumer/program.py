@@ -1,21 +1,27 @@
 """A consumer in a process of its own, for tests that kill it. Its one argument is a JSON object.
 
 ``die``: {"stage": "handler" | "batch" | "save" | "saved" | "stored", "after": n}: SIGKILL itself at that stage of its n-th
-event, batch or write of positions. Prints ``ready`` when it begins, and its statistics when it ends by SIGTERM.
+event, batch or write of positions. ``poison``: {"numbers": [n, …], "how": "exit" | "segv" | "kill"}: events that end
+whatever process handles them. ``handlers``: "psycopg" or "django" for a handler that is a plain function; with ``hang``
+it hangs at that number. Prints ``ready`` when it begins, and its statistics when it ends by SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from soma_common.consumer.handlers import EVERY_TYPE, HandlerContext, Handlers
+from soma_common.consumer.handlers import EVERY_TYPE, Handle, HandlerContext, Handlers, SyncHandlerContext
 from soma_common.consumer.session import Session
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Record
@@ -27,7 +33,10 @@ from soma_common.events.store import EventStore
 from soma_common.kafka.source import KafkaSource, SourceSettings
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
+from soma_common.postgres.threads import Connect
 from soma_common.service import run_until_signalled
+from tests.integration.consumer.flavours import EFFECT as PLAIN_EFFECT
+from tests.integration.consumer.flavours import execute, flavour_of
 
 EFFECT = "INSERT INTO effect (event_id, tenant, key, number, worker) VALUES ($1, $2, $3, $4, $5)"
 TOTAL = "INSERT INTO total (key, n) VALUES ($1, 1) ON CONFLICT (key) DO UPDATE SET n = total.n + 1"
@@ -69,6 +78,17 @@ class DyingKafka(Dying, KafkaSource):
     """The Kafka source, mortal."""
 
 
+def _meet(poison: dict[str, Any], number: int) -> None:
+    """End this process if the event does that."""
+    if number not in poison.get("numbers", ()):
+        return
+    if poison["how"] == "segv":
+        ctypes.string_at(0)
+    if poison["how"] == "kill":  # as the kernel does when memory runs out
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(3)
+
+
 def _source(pool: Pool, given: dict[str, Any]) -> DyingLog | DyingKafka:
     if given["source"] == "log":
         lease, shards = given.get("lease", 10.0), given.get("shards", 8)
@@ -78,6 +98,7 @@ def _source(pool: Pool, given: dict[str, Any]) -> DyingLog | DyingKafka:
         group=given["group"],
         topics=(given["topic"],),
         session=given.get("session", 6.0),
+        instance=given.get("instance"),
         wait=0.05,
     )
     return DyingKafka(pool, settings, JsonCodec())
@@ -91,6 +112,7 @@ def _handlers(given: dict[str, Any], death: Death) -> Handlers:
             EFFECT, event.event_id, event.tenant_id, str(event.stream), event.payload["n"], os.getpid()
         )
         death.reached("handler")
+        _meet(given.get("poison", {}), event.payload["n"])
         await ctx.tx.execute(TOTAL, str(event.stream))
         if given.get("echo"):
             ctx.publish(
@@ -105,11 +127,43 @@ def _handlers(given: dict[str, Any], death: Death) -> Handlers:
             await asyncio.sleep(given["slow"])
 
     handlers = Handlers()
-    handlers.add(handle, EVERY_TYPE)
+    handlers.add(_plain(given, death) if given.get("handlers") else handle, EVERY_TYPE)
     return handlers
 
 
+def _plain(given: dict[str, Any], death: Death) -> Handle:
+    """The same as a plain function."""
+
+    def handle(event: RecordedEvent, ctx: SyncHandlerContext) -> None:
+        if event.event_type == "consumer.echo":
+            return
+        number, key = event.payload["n"], str(event.stream)
+        execute(ctx.tx, PLAIN_EFFECT, (event.event_id, event.tenant_id, key, number, os.getpid()))
+        death.reached("handler")
+        execute(ctx.tx, TOTAL.replace("$1", "%s"), (key,))
+        if given.get("echo"):
+            echo = {"event_type": "consumer.echo", "tenant_id": event.tenant_id}
+            ctx.publish(Event(payload={"n": number}, aggregate_id=f"echo-{event.aggregate_id}", **echo))
+        if number == given.get("hang"):
+            print("hangs", flush=True)
+            threading.Event().wait()
+        time.sleep(given.get("slow", 0.0))
+
+    return handle
+
+
+def _connect(given: dict[str, Any], closing: ExitStack) -> Connect | None:
+    if not given.get("handlers"):
+        return None
+    return closing.enter_context(flavour_of(given["handlers"], given["dsn"])).connect
+
+
 async def main(given: dict[str, Any]) -> None:
+    with ExitStack() as closing:
+        await consume(given, _connect(given, closing))
+
+
+async def consume(given: dict[str, Any], connect: Connect | None) -> None:
     async with Pool(given["dsn"]) as pool:
         store = EventStore(pool, AppendSettings("tests"))
         source = _source(pool, given)
@@ -120,10 +174,11 @@ async def main(given: dict[str, Any]) -> None:
             source,
             handlers=_handlers(given, source.death),
             append=lambda events, tx: store.publish(events, tx=tx),
+            connect=connect,
             settings=ConsumerSettings(
                 batch=given.get("batch", 50),
                 lanes=given.get("lanes", 8),
-                drain=5.0,
+                drain=given.get("drain", 5.0),
                 timeout=given.get("idle", 30.0),
                 idle_timeout=given.get("idle", 30.0),
                 save_every=given.get("save_every", 0.1),

@@ -389,7 +389,7 @@ async def test_a_handler_that_blocks_its_process_is_found_out(world: Any, apply:
 async def test_a_handler_that_does_not_let_itself_be_cancelled_is_left_behind(
     world: Any, apply: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("soma_common.consumer.session._GRACE", 0.3)
+    monkeypatch.setattr("soma_common.consumer.watchdog._GRACE", 0.3)
     over = asyncio.Event()
 
     async def handle(event: Any, ctx: Any) -> None:

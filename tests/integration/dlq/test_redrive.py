@@ -217,7 +217,7 @@ async def test_discarding_wants_a_reason(desk: Desk) -> None:
 
 
 async def test_retry_many_marks_in_small_steps_what_matches(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soma_common.dlq.verbs._BATCH", 4)
+    monkeypatch.setattr("soma_common.dlq.verbs.BATCH", 4)
     many = [undelivered(f"k{n}") for n in range(10)]
     await desk.park(*many)
     other = undelivered("other", event=fresh_event(tenant_id="u"))

@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 
 from soma_common.consumer.handlers import EVERY_TYPE, Handle, Handlers
+from soma_common.events.codec import JsonCodec
 from soma_common.events.store import ALL_TENANTS
+from soma_common.kafka.reader import ReaderSettings, TopicReader
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.replay.models import Progress, ReplayFilter
 from soma_common.sql.loader import blocks
-from tests.integration.consumer.conftest import World, apply, open_world
+from tests.integration.consumer.conftest import World, apply, open_world, topic
 from tests.waiting import until
+
+__all__ = ["topic"]  # the fixture of that module
 
 EVERYTHING = ReplayFilter(tenant_id=ALL_TENANTS)
 
@@ -43,7 +47,9 @@ class ReplayWorld(World):
         await self.pool.fetch(f"DELETE FROM effect x USING soma.events e WHERE e.event_id = x.event_id AND ({where})")
         return len(gone)
 
-    def engine(self, handle: Handle = apply, *types: Any, consumer: str = "billing", **settings: Any) -> ReplayEngine:
+    def engine(
+        self, handle: Handle = apply, *types: Any, consumer: str = "billing", bootstrap: str = "", **settings: Any
+    ) -> ReplayEngine:
         handlers = Handlers()
         handlers.add(handle, *(types or (EVERY_TYPE,)))
         return ReplayEngine(
@@ -52,13 +58,16 @@ class ReplayWorld(World):
             handlers=handlers,
             append=lambda events, tx: self.store.publish(events, tx=tx),
             settings=ReplaySettings(**({"batch": 50, "page": 120} | settings)),
+            topics=(lambda: TopicReader(ReaderSettings(bootstrap=bootstrap, wait=0.2), JsonCodec()))
+            if bootstrap
+            else None,
         )
 
     @staticmethod
-    async def finish(engine: ReplayEngine, run: Progress) -> Progress:
+    async def finish(engine: ReplayEngine, run: Progress, **given: Any) -> Progress:
         """Run to the end; the last progress."""
         last = run
-        async for progress in engine.run(run.run_id):
+        async for progress in engine.run(run.run_id, **given):
             last = progress
         return last
 

@@ -415,7 +415,7 @@ async def test_a_lost_answer_to_a_commit_while_the_database_stays_away(replays: 
         checkpoints, owner = Away(engine._pool), uuid4()
         run = await checkpoints.claim(planned.run_id, owner)
         made = engine._batches(run)
-        batches = Deaf(engine._pool, checkpoints, made._effects, made._inbox, made._delivery)
+        batches = Deaf(engine._pool.transaction, checkpoints, made._effects, made._inbox, made._delivery)
         runner = Runner(
             engine._pool, checkpoints, batches, run, owner, batch=20, page=40, backoff=Backoff(base=0.01, maximum=0.01)
         )
