@@ -148,11 +148,12 @@ LANGUAGE sql STABLE AS $$
     ) b
 $$;
 
--- Raises SC007 unless the lease is the caller's; holds it until the end of the transaction.
+-- Raises SC007 unless the lease is the caller's; holds it until the end of the transaction. One that is over and that
+-- nobody else took is the caller's still.
 CREATE FUNCTION soma.fence_retention(p_owner uuid) RETURNS void
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    PERFORM FROM soma.retention_lease l WHERE l.owner = p_owner AND l.leased_until > soma.now() FOR SHARE;
+    PERFORM FROM soma.retention_lease l WHERE l.owner = p_owner FOR SHARE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'another retention run has taken over' USING ERRCODE = 'SC007';
     END IF;

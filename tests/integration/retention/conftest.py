@@ -27,7 +27,7 @@ FIRST = 4_999_900  # positions begin after it; p0 ends at 5,000,000
 LATER = "60 days"
 EVERYTHING = EventFilter(tenant_id=ALL_TENANTS)
 ALL = RetentionPolicy(default=MONTH)
-QUICK = RetentionSettings(gently=Gently(batch=40, pause=0.0), file_bytes=20_000, lease=2.0, patience=30.0)
+QUICK = RetentionSettings(gently=Gently(batch=40, pause=0.0), file_bytes=20_000, lease=20.0, patience=30.0)
 
 
 class RetentionWorld(World):

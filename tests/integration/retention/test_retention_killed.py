@@ -21,7 +21,7 @@ from tests.waiting import until
 PROGRAM = Path(__file__).with_name("program.py")
 TYPES = ("order.paid", "telemetry.seen")
 STAGES = ["opened", "half", "file", "manifest", "verified", "began", "dropped", "thinned", "removed"]
-LEASE = 1.0
+LEASE = 2.0
 
 
 def process(retained: Any, **given: Any) -> subprocess.Popen[str]:
