@@ -204,7 +204,7 @@ async def bare_log(bench: Bench) -> float:
 
 async def _page(bench: Bench, diff: Any, low: int) -> Sequence[Any]:
     args = (low, diff.target.position_after, diff.base.xmax, diff.target.snapshot, PAGE, 7, list(range(8)))
-    rows: Sequence[Any] = await bench.pool.fetch(SELECT + SQL["log_page"], *args)
+    rows: Sequence[Any] = await bench.pool.fetch(SELECT + SQL["log_page"], *args, "bare", diff.base.tick_id)
     return rows
 
 

@@ -23,6 +23,7 @@ from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Connect, connecting
 from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
+from soma_common.retention.reader import ArchiveReader
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
 from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
@@ -143,15 +144,20 @@ class Soma:
             )
         return handlers
 
-    def replays(self, consumer: str = "default", *, settings: ReplaySettings | None = None) -> ReplayEngine:
-        """Replays of a declared consumer, on connections of their own: ``async with soma.replays(…) as engine``."""
+    def replays(
+        self, consumer: str = "default", *, settings: ReplaySettings | None = None, archive: ArchiveReader | None = None
+    ) -> ReplayEngine:  # fmt: skip
+        """Replays of a declared consumer, on connections of their own: ``async with soma.replays(…) as engine``.
+
+        ``archive`` has what retention removed from the log.
+        """
         ground, handlers = self._open_ground, self._handlers_of(consumer)
         if self._settings is not None and self._settings.order is Order.PARTITION:
             settings = settings or ReplaySettings()
             settings = replace(settings, rebuild=replace(settings.rebuild, lanes=1))  # in the order of the log
         return ReplayEngine(
             ground.pool.settings, consumer, handlers=handlers, append=_append(ground.store), settings=settings,
-            topics=ground.topics(), connect=self._connect(handlers),
+            topics=ground.topics(), connect=self._connect(handlers), archive=archive,
         )  # fmt: skip
 
     def consumer(self, name: str = "default") -> ConsumerWorker:

@@ -19,6 +19,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     ├── LogError                    the event log and its readers disagree
     │   ├── ClusterChanged          the database was restored or copied into another cluster
     │   ├── CursorLost              a cursor points at a tick this database does not have
+    │   ├── EventsArchived          events that a reader wants were removed from the log
     │   ├── LogRewound              stored transaction ids are ahead of the cluster's
     │   ├── OffsetLost              the topic no longer has the offset where a consumer stands
     │   └── WrongIsolation          a diff was asked for outside READ COMMITTED
@@ -38,6 +39,9 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── LetterNotFound          there is no such letter
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
     ├── ReplayRefused               a replay cannot be done as it was asked for
+    ├── RetentionError              retention cannot be done as it was asked for
+    │   ├── ArchiveCorrupt          an archive is not what its manifest or the database says
+    │   └── ArchiveUnavailable      the folder or bucket of archives cannot be read or written
     └── InfrastructureError         something outside is away: retried, never blamed on an event
         ├── Stalled                 work waits, and what it waits for does not answer
         ├── DatabaseUnavailable
@@ -134,6 +138,17 @@ class CursorLost(LogError):
     def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
         super().__init__(
             message, cure=cure or "go on from a tick of before the failover or restore: docs/how-to/restore.md."
+        )
+
+
+class EventsArchived(LogError):
+    """Events that this reader wants are no longer in the log."""
+
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        super().__init__(
+            message,
+            cure=cure
+            or "apply the archives first, then say `somastack retention accept READER`: docs/how-to/retention.md.",
         )
 
 
@@ -237,6 +252,18 @@ class LetterChanged(DeadLetterError):
 
 class ReplayRefused(SomaError):
     """This replay cannot be done as it was asked for."""
+
+
+class RetentionError(SomaError):
+    """Retention cannot be done as it was asked for."""
+
+
+class ArchiveCorrupt(RetentionError):
+    """An archive is not what its manifest or the database says."""
+
+
+class ArchiveUnavailable(RetentionError):
+    """The folder or bucket of archives cannot be read or written."""
 
 
 class InfrastructureError(SomaError):

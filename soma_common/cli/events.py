@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +26,8 @@ from soma_common.postgres.cursor import Cursor
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
 from soma_common.replay.projection import Projection
+from soma_common.retention.places import open_storage
+from soma_common.retention.reader import ArchiveReader
 from soma_common.wiring import make_pool
 
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
@@ -70,18 +73,26 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
+_archive = click.option(
+    "--archive", "place", metavar="PLACE", help="From the archives in a folder or s3://bucket/path, not from the log."
+)
+
+
 @events.command("list")
 @_filters
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--after", type=click.IntRange(0), help="Go on after this position.")
 @click.option("--newest-first", is_flag=True)
-def list_events(limit: int, after: int | None, newest_first: bool, json: bool, **given: Any) -> None:
+@_archive
+def list_events(
+    limit: int, after: int | None, newest_first: bool, place: str | None, json: bool, **given: Any
+) -> None:  # fmt: skip
     """A page of events by position."""
     wanted = EventFilter(**_conditions(given))
 
     async def query() -> None:
-        async with _store() as store:
-            page = await store.query(wanted, limit=limit, after=after, newest_first=newest_first)
+        async with _events_of(place) as source:
+            page = await source.query(wanted, limit=limit, after=after, newest_first=newest_first)
         show_events(page.events, json=json)
         if page.next_after is not None and not json:
             click.echo(f"more: --after {page.next_after}", err=True)
@@ -93,13 +104,14 @@ def list_events(limit: int, after: int | None, newest_first: bool, json: bool, *
 @click.argument("event_id")
 @click.option("--tenant", "tenant_id", metavar="NAME")
 @click.option("--all-tenants", is_flag=True, help="Whichever tenant's it is.")
-def show(event_id: str, tenant_id: str | None, all_tenants: bool) -> None:
+@_archive
+def show(event_id: str, tenant_id: str | None, all_tenants: bool, place: str | None) -> None:
     """One event, whole, as indented JSON. Exit code 1 when there is none."""
     wanted = EventFilter(event_id=event_id, tenant_id=ALL_TENANTS if all_tenants else tenant_id)
 
     async def query() -> None:
-        async with _store() as store:
-            found = await store.query(wanted, limit=1)
+        async with _events_of(place) as source:
+            found = await source.query(wanted, limit=1)
         if not found:
             raise ValidationError(f"There is no event {event_id:.80}.", cure="check its id and its tenant.")
         click.echo(as_json(found[0], indent=True))
@@ -155,7 +167,8 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
 @click.option("--resume", metavar="RUN", help="Go on with a run that was paused, failed, or interrupted.")
 @click.option("--pause", metavar="RUN", help="Stop a run; it can be resumed.")
 @click.option("--cancel", metavar="RUN", help="End a run for good.")
-def replay(consumer: str, app: str | None, dry_run: bool, **given: Any) -> None:
+@click.option("--archive", "place", metavar="PLACE", help="Where events are that were removed from the log.")
+def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **given: Any) -> None:
     """Replay events of the log, or of Kafka, to a consumer.
 
     Each has its effect once: what the consumer's inbox knows is passed over, except with --mode force. With --mode
@@ -172,7 +185,8 @@ def replay(consumer: str, app: str | None, dry_run: bool, **given: Any) -> None:
 
     async def work() -> None:
         applies = not dry_run and acts["pause"] is None and acts["cancel"] is None
-        async with _engine(consumer, app, applies=applies) as engine:
+        archive = ArchiveReader(open_storage(place, os.environ)) if place is not None else None
+        async with _engine(consumer, app, archive, applies=applies) as engine:
             if dry_run:
                 plan = engine.plan(ReplayFilter(**conditions), mode, source=order["source"], told=_scanned)
                 show_plan(await plan, json=json)
@@ -213,6 +227,16 @@ def _until_interrupted(work: Callable[[], Any]) -> None:
 
 
 @asynccontextmanager
+async def _events_of(place: str | None) -> AsyncIterator[EventStore | ArchiveReader]:
+    """The log, or the archives of a place."""
+    if place is not None:
+        yield ArchiveReader(open_storage(place, os.environ))
+        return
+    async with _store() as store:
+        yield store
+
+
+@asynccontextmanager
 async def _store() -> AsyncIterator[EventStore]:
     config = SomaConfig.from_env()
     with dsn_of(config) as dsn:
@@ -221,18 +245,20 @@ async def _store() -> AsyncIterator[EventStore]:
 
 
 @asynccontextmanager
-async def _engine(consumer: str, app: str | None, *, applies: bool) -> AsyncIterator[ReplayEngine]:
+async def _engine(
+    consumer: str, app: str | None, archive: ArchiveReader | None, *, applies: bool
+) -> AsyncIterator[ReplayEngine]:  # fmt: skip
     """The replays of a consumer: with the application's handlers, or (to plan, pause and cancel) without."""
     async with AsyncExitStack() as stack:
         if app is not None:
             soma = await stack.enter_async_context(load_app(app))
-            yield await stack.enter_async_context(soma.replays(consumer))
+            yield await stack.enter_async_context(soma.replays(consumer, archive=archive))
             return
         if applies:
             raise ConfigurationError("No application is named.", cure="pass --app MODULE:NAME, or --dry-run.")
         config = SomaConfig.from_env()
         dsn = stack.enter_context(dsn_of(config))
-        yield await stack.enter_async_context(ReplayEngine(make_pool(config, dsn).settings, consumer))
+        yield await stack.enter_async_context(ReplayEngine(make_pool(config, dsn).settings, consumer, archive=archive))
 
 
 def load_app(name: str) -> Soma:

@@ -18,6 +18,11 @@ _COMMANDS = {
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),
     "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay."),
     "relay": ("soma_common.cli.relay", "relay", "Bring events from the outbox to Kafka until SIGTERM."),
+    "retention": (
+        "soma_common.cli.retention",
+        "retention",
+        "What is kept for how long: plan, run, accept, archives.",
+    ),
     "topics": ("soma_common.cli.topics", "topics", "Topics of the relay: status, accept."),
     "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check and push."),
 }

@@ -10,7 +10,14 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from soma_common.errors import ClockAhead, CommitUnknown, DatabaseUnavailable, TenantRequired, ValidationError
+from soma_common.errors import (
+    ClockAhead,
+    CommitUnknown,
+    DatabaseUnavailable,
+    EventsArchived,
+    TenantRequired,
+    ValidationError,
+)
 from soma_common.events.append import (
     AppendSettings,
     Expected,
@@ -203,16 +210,27 @@ class EventStore:
         raise AssertionError("the series of delays is endless")
 
     async def read(self, stream: StreamKey, *, from_version: int = 1, page: int = 1000) -> AsyncIterator[RecordedEvent]:
-        """The events of one stream, oldest first."""
+        """The events of one stream, oldest first.
+
+        Raises:
+            EventsArchived: some of them were removed from the log; those before them were handed out.
+        """
         sql = SELECT + blocks("store")["stream"]
         key = (stream.tenant_id, stream.aggregate_type, stream.aggregate_id)
+        newest = 0
         while True:
             rows = await self.pool.fetch(sql, *key, from_version, page)
-            for row in rows:
+            for version, row in enumerate(rows, from_version):
+                if row[1] != version:
+                    raise _archived(stream, version, row[1])
                 yield recorded_event(row)
+            from_version += len(rows)
             if len(rows) < page:
-                return
-            from_version = rows[-1][1] + 1
+                if from_version <= newest:  # and this page was read after that was seen
+                    raise _archived(stream, from_version, newest + 1)
+                newest = await self.stream_version(stream)
+                if from_version > newest:
+                    return
 
     async def stream_version(self, stream: StreamKey) -> int:
         """The version of a stream; 0 when it has no events."""
@@ -246,17 +264,20 @@ class EventStore:
         return Page(events, events[-1].position if len(rows) > limit else None)
 
     async def subscribe(
-        self, *, after: Cursor = BEGINNING, page: int = 1000, most_idle: float = 0.5
+        self, *, after: Cursor = BEGINNING, page: int = 1000, most_idle: float = 0.5, reader: str | None = None
     ) -> AsyncIterator[tuple[RecordedEvent, Cursor]]:
         """Every event from a cursor on, then live; each with the cursor to resume after it.
 
         Events of one key come in their order, and none is missed. ``most_idle``: seconds between two looks when
-        nothing happens.
+        nothing happens. ``reader``: a name for which ``somastack retention accept`` was said.
+
+        Raises:
+            EventsArchived: events behind the cursor were removed from the log.
         """
         cursor, idle = after, 0.002
         while True:
             diff = await self.ticks.next_diff(cursor, await self.ticks.latest())
-            rows = await self.log_page(diff, page) if diff is not None else []
+            rows = await self.log_page(diff, page, reader) if diff is not None else []
             for row in rows:
                 assert diff is not None
                 yield recorded_event(row), diff.after(row[0])
@@ -266,16 +287,28 @@ class EventStore:
             if len(rows) < page:
                 await asyncio.sleep(idle)
 
-    async def log_page(self, diff: Diff, limit: int) -> Sequence[Sequence[Any]]:
-        """The rows of a diff of the log, at most ``limit``, ordered by position."""
+    async def log_page(self, diff: Diff, limit: int, reader: str | None = None) -> Sequence[Sequence[Any]]:
+        """The rows of a diff of the log, at most ``limit``, ordered by position.
+
+        Raises:
+            EventsArchived: some of them were removed, and it was not accepted that ``reader`` misses them.
+        """
         sql, base, target = blocks("store"), diff.base, diff.target
         async with self.pool.connection() as connection:
-            args = (diff.low, target.position_after, base.xmax, target.snapshot, limit)
+            whole = (reader, base.tick_id)
+            args = (diff.low, target.position_after, base.xmax, target.snapshot, limit, *whole)
             rows = await fetch(connection, SELECT + sql["log_page"], args)
             if not diff.stragglers:
                 return rows
-            late = (diff.stragglers, diff.position, target.position_after, limit)
+            late = (diff.stragglers, diff.position, target.position_after, limit, *whole)
             return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
+
+
+def _archived(stream: StreamKey, version: int, until: int) -> EventsArchived:
+    return EventsArchived(
+        f"Versions {version} to {until - 1} of stream {stream} are no longer in the log.",
+        cure=f"read them from the archive, or read the stream from version {until} on.",
+    )
 
 
 def _compose(conditions: dict[str, Any], order: str, limit: int) -> tuple[str, list[Any]]:

@@ -242,11 +242,12 @@ class LogSource:
         sql, base, target, limit = blocks("consumer"), diff.base, diff.target, self.settings.page
         mask = self.settings.shards - 1
         async with self._pool.connection() as connection:
-            args = (diff.low, target.position_after, base.xmax, target.snapshot, limit, mask, shards)
+            whole = (self.reader, base.tick_id)
+            args = (diff.low, target.position_after, base.xmax, target.snapshot, limit, mask, shards, *whole)
             rows = await fetch(connection, SELECT + sql["log_page"], args)
             if not diff.stragglers:
                 return rows
-            late = (diff.stragglers, diff.position, target.position_after, limit, mask, shards)
+            late = (diff.stragglers, diff.position, target.position_after, limit, mask, shards, *whole)
             return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
 
     async def _decode(self, diff: Diff, rows: Sequence[Row], shards: dict[int, _Shard]) -> list[Record]:

@@ -13,6 +13,8 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
     "SC003": (errors.AppendError, "record a new event that corrects the old one; recorded events never change."),
     "SC004": (errors.WrongIsolation, "use a connection in READ COMMITTED, the default."),
     "SC005": (errors.ValidationError, None),
+    "SC006": (errors.EventsArchived, None),
+    "SC007": (errors.LeaseLost, "wait until it ends."),
     "40001": (errors.TransactionConflict, "run the whole transaction again."),
     "40P01": (errors.TransactionConflict, "run the whole transaction again."),
     "22021": (errors.PayloadInvalid, "PostgreSQL text cannot hold NUL bytes or broken UTF-8: remove them."),

@@ -21,6 +21,7 @@ from soma_common.inbox import Inbox
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.replay.applying import Batches, ForcedInbox
+from soma_common.replay.archived import Archived
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Plan, Progress, ReplayFilter, ReplayMode, ReplayState
 from soma_common.replay.past import LogPast
@@ -32,6 +33,7 @@ from soma_common.replay.running import Runner
 from soma_common.replay.scopes import Scopes
 from soma_common.replay.topic_past import TopicPast
 from soma_common.replay.topics import Told, TopicPages, Topics
+from soma_common.retention.reader import ArchiveReader
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
 
@@ -83,12 +85,14 @@ class ReplayEngine:
         append: records new events in a transaction: ``await append(events, tx)``.
         topics: makes a reader of the Kafka that the consumer reads; None: there is no Kafka.
         connect: how threads connect, where handlers are plain functions; None: by psycopg, with the pool's settings.
+        archive: where events are that were removed from the log; without it, replays that reach them are refused.
     """
 
     def __init__(
         self, pool: PoolSettings, consumer: str, *,
         handlers: Handlers | None = None, append: Append | None = None, settings: ReplaySettings | None = None,
         topics: Callable[[], Topics] | None = None, connect: Connect | None = None,
+        archive: ArchiveReader | None = None,
     ) -> None:  # fmt: skip
         self.consumer, self.settings = consumer, settings or ReplaySettings()
         self._handlers, self._append = handlers or Handlers(), append or _refuse
@@ -100,7 +104,8 @@ class ReplayEngine:
             self._threads = Threads(connect or connecting(self._pool.settings), "soma replay")
         self._checkpoints = Checkpoints(self._pool, lease=self.settings.lease)
         self._rebuilds = Rebuilds(self._pool, self._checkpoints)
-        self._scopes, self._topics = Scopes(self._pool, consumer, topics), topics
+        self._archived = Archived(self._pool, archive)
+        self._scopes, self._topics = Scopes(self._pool, consumer, topics, self._archived), topics
 
     async def __aenter__(self) -> ReplayEngine:
         await self._pool.open()
@@ -220,7 +225,7 @@ class ReplayEngine:
         settings, pool = self.settings, self._pool
         return Runner(
             pool, self._checkpoints, self._batches(run), run, owner,
-            pages=lambda run: LogPages(pool, run) if topics is None else TopicPages(pool, topics, run),
+            pages=lambda run: LogPages(pool, run, self._archived) if topics is None else TopicPages(pool, topics, run),
             batch=settings.batch, page=settings.page, backoff=settings.backoff,
         )  # fmt: skip
 

@@ -74,7 +74,7 @@ class LogPast:
         if diff is None:
             return None
         async with self._pool.connection() as connection:
-            rows = await _rows(connection, diff, limit)
+            rows = await _rows(connection, diff, limit, self._reader)
         place = rows[-1][0] if rows else self._cursor.position
         full = len(rows) == limit
         self._cursor = diff.after(place) if full else replace(diff.done(), position=place)
@@ -104,7 +104,7 @@ class LogPast:
         """
         newest, cursor, records = Tick(*(await fetch(tx, _sql("newest_tick"), ()))[0]), self._cursor, list[Record]()
         while (diff := await self._ticks.next_diff(cursor, newest)) is not None:
-            rows = await _rows(tx, diff, most + 1)
+            rows = await _rows(tx, diff, most + 1, self._reader)
             records += [self._record(diff, row) for row in rows]
             if len(records) > most:
                 raise TooMuch
@@ -125,14 +125,15 @@ class LogPast:
         return placed(_CODEC.decode(raw.value or b""), {name: value or b"" for name, value in raw.headers})
 
 
-async def _rows(connection: Any, diff: Diff, limit: int) -> Sequence[Row]:
+async def _rows(connection: Any, diff: Diff, limit: int, reader: str) -> Sequence[Row]:
     """Rows of a diff in order of position. Stragglers can only be there when it does not begin at the beginning."""
     sql, base, target = blocks("store"), diff.base, diff.target
-    args = (diff.low, target.position_after, base.xmax, target.snapshot, limit)
+    whole = (reader, base.tick_id)
+    args = (diff.low, target.position_after, base.xmax, target.snapshot, limit, *whole)
     rows = await fetch(connection, SELECT + sql["log_page"], args)
     if not diff.stragglers:
         return rows
-    late = (diff.stragglers, diff.position, target.position_after, limit)
+    late = (diff.stragglers, diff.position, target.position_after, limit, *whole)
     return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
 
 

@@ -10,6 +10,7 @@ from soma_common.consumer.source import Partition, Record
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, Tick, TickReader
 from soma_common.postgres.pool import Pool, Row
+from soma_common.replay.archived import Archived
 from soma_common.replay.models import Offset, Progress, ReplayFilter, Scope
 from soma_common.sql.loader import blocks
 
@@ -35,8 +36,9 @@ class LogPages:
     order of each key (docs/explanation/reading-in-order.md), and a restart goes on behind the last position.
     """
 
-    def __init__(self, pool: Pool, run: Progress) -> None:
+    def __init__(self, pool: Pool, run: Progress, archived: Archived | None = None) -> None:
         self._pool, self._scope, self._wanted = pool, run.scope, run.wanted
+        self._archived = archived or Archived(pool, None)
         self._ticks = TickReader(pool)
         self._partition = Partition(f"replay:{run.run_id}", 0)
         self._end: Tick | None = None
@@ -46,6 +48,7 @@ class LogPages:
 
         Raises:
             CursorLost: the database was promoted or restored to an earlier moment.
+            ReplayRefused: events of the run were removed from the log meanwhile.
         """
         if self._end is None:
             self._end = await self._ticks.at(self._scope.end_tick, self._scope.end_token)
@@ -61,7 +64,8 @@ class LogPages:
         if low >= high:
             return []
         sql, args = page_query(self._wanted, low, high, diff.target.snapshot, limit)
-        return await self._pool.fetch_planned(sql, *args)
+        rows = await self._pool.fetch_planned(sql, *args)
+        return await self._archived.complete(rows, self._wanted, low, high, limit)
 
     def _record(self, diff: Diff, row: Row) -> Record:
         return Record(self._partition, row[0], 0, diff.after(row[0]), recorded_event(row))

@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 from soma_common.errors import ReplayRefused
 from soma_common.postgres.cursor import Tick, TickReader
 from soma_common.postgres.pool import Pool
+from soma_common.replay.archived import Archived
 from soma_common.replay.models import Plan, ReplayFilter, ReplayMode, Scope
 from soma_common.replay.reading import bounds, counts
 from soma_common.replay.topic_past import check_beginning
@@ -35,10 +36,13 @@ class Scopes:
 
     Args:
         topics: makes a reader of Kafka; None: there is no Kafka.
+        archived: what was removed from the log.
     """
 
-    def __init__(self, pool: Pool, consumer: str, topics: Callable[[], Topics] | None) -> None:
-        self._pool, self._consumer, self._topics = pool, consumer, topics
+    def __init__(
+        self, pool: Pool, consumer: str, topics: Callable[[], Topics] | None, archived: Archived
+    ) -> None:  # fmt: skip
+        self._pool, self._consumer, self._topics, self._archived = pool, consumer, topics, archived
 
     async def covered(self, wanted: ReplayFilter, mode: ReplayMode, source: str | None = None) -> Coverage:
         """What a replay covers: what the consumer has passed in the log, or settled in Kafka.
@@ -74,7 +78,8 @@ class Scopes:
 
     async def _in_log(self, wanted: ReplayFilter, number: int, end: Tick) -> Coverage:
         """Up to the newest tick that the live consumer has passed with all its keys: it is never overtaken."""
-        first, last = await bounds(self._pool, wanted, end)
+        await self._archived.check(wanted, end.tick_id)
+        first, last = await self._archived.span(wanted, *await bounds(self._pool, wanted, end))
         return Coverage(
             Scope(
                 consumer_id=number, end_tick=end.tick_id, end_token=end.token, first_position=first, last_position=last
@@ -118,6 +123,7 @@ class Scopes:
         """The counts of what is covered."""
         if covered.stretches is None:
             rows = await counts(self._pool, wanted, covered.scope, covered.scope.consumer_id)
+            rows = await self._archived.counts(wanted, rows)
         else:
             assert self._topics is not None, "they are covered"
             topics = self._topics()

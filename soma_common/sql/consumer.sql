@@ -65,14 +65,16 @@ WHERE a.consumer_id = $1::integer AND a.topic = $2::text AND a.partition = $3::i
 
 -- :name log_page : what one tick adds to another for some shards, in order. array_position and not ANY: of that the planner
 -- thinks that it leaves next to nothing, and reads and sorts all that is newer for every page
-WHERE e.position > $1::bigint AND e.position <= $2::bigint AND e.xid >= $3::text::xid8
+WHERE (SELECT soma.require_read($8::text, $9::bigint))
+  AND e.position > $1::bigint AND e.position <= $2::bigint AND e.xid >= $3::text::xid8
   AND pg_visible_in_snapshot(e.xid, (SELECT $4::text::pg_snapshot))
   AND array_position($7::integer[], e.key_hash & $6::integer) IS NOT NULL
 ORDER BY e.position LIMIT $5::bigint
 
 -- :name log_stragglers : events of transactions that were still running at the first tick and have ended by the second;
 -- by transaction id alone: "+ 0" keeps the planner from walking all positions instead
-WHERE e.xid = ANY ((SELECT $1::text[]::xid8[])::xid8[]) AND e.position + 0 > $2::bigint AND e.position + 0 <= $3::bigint
+WHERE (SELECT soma.require_read($7::text, $8::bigint))
+  AND e.xid = ANY ((SELECT $1::text[]::xid8[])::xid8[]) AND e.position + 0 > $2::bigint AND e.position + 0 <= $3::bigint
   AND (e.key_hash & $5::integer) = ANY ($6::integer[])
 ORDER BY e.position + 0 LIMIT $4::bigint
 

@@ -60,12 +60,14 @@ SELECT CASE WHEN $1::text::xid8 >= pg_current_xact_id() THEN true
 -- :name written : whether a transaction's events are in the log; the ids alone could be older, the transaction's id newer
 SELECT EXISTS (SELECT FROM soma.events WHERE event_id = ANY ($1::uuid[]) AND xid = $2::text::xid8)
 
--- :name log_page : what one tick adds to another, in order
-WHERE e.position > $1::bigint AND e.position <= $2::bigint AND e.xid >= $3::text::xid8
+-- :name log_page : what one tick adds to another, in order; refused when some of it was removed
+WHERE (SELECT soma.require_read($6::text, $7::bigint))
+  AND e.position > $1::bigint AND e.position <= $2::bigint AND e.xid >= $3::text::xid8
   AND pg_visible_in_snapshot(e.xid, (SELECT $4::text::pg_snapshot))
 ORDER BY e.position LIMIT $5::bigint
 
 -- :name log_stragglers : events of transactions that were still running at the first tick and have ended by the second;
 -- by transaction id alone: "+ 0" keeps the planner from walking all positions instead
-WHERE e.xid = ANY ((SELECT $1::text[]::xid8[])::xid8[]) AND e.position + 0 > $2::bigint AND e.position + 0 <= $3::bigint
+WHERE (SELECT soma.require_read($5::text, $6::bigint))
+  AND e.xid = ANY ((SELECT $1::text[]::xid8[])::xid8[]) AND e.position + 0 > $2::bigint AND e.position + 0 <= $3::bigint
 ORDER BY e.position + 0 LIMIT $4::bigint

@@ -137,7 +137,7 @@ def test_the_log_is_paged_by_position(filled: str) -> None:
     """Not by transaction id: that would read all that is newer, and sort it, for each page."""
     with psycopg.connect(filled, autocommit=True) as connection:
         for low, high in ((0, ROWS), (ROWS - 100, ROWS), (5000, 5100)):
-            args = [low, high, "1", "1:900000000:", 1000]
+            args = [low, high, "1", "1:900000000:", 1000, None, 0]
             for mode in (CUSTOM, GENERIC):
                 text = plan(connection, SELECT + blocks("store")["log_page"], args, mode)
                 assert indexes(text) == {"events_pkey"}, text
@@ -147,15 +147,15 @@ def test_the_log_is_paged_by_position(filled: str) -> None:
 def test_stragglers_are_found_by_transaction_id(filled: str) -> None:
     with psycopg.connect(filled, autocommit=True) as connection:
         for mode in (CUSTOM, GENERIC):
-            args = [["800", "801", "802"], 0, ROWS, 1000]
+            args = [["800", "801", "802"], 0, ROWS, 1000, None, 0]
             text = plan(connection, SELECT + blocks("store")["log_stragglers"], args, mode)
             assert indexes(text) == {"events_xid_idx"}, text
 
 
 def test_a_consumer_reads_its_shards_along_the_same_indexes(filled: str) -> None:
     sql = blocks("consumer")
-    page = [0, ROWS, "1", "1:900000000:", 1000, 7, [1, 3, 5]]
-    late = [["800", "801", "802"], 0, ROWS, 1000, 7, [1, 3, 5]]
+    page = [0, ROWS, "1", "1:900000000:", 1000, 7, [1, 3, 5], "consumer:c", 0]
+    late = [["800", "801", "802"], 0, ROWS, 1000, 7, [1, 3, 5], "consumer:c", 0]
     with psycopg.connect(filled, autocommit=True) as connection:
         for mode in (CUSTOM, GENERIC):
             text = plan(connection, SELECT + sql["log_page"], page, mode)
@@ -211,7 +211,15 @@ async def test_a_hundred_and_twenty_partitions_with_stale_statistics(soma_databa
         tick = await store.ticks.latest()
         diff = await store.ticks.next_diff(reader.cursor, tick)
         assert diff is not None
-        args = [tick.position_after - 60, tick.position_after, diff.base.xmax, tick.snapshot, 1000]
+        args = [
+            tick.position_after - 60,
+            tick.position_after,
+            diff.base.xmax,
+            tick.snapshot,
+            1000,
+            None,
+            diff.base.tick_id,
+        ]
         with psycopg.connect(soma_database, autocommit=True) as connection:
             text = plan(connection, SELECT + blocks("store")["log_page"], args, mode)
         scanned = text.count("Index Scan") + text.count("Seq Scan") + text.count("Bitmap Heap Scan")

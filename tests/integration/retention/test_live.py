@@ -1,0 +1,174 @@
+"""Retention beside live traffic: writers, a consumer, a replay and queries go on, and nothing is lost or late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from soma_common.consumer.handlers import EVERY_TYPE, Handlers
+from soma_common.errors import ReplayRefused
+from soma_common.events.store import ALL_TENANTS
+from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.replay.engine import ReplayEngine, ReplaySettings
+from soma_common.replay.models import ReplayFilter
+from soma_common.retention.catalog import Force
+from soma_common.retention.policy import RetentionPolicy
+from soma_common.retention.reader import ArchiveReader
+from soma_common.retention.removing import Gently
+from soma_common.retention.running import Retention, RetentionSettings
+from soma_common.sql.loader import blocks
+from tests.integration.consumer.conftest import apply
+from tests.waiting import until
+
+MONTH = timedelta(days=30)
+EVERYTHING = ReplayFilter(tenant_id=ALL_TENANTS)
+
+
+async def test_writers_a_consumer_and_a_reader_beside_a_service(retained: Any) -> None:
+    """The service thins and drops while events are written and applied; each effect is there once, in order."""
+    await retained.partitions(100, ahead=60)
+    events: list[Any] = []
+    done = asyncio.Event()
+
+    async def write(number: int) -> None:
+        n = 0
+        while not done.is_set() and n < 900:
+            for kind in ("order.paid", "telemetry.seen"):
+                events.extend(await retained.publish(5, start=n, keys=3, tenant_id=f"w{number}", event_type=kind))
+            n += 5
+
+    async def query() -> float:
+        slowest = 0.0
+        while not done.is_set():
+            start = time.monotonic()
+            await retained.store.query(tenant_id="w0", limit=10, newest_first=True)
+            slowest = max(slowest, time.monotonic() - start)
+            await asyncio.sleep(0.01)
+        return slowest
+
+    policy = RetentionPolicy(default=MONTH * 1.5, events={"telemetry.*": MONTH})
+    settings = RetentionSettings(gently=Gently(batch=20, pause=0.0), every=0.2, patience=0.5)
+    service = Retention(retained.later, policy, retained.storage, who="service", settings=settings)
+    async with retained.log_worker(), service:
+        writers = [asyncio.create_task(write(n)) for n in range(3)]
+        looking = asyncio.create_task(query())
+
+        async def enough() -> bool:
+            assert service.failed is None
+            found = await retained.pool.fetch("SELECT count(*) FROM soma.archives WHERE state = 'removed'")
+            return bool(found[0][0] >= 6)
+
+        try:
+            await until(enough, within=150, what="six archives")
+        finally:
+            done.set()
+            await asyncio.gather(*writers)
+        assert await looking < 30
+        await retained.applied(len(events), within=120)
+    await retained.check(events)
+    await retained.whole(events)
+
+
+async def test_an_open_replay_holds_the_log_and_a_forced_run_fails_it(retained: Any) -> None:
+    await retained.fill(400)
+    async with retained.log_worker():
+        await retained.applied(400)
+        await passed(retained)
+    engine = replaying(retained)
+    async with engine:
+        run = await engine.start(EVERYTHING, "force", requested_by="ann", reason="again")
+        report = await retained.retain()
+        assert report.removed == []
+        assert set(report.waiting.values()) == {f"not passed by replay:{run.run_id}"}
+        report = await retained.retain(force=Force("ann", "no space"))
+        assert len(report.removed) == 4
+        with pytest.raises(ReplayRefused, match="went into archives"):
+            async for _ in engine.run(run.run_id):
+                raise AssertionError("a batch was applied")
+        assert (await engine.progress(run.run_id)).state == "failed"
+        assert await retained.count() == 400
+        # A new one is told before it begins; behind the gap, or of types that are whole, it works.
+        with pytest.raises(ReplayRefused, match="went into archives"):
+            await engine.start(EVERYTHING)
+        first = (await retained.log())[0]
+        for wanted in (ReplayFilter(tenant_id=ALL_TENANTS, since=first.timestamp),
+                       ReplayFilter(tenant_id=ALL_TENANTS, event_type="no.such")):  # fmt: skip
+            assert (await engine.plan(wanted)).total in (0, len(await retained.log()))
+
+
+async def test_a_replay_reads_what_was_removed_from_the_archives(retained: Any) -> None:
+    events = await retained.fill(400, types=("order.paid", "telemetry.seen"))
+    async with retained.log_worker():
+        await retained.applied(400)
+        await passed(retained)
+    await retained.retain(RetentionPolicy(events={"telemetry.*": MONTH}))
+    await retained.retain(RetentionPolicy(default=MONTH * 1.9, events={"telemetry.*": MONTH}))
+    assert len(await retained.log()) < 300
+    await retained.pool.fetch("TRUNCATE effect")
+    async with replaying(retained, archive=ArchiveReader(retained.storage)) as engine:
+        run = await engine.start(EVERYTHING, "force", requested_by="ann", reason="again")
+        last = await finish(engine, run)
+        assert (last.state, last.counts.read, last.counts.applied) == ("done", 400, 400)
+        await retained.check(events)
+        run = await engine.start(EVERYTHING, "missing")
+        assert (await finish(engine, run)).counts.repeated == 400
+        since = ReplayFilter(tenant_id=ALL_TENANTS, since=events[90].timestamp, until=events[200].timestamp)
+        run = await engine.start(since, "force", requested_by="ann", reason="again")
+        wanted = [event for event in events if events[90].timestamp <= event.timestamp < events[200].timestamp]
+        assert (await finish(engine, run)).counts.read == len(wanted)
+    for path in sorted(retained.folder.rglob("manifest.json"))[:1]:
+        path.unlink()
+    async with replaying(retained, archive=ArchiveReader(retained.storage)) as engine:
+        with pytest.raises(ReplayRefused, match="not among these archives"):
+            run = await engine.start(EVERYTHING, "force", requested_by="ann", reason="again")
+            await finish(engine, run)
+
+
+async def finish(engine: Any, run: Any) -> Any:
+    """Run to the end; the last progress."""
+    return [run, *[progress async for progress in engine.run(run.run_id)]][-1]
+
+
+def replaying(retained: Any, **given: Any) -> Any:
+    handlers = Handlers()
+    handlers.add(apply, EVERY_TYPE)
+    settings = ReplaySettings(batch=50, page=120)
+    return ReplayEngine(retained.pool.settings, "billing", handlers=handlers, settings=settings, **given)
+
+
+async def passed(retained: Any) -> None:
+    """The consumer's cursors have reached the newest tick."""
+    await retained.pool.fetch("SELECT soma.tick('0')")
+    tick = (await retained.store.ticks.latest()).tick_id
+
+    async def there() -> Any:
+        return (await retained.pool.fetch(blocks("readers")["passed"], "consumer:billing", tick))[0][0]
+
+    await until(there, what="the consumer at the end")
+
+
+async def test_a_service_stops_in_the_middle_and_goes_on(retained: Any) -> None:
+    events = await retained.fill(400, types=("order.paid", "telemetry.seen"))
+    policy = RetentionPolicy(events={"telemetry.*": MONTH})
+    slow = RetentionSettings(gently=Gently(batch=1, pause=0.05), every=60.0)
+    async with Pool(PoolSettings(retained.dsn, settings={"soma.clock_offset": "60 days"})) as later:
+        service = Retention(later, policy, retained.storage, who="service", settings=slow)
+        async with service:
+
+            async def begun() -> bool:
+                return len(await retained.log()) < 395
+
+            await until(begun)
+            start = time.monotonic()
+            await service.stop()
+            assert time.monotonic() - start < 20
+        assert service.last is not None
+        assert service.last.stopped
+        assert 200 < len(await retained.log()) < 400
+    await retained.whole(events)
+    assert len((await retained.retain(policy)).removed) >= 3
+    await retained.whole(events)

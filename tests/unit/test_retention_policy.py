@@ -1,0 +1,176 @@
+"""Policies: what matches which type, and what is refused."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soma_common.errors import ConfigurationError
+from soma_common.retention.catalog import Partition
+from soma_common.retention.places import open_storage
+from soma_common.retention.planning import Action, decide
+from soma_common.retention.policy import RetentionPolicy, duration
+from soma_common.retention.s3 import S3Settings, S3Storage, sign
+from soma_common.retention.storage import FolderStorage
+
+DAY = timedelta(days=1)
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def test_the_longest_match_counts() -> None:
+    policy = RetentionPolicy(
+        default=90 * DAY, events={"cognitive.*": 7 * DAY, "cognitive.state.*": None, "cognitive.state.changed": 2 * DAY}
+    )
+    assert policy.keeps("cognitive.state.changed") == 2 * DAY
+    assert policy.keeps("cognitive.state.read") is None
+    assert policy.keeps("cognitive.other") == 7 * DAY
+    assert policy.keeps("cognitive") == 90 * DAY
+    assert policy.keeps("cognitivestate.x") == 90 * DAY
+    assert policy.keeps("Whatever\x00'; DROP TABLE soma.events; --.*") == 90 * DAY
+    assert not RetentionPolicy().archives
+    assert RetentionPolicy(events={"a.*": DAY}).archives
+    assert not RetentionPolicy(events={"a.*": None}, inbox=DAY).archives
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "*",
+        ".*",
+        "a*",
+        "*.a",
+        "a.*.b",
+        "A.b",
+        "a..b",
+        "a.b;",
+        "a.*\n",
+        "a%",
+        "_",
+        "é.*",
+        "a" * 300,
+        "a.**",
+        " a",
+        7,
+        None,
+    ],
+)
+def test_patterns_that_no_type_can_match_are_refused(pattern: Any) -> None:
+    with pytest.raises(ConfigurationError, match="no pattern of event types"):
+        RetentionPolicy(events={pattern: DAY})
+
+
+@pytest.mark.parametrize("keep", [timedelta(0), -DAY, DAY - timedelta(seconds=1), timedelta.max, 7, "7 days", True])
+def test_times_that_are_none_are_refused(keep: Any) -> None:
+    for given in ({"default": keep}, {"inbox": keep}, {"events": {"a.b": keep}}, {"letters": keep}):
+        with pytest.raises(ConfigurationError, match="is kept for"):
+            RetentionPolicy(**given)
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"),
+    [("forever", None), ("1 day", DAY), ("90 days", 90 * DAY), ("48 hours", 2 * DAY), ("2weeks", 14 * DAY),
+     ("1 year", timedelta(hours=8766))],
+)  # fmt: skip
+def test_durations(text: str, keep: timedelta | None) -> None:
+    assert duration("x", text) == keep
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "90", "days", "-1 days", "1.5 days", "1 month", "9999999 days", "1 day\n", "Forever", 90, None, [], "١ day"],
+)
+def test_durations_that_are_none(text: Any) -> None:
+    with pytest.raises(ConfigurationError, match="x is kept for"):
+        duration("x", text)
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "retention.toml"
+    path.write_text(
+        'archive = "/var/archive"\n[events]\ndefault = "2 years"\n"telemetry.*" = "7 days"\n"txn.started" = "forever"\n'
+        '[keep]\ninbox = "30 days"\nletters = "1 year"\n'
+    )
+    policy, archive = RetentionPolicy.load(path)
+    assert archive == "/var/archive"
+    assert policy.keeps("telemetry.x") == 7 * DAY
+    assert policy.keeps("txn.started") is None
+    assert (policy.inbox, policy.replays) == (30 * DAY, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("inbox = '1 day'", "'inbox'"), ("[keep]\noutbox = '1 day'", "'outbox'"), ("[events]\n'*' = '1 day'", "no pattern"),
+     ("[keep]\ninbox = 30", "inbox is kept for 30"), ("[keep]\nevents = '1 day'", "'events'"), ("keep = 3", "keep is 3"),
+     ("archive = 7", "archive is 7"), ("archive = ''", "archive is ''"), ("[events", "cannot be read"), ("\x00", "cannot be read")],
+)  # fmt: skip
+def test_files_with_unknown_names_and_values(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "retention.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="(?s).*") as raised:
+        RetentionPolicy.load(path)
+    assert said in raised.value.message
+    assert raised.value.cure
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "missing", tmp_path, tmp_path / "bytes"):
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            RetentionPolicy.load(path)
+
+
+def partition(tick: int | None = 7, behind: tuple[str, ...] = ()) -> Partition:
+    return Partition(name="p", lower_position=0, upper_position=10, size=1, tick_id=tick, behind=behind)
+
+
+def test_what_becomes_of_a_partition() -> None:
+    policy = RetentionPolicy(default=30 * DAY, events={"long.*": 60 * DAY, "ever.*": None})
+    old, older = NOW - 31 * DAY, NOW - 61 * DAY
+    assert decide(partition(), {}, policy, NOW).action is Action.KEEP
+    assert decide(partition(), {"a": NOW - 30 * DAY}, policy, NOW).action is Action.KEEP
+    assert decide(partition(), {"a": old, "b": older}, policy, NOW).action is Action.DROP
+    step = decide(partition(), {"a": old, "long.x": old, "ever.x": older}, policy, NOW)
+    assert (step.action, step.expired, step.kept, step.waits) == (Action.THIN, ("a",), ("ever.x", "long.x"), None)
+    waits = decide(partition(None), {"a": old}, policy, NOW)
+    assert (waits.action, waits.behind) == (Action.DROP, ())
+    assert "still runs" in str(waits.waits)
+    behind = decide(partition(7, ("relay:x",)), {"a": old}, policy, NOW)
+    assert behind.behind == ("relay:x",)
+
+
+@pytest.mark.parametrize("place", ["", "ftp://x/y", "http://x", "s3://", "s3://UPPER/x", "s3://a", "a\0b"])
+def test_places_that_are_none(place: str) -> None:
+    with pytest.raises(ConfigurationError):
+        open_storage(place, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"})
+
+
+def test_places(tmp_path: Path) -> None:
+    folder = open_storage(f"file://{tmp_path}/x", {})
+    assert isinstance(folder, FolderStorage)
+    assert folder.uri == f"file://{tmp_path}/x"
+    with pytest.raises(ConfigurationError, match="credentials"):
+        open_storage("s3://bucket/x", {})
+    with pytest.raises(ConfigurationError, match="no web address"):
+        open_storage("s3://bucket", {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": "x:1"})
+    env = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "very secret", "AWS_REGION": "eu-west-1"}
+    bucket = open_storage("s3://bucket/deep/er/", env)
+    assert isinstance(bucket, S3Storage)
+    assert (bucket.uri, bucket.settings.base) == ("s3://bucket/deep/er", "https://bucket.s3.eu-west-1.amazonaws.com")
+    assert "very secret" not in repr(bucket.settings)
+
+
+def test_a_signature_is_the_one_of_the_documentation() -> None:
+    """The GET of the examples in Amazon's description of Signature Version 4, with a header that we do not sign left out
+    of neither: range."""
+    settings = S3Settings(
+        bucket="examplebucket", access_key="AKIAIOSFODNN7EXAMPLE", secret_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    )
+    signed = sign(
+        settings, "GET", "examplebucket.s3.amazonaws.com", "/test.txt", "", b"", {"range": "bytes=0-9"},
+        datetime(2013, 5, 24, tzinfo=UTC),
+    )  # fmt: skip
+    assert signed["authorization"].endswith("f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41")
