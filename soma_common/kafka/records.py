@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from soma_common.consumer.source import Partition, Record
+from soma_common.dlq.models import RawRecord
 from soma_common.errors import CodecError, InfrastructureError, UnknownSchemaId
 from soma_common.events.codec import Codec, placed
 from soma_common.events.models import RecordedEvent
@@ -61,3 +63,16 @@ class Decoder:
             await self._ensure(raw.value, headers)
             event = self._decode(raw.value, headers)
         return placed(event, headers)
+
+
+def raw_record(partition: Partition, raw: Any) -> RawRecord:
+    """A record byte for byte, as a dead letter keeps it."""
+    return RawRecord(
+        topic=partition.name,
+        partition=partition.number,
+        offset=raw.offset,
+        key=raw.key,
+        value=raw.value,
+        headers=tuple(raw.headers),
+        timestamp=datetime.fromtimestamp(raw.timestamp / 1000, UTC) if raw.timestamp >= 0 else None,
+    )

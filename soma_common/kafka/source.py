@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -24,7 +23,7 @@ from soma_common.events.codec import Codec
 from soma_common.events.models import RecordedEvent
 from soma_common.kafka.bounded import bounded
 from soma_common.kafka.clients import client_arguments, unreachable
-from soma_common.kafka.records import Decoder
+from soma_common.kafka.records import Decoder, raw_record
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -302,16 +301,7 @@ class KafkaSource:
 
     def raw(self, record: Record) -> RawRecord:
         """The record as Kafka has it."""
-        raw = record.raw
-        return RawRecord(
-            topic=record.partition.name,
-            partition=record.partition.number,
-            offset=record.offset,
-            key=raw.key,
-            value=raw.value,
-            headers=tuple(raw.headers),
-            timestamp=datetime.fromtimestamp(raw.timestamp / 1000, UTC) if raw.timestamp >= 0 else None,
-        )
+        return raw_record(record.partition, record.raw)
 
     async def decode(self, raw: RawRecord) -> RecordedEvent:
         """The event in a record that a dead letter kept.
