@@ -419,35 +419,3 @@ async def test_a_rebuild_whose_inbox_was_cleaned_is_not_resumed(replays: Any) ->
             await replays.finish(engine, run)
         await engine.cancel(run.run_id)
     await same_as_recomputed(replays, events)
-
-
-async def test_the_price_of_a_swap_that_does_not_come_through_is_bounded(replays: Any) -> None:
-    """After a try that was in vain, live traffic has nine times as long for itself."""
-    await make_tables(replays)
-    await replays.publish(20)
-    await replays.passed_by(book)
-    tries: list[float] = []
-    settings = RebuildSettings(swap_wait=0.1, swap_every=0.001, swap_within=0.2)
-    async with (
-        replays.engine(book, rebuild=settings) as engine,
-        Pool(replays.dsn) as other,
-        other.connection() as reader,
-    ):
-        run = await engine.start(replays.everything, "rebuild", projection=BOTH)
-        transaction = reader.transaction()
-        await transaction.start()
-        await reader.execute("LOCK TABLE balance IN ACCESS SHARE MODE")
-        loop = asyncio.get_running_loop()
-        rebuilding = asyncio.create_task(replays.finish(engine, run))
-        waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = soma.swap_locks()"
-        held = False
-        async with asyncio.timeout(60):
-            while len(tries) < 3:
-                now = bool(await replays.pool.fetch(waits))
-                if now and not held:
-                    tries.append(loop.time())
-                held = now
-                await asyncio.sleep(0.005)
-        await transaction.rollback()
-        assert (await rebuilding).state is ReplayState.DONE
-    assert min(later - earlier for earlier, later in zip(tries, tries[1:], strict=False)) > 0.9
