@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,12 +36,13 @@ class Writer:
         self.work, self.address = work, address
         self.proxy = proxy_to(address)
         self.store = EventStore(append_settings(work.settings))
-        self.stopping = threading.Event()
+        self.stopping = False
         self._connections: dict[str, psycopg.Connection[Any]] = {}
 
     def run(self) -> None:
         """The loop."""
-        while not self.stopping.wait(self.work.pause()):
+        while not self.stopping:
+            time.sleep(self.work.pause())
             kind = self.work.chance.choice(KINDS)
             unit = self.work.fill(self.work.unit(), kind)
             self.work.begins(unit)
@@ -74,7 +75,7 @@ class Writer:
                 if not committing and not again:
                     return []
                 again = True
-                self.stopping.wait(0.1)
+                time.sleep(0.1)
 
     def publish(self, connection: Any, unit: Unit, kind: str, again: bool) -> Published:
         """The inside of the transaction."""
@@ -120,7 +121,12 @@ class Writer:
 def main(folder: Path, name: str, life: int) -> None:
     """The process."""
     writer = Writer(Work(folder, name, life), dsn(folder))
-    signal.signal(signal.SIGTERM, lambda *_: writer.stopping.set())
+
+    def stop(*_: object) -> None:
+        # Not threading.Event: the handler may run while its lock is held by this very thread.
+        writer.stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
     writer.run()
 
 
