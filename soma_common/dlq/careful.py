@@ -14,8 +14,8 @@ from soma_common.dlq import verbs
 from soma_common.dlq.filters import LetterFilter, cursor_of
 from soma_common.dlq.models import Status
 from soma_common.errors import ValidationError
+from soma_common.pacing import TokenBucket
 from soma_common.postgres.pool import Pool
-from soma_common.replay.pacing import TokenBucket
 from soma_common.sql.loader import blocks
 
 _LOOK = 0.2  # seconds between two looks at what became of the letters

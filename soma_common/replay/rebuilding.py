@@ -17,12 +17,12 @@ from soma_common.consumer.pipeline import PASSING, Begin
 from soma_common.consumer.source import Record
 from soma_common.errors import ConfigurationError, HandlerFailed, LeaseLost, ReplayRefused, SomaError
 from soma_common.inbox import LaneCount
+from soma_common.pacing import TokenBucket
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.filling import Filling
 from soma_common.replay.mirror import mirrored
 from soma_common.replay.models import Counts, Progress, ReplayState
-from soma_common.replay.pacing import TokenBucket
 from soma_common.replay.past import Past
 from soma_common.replay.projection import Shadow
 from soma_common.replay.reading import Page

@@ -12,12 +12,12 @@ from uuid import UUID
 from soma_common.consumer.pipeline import PASSING
 from soma_common.consumer.source import Record
 from soma_common.errors import HandlerFailed, LeaseLost, ReplayRefused, SomaError
+from soma_common.pacing import TokenBucket
 from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import Pool
 from soma_common.replay.applying import Batches
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Offset, Progress, ReplayState
-from soma_common.replay.pacing import TokenBucket
 from soma_common.replay.reading import LogPages, Pages
 from soma_common.retry import Backoff
 

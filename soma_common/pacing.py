@@ -1,4 +1,4 @@
-"""A token bucket on this process's own clock: how fast a replay may go."""
+"""A token bucket on this process's own clock: how fast replays and re-drives may go."""
 
 from __future__ import annotations
 
