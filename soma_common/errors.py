@@ -183,6 +183,10 @@ class LeaseLost(SomaError):
     """Another worker owns this shard now."""
 
 
+class DatabaseSetBack(LeaseLost):
+    """The database was set back to an earlier moment, by a restore or a lagging standby."""
+
+
 class CodecError(SomaError):
     """These bytes cannot be encoded or decoded."""
 

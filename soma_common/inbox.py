@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from soma_common.errors import LeaseLost
 from soma_common.events.models import RecordedEvent
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
@@ -20,18 +19,29 @@ class LaneCount(NamedTuple):
     lane_id: int
     batches: int
 
-    async def advance(self, tx: Any) -> LaneCount:
-        """Count one more as the last statement of the batch's transaction ``tx``; what to know once it has committed.
-
-        It fails when the transaction has failed before: a handler may have swallowed the error, and PostgreSQL would
-        answer COMMIT with a silent ROLLBACK.
+    async def begin(self, tx: Any) -> None:
+        """Count one more in the batch's transaction ``tx``, where no claim does; it must be completed.
 
         Raises:
             LeaseLost: the database was set back to an earlier moment. Roll ``tx`` back.
         """
-        if not await fetch(tx, _SQL["count_batch"], self):
-            raise LeaseLost("The database was set back to an earlier moment: effects of this consumer are gone.")
+        await fetch(tx, _SQL["count_batch"], self)
+
+    async def complete(self, tx: Any) -> LaneCount:
+        """The last statement of the batch's transaction ``tx``; what to know once it has committed.
+
+        PostgreSQL refuses to commit a batch without it, so a COMMIT that a handler hides among its statements fails. It
+        fails itself when the transaction is another one, or has failed before: a handler may have swallowed the error,
+        and PostgreSQL would answer COMMIT with a silent ROLLBACK.
+
+        Raises:
+            HandlerFailed: a handler ended the transaction.
+        """
+        await fetch(tx, _SQL["complete_batch"], ())
         return LaneCount(self.lane_id, self.batches + 1)
+
+
+NO_LANE: Final = LaneCount(0, 0)  # of transactions that something else fences
 
 
 class Claim(NamedTuple):
@@ -54,19 +64,25 @@ class Inbox(NamedTuple):
     consumer_id: int
     idle_timeout: float = 30.0
 
-    async def claim(self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes]) -> Claim:
+    async def claim(
+        self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes], lane: LaneCount = NO_LANE
+    ) -> Claim:
         """Enter events in the transaction ``tx``, and look for open letters afterwards (decision 0007).
 
         The second of two equal events of one call is not new. Also makes the commit wait for the disk.
 
         Args:
             sequences: of each event, what it stays in order with.
+            lane: counts the batch; complete it at its end.
+
+        Raises:
+            LeaseLost: the database was set back to an earlier moment. Roll ``tx`` back.
         """
         ids, keys = _distinct(events)
         places = [*ids.values(), *keys.values()]
         columns = (*_columns(ids), *_columns(keys), [sequences[place] for place in places])
         silence = f"{int(self.idle_timeout * 1000)}ms"
-        fresh, blocked = (await fetch(tx, _SQL["claim"], (self.consumer_id, silence, *columns)))[0]
+        fresh, blocked = (await fetch(tx, _SQL["claim"], (self.consumer_id, *lane, silence, *columns)))[0]
         if fresh is None and blocked is None and len(places) == len(events):
             return Claim((True,) * len(events), (False,) * len(events))
         new = set(places) if fresh is None else {places[number - 1] for number in fresh}

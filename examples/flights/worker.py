@@ -133,14 +133,14 @@ class StagedPublisher:
 
 def note_commits(board: Board) -> None:
     """Note when a batch has written all it has to and only its COMMIT is left."""
-    advance = LaneCount.advance
+    complete = LaneCount.complete
 
     async def noted(count: LaneCount, tx: Any) -> LaneCount:
-        following = await advance(count, tx)
+        following = await complete(count, tx)
         board.enter(Stage.COMMITTING, slot=_SLOT.get())
         return following
 
-    LaneCount.advance = noted  # type: ignore[method-assign,assignment]  # it does what the method did
+    LaneCount.complete = noted  # type: ignore[method-assign,assignment]  # it does what the method did
 
 
 async def consume(board: Board) -> None:

@@ -172,7 +172,8 @@ class Effects:
         meant = known if isinstance(known, SomaError) else error
         if self._retry.classify(meant) is ErrorClass.CONFLICT:
             return meant if isinstance(meant, TransactionConflict) else TransactionConflict(_told(meant))
-        return Blamed(place, meant if self._retry.classify(meant) is ErrorClass.INFRASTRUCTURE else error)
+        named = isinstance(meant, HandlerFailed) or self._retry.classify(meant) is ErrorClass.INFRASTRUCTURE
+        return Blamed(place, meant if named else error)
 
 
 async def _call(handler: Handler, subject: Any, context: HandlerContext | BatchContext) -> None:
@@ -197,7 +198,7 @@ def _overdue(lane: Lane, place: int | None) -> BaseException:
 
 def _check_open(tx: Any, place: int | None) -> None:
     if not tx.is_in_transaction():
-        log.error("A handler ended the transaction of its batch: if it committed, later events of the batch are lost.")
+        log.error("A handler ended its transaction: what it committed of a replay is not undone.")
         raise Blamed(place, ConfigurationError("A handler ended the transaction of its batch.", cure=_KEEP_OPEN))
 
 

@@ -207,7 +207,7 @@ class Pipeline:
         try:
             async with self._p.begin() as tx:
                 applied, blocked, published = await self._apply(tx, lane, records, handled)
-                counted = await lane.count.advance(tx)
+                counted = await lane.count.complete(tx)
         except (Blamed, LeaseLost, _Reopened, *PASSING, *ENDING) as error:
             blame, lane.blame = lane.blame, None
             raise (blame or error) from error.__cause__
@@ -252,7 +252,7 @@ class Pipeline:
         self, tx: Any, lane: Lane, records: Sequence[Record], handled: Sequence[Handled]
     ) -> tuple[int, int, int]:
         sequences = [self._p.sequence_of(records[place]) for place, _, _ in handled]
-        claim = await self._p.inbox.claim(tx, [event for _, event, _ in handled], sequences)
+        claim = await self._p.inbox.claim(tx, [event for _, event, _ in handled], sequences, lane.count)
         fresh, waiting = [], []
         for entry, sequence, is_new, is_blocked in zip(handled, sequences, *claim, strict=True):
             if is_blocked:

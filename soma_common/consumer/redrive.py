@@ -23,6 +23,7 @@ from soma_common.dlq.failures import Failure
 from soma_common.dlq.models import FullLetter, Lease, LetterNotice, Status
 from soma_common.dlq.store import Outcome
 from soma_common.errors import (
+    DatabaseSetBack,
     InfrastructureError,
     LeaseLost,
     LetterChanged,
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 _MOST_LEASES = 5  # owners of a sequence that may die over its first letter
 _PAGE = 100
-_NO_LANE = LaneCount(0, 0)  # a letter's own row fences it
 _MOST_CONFLICTS = 20
 _CONFLICTED = Backoff(base=0.005, maximum=1.0)
 
@@ -64,11 +64,13 @@ class Redriver:
     happens again and again, the first letter of the sequence is buried as what kills them.
     """
 
-    def __init__(self, parts: Parts, source: Source, settings: ConsumerSettings, tally: Tally) -> None:
+    def __init__(
+        self, parts: Parts, source: Source, settings: ConsumerSettings, tally: Tally, lanes: Sequence[LaneCount]
+    ) -> None:
         self._p, self._source, self._settings, self._tally = parts, source, settings, tally
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._seconds = settings.idle_timeout  # who is silent for longer has lost its transaction too
-        self.lanes = [Lane(_NO_LANE, 1, parts.sequence_of) for _ in range(settings.redrives)]
+        self.lanes = [Lane(count, 1, parts.sequence_of) for count in lanes]
         self._outages = 0
 
     async def run(self) -> None:
@@ -119,6 +121,8 @@ class Redriver:
                 if not await self._page(turn, letters):
                     return 0.0
             await self._p.letters.release(turn.lease)
+        except DatabaseSetBack:
+            raise
         except LeaseLost:
             log.debug("The lease of a sequence of dead letters was lost.")
         except _Away:
@@ -171,13 +175,16 @@ class Redriver:
         for attempt in range(_MOST_CONFLICTS):
             try:
                 async with self._p.begin() as tx:
-                    claim = await self._p.inbox.claim(tx, [event], [letter.letter.sequence])
+                    claim = await self._p.inbox.claim(tx, [event], [letter.letter.sequence], turn.lane.count)
                     # The inbox row of a letter is its own; of one that could not be decoded it may be another record's.
                     if handlers and (claim.fresh[0] or letter.letter.event.event_id is not None):
                         turn.lane.trying = ()
                         published = await self._p.effects.apply(tx, turn.lane, [(0, event, handlers)], REDRIVEN)
                         self._tally.published += published
-                    return await self._p.letters.resolve(tx, turn.lease, letter)
+                    outcome = await self._p.letters.resolve(tx, turn.lease, letter)
+                    counted = await turn.lane.count.complete(tx)
+                turn.lane.count = counted
+                return outcome
             except TransactionConflict:
                 self._tally.conflicts += 1
                 await asyncio.sleep(_CONFLICTED.delay(attempt))

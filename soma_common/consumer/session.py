@@ -17,7 +17,7 @@ from soma_common.consumer.source import Partition, Record, Source
 from soma_common.consumer.suspects import Suspects
 from soma_common.consumer.tally import Tally
 from soma_common.consumer.watchdog import Beat, Progress, Watchdog
-from soma_common.errors import LeaseLost, OffsetLost
+from soma_common.errors import DatabaseSetBack, LeaseLost, OffsetLost
 from soma_common.inbox import LaneCount
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
@@ -188,7 +188,7 @@ class Session:
     async def _check_lanes(self, tx: object, counts: Sequence[LaneCount]) -> None:
         columns = ([count.lane_id for count in counts], [count.batches for count in counts])
         if await fetch(tx, _SQL["lanes_behind"], columns):
-            raise LeaseLost("The database was set back to an earlier moment: effects of this consumer are gone.")
+            raise DatabaseSetBack("The database was set back to an earlier moment: effects of this consumer are gone.")
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -157,10 +157,13 @@ class ConsumerWorker(Service):
         with self._impatience():
             parts, lanes = await self._joined()
         session = self._session = Session(
-            self._pool, self.source, parts, self.settings, self._tally, self._memory, self._progress, lanes
-        )
+            self._pool, self.source, parts, self.settings, self._tally, self._memory, self._progress,
+            lanes[: self._lane_count],
+        )  # fmt: skip
         try:
-            await session.run(self.stopping, self._redriver(parts), self._back, self._lent.hang_up)
+            await session.run(
+                self.stopping, self._redriver(parts, lanes[self._lane_count :]), self._back, self._lent.hang_up
+            )
         finally:
             self._session, self._heard = None, False
             with suppress(*PASSING), self._impatience():
@@ -176,11 +179,12 @@ class ConsumerWorker(Service):
             timer.cancel()
 
     async def _joined(self) -> tuple[Parts, list[LaneCount]]:
-        """Take our place at the source, and lanes."""
+        """Take our place at the source, and lanes; the last ones are for re-drives."""
         parts = await self._prepared()
         await self.source.start(parts.inbox.consumer_id, self._drain)
         await self.source.rewind()
-        rows = await self._pool.fetch(_SQL["make_lanes"], parts.inbox.consumer_id, self._lane_count)
+        wanted = self._lane_count + self.settings.redrives
+        rows = await self._pool.fetch(_SQL["make_lanes"], parts.inbox.consumer_id, wanted)
         return parts, [LaneCount(int(row[0]), 0) for row in rows]
 
     async def _start_anew(self) -> None:
@@ -222,8 +226,8 @@ class ConsumerWorker(Service):
     def _mirror(self) -> Mirror | None:
         return Mirror(self.settings.mirror) if self.settings.mirror is not None else None
 
-    def _redriver(self, parts: Parts) -> Redriver:
-        return Redriver(parts, self.source, self.settings, self._tally)
+    def _redriver(self, parts: Parts, lanes: Sequence[LaneCount]) -> Redriver:
+        return Redriver(parts, self.source, self.settings, self._tally, lanes)
 
     async def _drain(self, partitions: Collection[Partition]) -> None:
         if self._session is not None:

@@ -77,9 +77,11 @@ class DeadLetters:
             LeaseLost: the lane is not where its worker knows it.
         """
         async with self._pool.transaction(synchronous=True) as tx:
+            if lane is not None:
+                await lane.begin(tx)
             written = await self._park(tx, failed, failure, (attempts, retry_in, automatic_left))
             if lane is not None:
-                await lane.advance(tx)
+                await lane.complete(tx)
             return written
 
     async def _park(

@@ -183,9 +183,7 @@ class ThreadConnection(ABC):
                 "`with atomic()`.",
             )
         if status != TransactionStatus.INTRANS:
-            log.error(
-                "A handler ended the transaction of its batch: if it committed, later events of the batch are lost."
-            )
+            log.error("A handler ended its transaction: what it committed of a replay is not undone.")
             raise ConfigurationError("A handler ended the transaction of its batch.", cure=KEEP_OPEN)
 
     def _must_undo(self) -> bool:

@@ -14,7 +14,7 @@ from soma_common.dlq.models import sequence_of_key
 from soma_common.errors import HandlerFailed, LeaseLost, SomaError
 from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
-from soma_common.inbox import Claim, Inbox, LaneCount, known_by_id
+from soma_common.inbox import NO_LANE, Claim, Inbox, LaneCount, known_by_id
 from soma_common.postgres.errors import is_from_driver
 from soma_common.postgres.pool import fetch
 from soma_common.replay.checkpoints import Checkpoints
@@ -25,9 +25,11 @@ from soma_common.sql.loader import blocks
 class ForcedInbox(Inbox):
     """An inbox that learns what is applied, and lets it be applied whether it knew it or not."""
 
-    async def claim(self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes]) -> Claim:
+    async def claim(
+        self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes], lane: LaneCount = NO_LANE
+    ) -> Claim:
         """Enter the events; each is new, except the second of two equal ones of this call."""
-        await Inbox.claim(self, tx, events, sequences)
+        await Inbox.claim(self, tx, events, sequences, lane)
         known = [(e.event_id if known_by_id(e) else e.idempotency_key, e.tenant_id, e.service_id) for e in events]
         fresh = tuple(known.index(one) == place for place, one in enumerate(known))
         return Claim(fresh, (False,) * len(events))
@@ -50,7 +52,7 @@ class Batches:
         self, begin: Begin, checkpoints: Checkpoints, effects: Effects, inbox: Inbox, delivery: Delivery
     ) -> None:
         self._begin, self._checkpoints, self._effects, self._inbox = begin, checkpoints, effects, inbox
-        self._delivery, self._lane = delivery, Lane(LaneCount(0, 0), 1, sequence_of)
+        self._delivery, self._lane = delivery, Lane(NO_LANE, 1, sequence_of)
 
     async def apply(self, run: Progress, records: Sequence[Record]) -> Counts:
         """Apply them all, or find the event that is to blame by halving.

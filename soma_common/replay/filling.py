@@ -99,7 +99,7 @@ class Filling:
                 if not (await fetch(tx, blocks("rebuilds")["begin_batch"], args))[0][0]:
                     raise LeaseLost(f"Replay {self._run.run_id} was taken over, paused or cancelled.")
                 counts = await self.inside(tx, lane, items)
-                counted = await lane.count.advance(tx)
+                counted = await lane.count.complete(tx)
         except (Blamed, LeaseLost, ReplayRefused, *PASSING, *ENDING):
             raise
         except Exception as error:
@@ -124,7 +124,7 @@ class Filling:
         ``silence`` (seconds) is that of this transaction, if it is another one.
         """
         inbox = self._inbox if silence is None else self._inbox._replace(idle_timeout=silence)
-        fresh = await self._claimed(tx, items, inbox)
+        fresh = await self._claimed(tx, items, inbox, lane.count)
         freed = await self._freed(tx, items)
         apply: list[Handled] = []
         hold, known, skipped = list[UUID](), 0, 0
@@ -148,7 +148,7 @@ class Filling:
         held = sum(item.part is Part.HOLD for item in items)
         return Counts(read=read, applied=len(apply), repeated=known, skipped=skipped, held=held)
 
-    async def _claimed(self, tx: Any, items: Sequence[Item], inbox: Inbox) -> frozenset[int]:
+    async def _claimed(self, tx: Any, items: Sequence[Item], inbox: Inbox, lane: LaneCount) -> frozenset[int]:
         """Enter what is to be applied or held; the places of what was not there. A letter's own row is there."""
         places, events, sequences = [], [], []
         for place, item in enumerate(items):
@@ -159,7 +159,7 @@ class Filling:
                 places.append(place)
                 events.append(event)
                 sequences.append(item.sequence)
-        claim = await inbox.claim(tx, events, sequences)
+        claim = await inbox.claim(tx, events, sequences, lane)
         return frozenset(place for place, is_new in zip(places, claim.fresh, strict=True) if is_new)
 
     async def _freed(self, tx: Any, items: Sequence[Item]) -> frozenset[UUID | None]:

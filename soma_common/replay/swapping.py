@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from soma_common.consumer.effects import Blamed
 from soma_common.consumer.lanes import Lane
 from soma_common.consumer.pipeline import Begin
 from soma_common.consumer.source import Record
 from soma_common.errors import LeaseLost, ReplayRefused, TransactionConflict
-from soma_common.inbox import LaneCount
+from soma_common.inbox import NO_LANE
 from soma_common.postgres.pool import fetch
 from soma_common.replay.applying import failed, sequence_of
 from soma_common.replay.checkpoints import Checkpoints
@@ -27,8 +27,6 @@ from soma_common.replay.models import Counts, Progress
 from soma_common.replay.past import Past, Rest, TooMuch, known
 from soma_common.replay.projection import Shadow, is_locked, took_too_long
 from soma_common.sql.loader import blocks
-
-_NO_LANE: Final = LaneCount(0, 0)  # the run's row fences it
 
 
 class NotNow(Exception):
@@ -112,7 +110,7 @@ class Swap:
         if not everything:
             return Counts()
         try:
-            lane = Lane(_NO_LANE, 1, sequence_of)
+            lane = Lane(NO_LANE, 1, sequence_of)
             return await self._filling.inside(tx, lane, everything, silence=self._within)
         except Blamed as blamed:
             if blamed.place is None:

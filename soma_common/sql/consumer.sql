@@ -12,11 +12,14 @@ SELECT (SELECT c.system_identifier FROM pg_control_system() c),
 
 -- :name claim : enter events into the inbox, and tell which are fresh and which of those stand behind open letters
 SELECT fresh, blocked FROM soma.claim(
-    $1::integer, $2::text, $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bytea[])
+    $1::integer, $2::bigint, $3::bigint, $4::text, $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
+    $11::bytea[])
 
--- :name count_batch : a lane commits one more batch; no row: it is not where its worker knows it
-UPDATE soma.consumer_lanes l SET batches = l.batches + 1 WHERE l.lane_id = $1::bigint AND l.batches = $2::bigint
-RETURNING l.batches
+-- :name count_batch : a lane begins one more batch
+SELECT soma.count_batch($1::bigint, $2::bigint)
+
+-- :name complete_batch : the last statement of a batch's transaction, without which it cannot be committed
+SELECT soma.complete_batch()
 
 -- :name make_lanes : a row per lane of a worker; those of workers that died long ago go (one that still lives begins anew)
 WITH old AS (

@@ -21,7 +21,7 @@ from soma_common.consumer.lanes import Again, Lane
 from soma_common.consumer.positions import Positions
 from soma_common.consumer.source import Record
 from soma_common.errors import BrokerUnavailable
-from soma_common.inbox import Claim, Inbox, LaneCount
+from soma_common.inbox import NO_LANE, Claim, Inbox, LaneCount
 from soma_common.kafka.publisher import KafkaPublisher, KafkaPublishers
 from soma_common.outbox.groups import Batch
 from soma_common.outbox.publishing import Publisher
@@ -56,7 +56,7 @@ def apply(name: str | None, folder: Path) -> None:
 
 
 def _mark_places(folder: Path) -> None:
-    commit, stored, advance = KafkaPublisher.commit, KafkaPublisher.read_stored, LaneCount.advance
+    commit, stored, complete = KafkaPublisher.commit, KafkaPublisher.read_stored, LaneCount.complete
 
     async def marked_commit(self: KafkaPublisher, text: str) -> None:
         stopped = reached(folder, STOP_BEFORE_COMMIT)
@@ -70,8 +70,8 @@ def _mark_places(folder: Path) -> None:
         reached(folder, STOP_WHILE_OPENING, str(self._identity))
         await stored(self)
 
-    async def marked_advance(self: LaneCount, tx: Any) -> LaneCount:
-        following = await advance(self, tx)
+    async def marked_complete(self: LaneCount, tx: Any) -> LaneCount:
+        following = await complete(self, tx)
         if (folder / DIE_BEFORE_COMMIT).exists():
             await asyncio.sleep(0.5)  # several writes of the positions
             reached(folder, DIE_BEFORE_COMMIT)
@@ -79,7 +79,7 @@ def _mark_places(folder: Path) -> None:
 
     _replace(KafkaPublisher, "commit", marked_commit)
     _replace(KafkaPublisher, "read_stored", marked_stored)
-    _replace(LaneCount, "advance", marked_advance)
+    _replace(LaneCount, "complete", marked_complete)
 
 
 def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
@@ -167,9 +167,12 @@ def _inbox_outside(folder: Path) -> None:
     """The inbox commits by itself, before the effects do."""
     claim = Inbox.claim
 
-    async def apart(self: Inbox, tx: Any, events: Sequence[Any], sequences: Sequence[bytes]) -> Claim:
+    async def apart(
+        self: Inbox, tx: Any, events: Sequence[Any], sequences: Sequence[bytes], lane: LaneCount = NO_LANE
+    ) -> Claim:
         connection = await asyncpg.connect(dsn(folder))
         try:
+            await lane.begin(tx)
             return await claim(self, connection, events, sequences)
         finally:
             await connection.close()
@@ -204,8 +207,10 @@ def _letters_are_overtaken(folder: Path) -> None:
     """Nobody asks whether a key has open letters."""
     claim = Inbox.claim
 
-    async def careless(self: Inbox, tx: Any, events: Sequence[Any], sequences: Sequence[bytes]) -> Claim:
-        claimed = await claim(self, tx, events, sequences)
+    async def careless(
+        self: Inbox, tx: Any, events: Sequence[Any], sequences: Sequence[bytes], lane: LaneCount = NO_LANE
+    ) -> Claim:
+        claimed = await claim(self, tx, events, sequences, lane)
         return claimed._replace(blocked=(False,) * len(events))
 
     _replace(Inbox, "claim", careless)

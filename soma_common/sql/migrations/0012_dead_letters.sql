@@ -80,12 +80,14 @@ CREATE TABLE soma.dead_letter_history (
 -- a sequence with open letters. In one statement the look could be older than the wait for a former owner's row, and
 -- would miss what that owner parked.
 --
+-- A lane that is not 0 counts the batch (soma.count_batch).
+--
 -- Events are numbered from 1: first those known by their id, then those known by a key; the sequences are in that order.
 -- Of equal events only one may be given. fresh: the new ones (null: all of them); blocked: of these, those whose
 -- sequence has open letters (null: none).
 CREATE FUNCTION soma.claim(
-    p_consumer integer, p_idle_timeout text, p_ids uuid[], p_id_tenants text[], p_id_services text[],
-    p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
+    p_consumer integer, p_lane bigint, p_batches bigint, p_idle_timeout text,
+    p_ids uuid[], p_id_tenants text[], p_id_services text[], p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
     OUT fresh integer[], OUT blocked integer[]
 )
 LANGUAGE plpgsql VOLATILE AS $$
@@ -103,6 +105,9 @@ BEGIN
     -- Assignments, not a query: that would cost as much as entering an event.
     v_setting := set_config('synchronous_commit', 'on', true);
     v_setting := set_config('idle_in_transaction_session_timeout', p_idle_timeout, true);
+    IF p_lane <> 0 THEN
+        PERFORM soma.count_batch(p_lane, p_batches);
+    END IF;
     IF v_ids = 1 THEN
         -- The usual batch of an idle consumer: the number of rows says all.
         INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)

@@ -47,8 +47,8 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1936682337;
 
 -- As before, and: it enters into the inbox that is the consumer's now.
 CREATE OR REPLACE FUNCTION soma.claim(
-    p_consumer integer, p_idle_timeout text, p_ids uuid[], p_id_tenants text[], p_id_services text[],
-    p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
+    p_consumer integer, p_lane bigint, p_batches bigint, p_idle_timeout text,
+    p_ids uuid[], p_id_tenants text[], p_id_services text[], p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
     OUT fresh integer[], OUT blocked integer[]
 )
 LANGUAGE plpgsql VOLATILE AS $$
@@ -67,6 +67,9 @@ BEGIN
     -- Assignments, not a query: that would cost as much as entering an event.
     v_setting := set_config('synchronous_commit', 'on', true);
     v_setting := set_config('idle_in_transaction_session_timeout', p_idle_timeout, true);
+    IF p_lane <> 0 THEN
+        PERFORM soma.count_batch(p_lane, p_batches);
+    END IF;
     -- Until the end of this transaction nobody swaps the consumer's inbox; a swap that is under way is waited for. The
     -- look at the inbox's number comes after that, in a statement with a snapshot of its own.
     v_setting := pg_advisory_xact_lock_shared(soma.swap_locks(), p_consumer)::text;

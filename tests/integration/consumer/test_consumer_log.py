@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 import uuid
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
+from asyncpg import PostgresError
 
 from soma_common.consumer.retries import RetryPolicy
 from soma_common.consumer.settings import ConsumerSettings
@@ -204,6 +205,30 @@ async def test_a_handler_that_swallows_a_database_error_is_found(
     assert await world.count() == (60 if keys == 1 else 199)
     letter = (await world.letters())[0].letter
     assert letter.error_type == "asyncpg.exceptions.InFailedSQLTransactionError"
+
+
+@pytest.mark.parametrize(
+    "misdeed", ["COMMIT", "COMMIT; BEGIN", "INSERT INTO total VALUES ('x', 1); COMMIT; BEGIN", "ROLLBACK; BEGIN",
+                "ROLLBACK", "SET CONSTRAINTS ALL IMMEDIATE"],
+)  # fmt: skip
+@pytest.mark.parametrize("swallow", [False, True])
+async def test_a_handler_cannot_end_the_transaction_of_its_batch(
+    world: Any, apply: Any, settings: Any, misdeed: str, swallow: bool
+) -> None:
+    """Else events of the batch would be known to the inbox and have no effect."""
+
+    async def handle(event: Any, ctx: Any) -> None:
+        await apply(event, ctx)
+        if event.payload["n"] == 20:
+            with suppress(PostgresError) if swallow else nullcontext():
+                await ctx.tx.execute(misdeed)
+
+    events = await world.publish(40, keys=40)
+    async with world.log_worker(handle, settings=settings(lanes=1)) as worker:
+        await until(lambda: worker.stats().tally.settled == 40)
+    (letter,) = await world.letters()
+    assert letter.letter.event.event_id == events[20].event_id
+    await world.check([event for event in events if event.payload["n"] != 20])
 
 
 async def test_a_handler_may_use_savepoints_but_not_commit(world: Any, apply: Any) -> None:

@@ -59,6 +59,10 @@ def _close_and_go_on(ctx: Any) -> None:
     execute(ctx.tx, "SELECT 1")
 
 
+def _hidden_commit(ctx: Any) -> None:
+    execute(ctx.tx, "SELECT 1; COMMIT; BEGIN")
+
+
 def _busy(ctx: Any) -> None:
     ctx.tx.pgconn.send_query(b"SELECT 1")
 
@@ -92,6 +96,7 @@ _ANY = [
     (_swallow, "went on after an error of the database"),
     (_raw_commit, "asked for commit"),
     (_hidden_rollback, "ended the transaction"),
+    (_hidden_commit, "committed before it was whole|ended the transaction|asked for commit"),
     (_close, "closed the connection"),
     (_close_and_go_on, "connection is closed|connection already closed|can't execute queries"),
     (_coroutine, "returned a coroutine"),
