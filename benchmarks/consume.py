@@ -38,7 +38,8 @@ from soma_common.events.payloads import to_json
 from soma_common.events.rows import SELECT
 from soma_common.events.store import EventStore
 from soma_common.inbox import consumer_id
-from soma_common.kafka.source import KafkaSource, SourceSettings
+from soma_common.kafka.member import SourceSettings
+from soma_common.kafka.source import KafkaSource
 from soma_common.log.source import LogSource
 from soma_common.postgres.cursor import BEGINNING, TickReader
 from soma_common.postgres.migrate import upgrade

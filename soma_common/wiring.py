@@ -45,7 +45,8 @@ class Ground:
         """Where a consumer's events come from: the topics, or in standalone the log itself."""
         if not self.config.uses_kafka:
             return LogSource(self.pool, consumer)
-        from soma_common.kafka.source import KafkaSource, SourceSettings
+        from soma_common.kafka.member import SourceSettings
+        from soma_common.kafka.source import KafkaSource
 
         settings = SourceSettings(
             bootstrap=self.config.kafka_bootstrap,

@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from soma_common.ahead import Ahead, in_strides
-from soma_common.config import KafkaSecurity
 from soma_common.consumer.source import Drain, Partition, Record
 from soma_common.dlq.models import RawRecord
-from soma_common.errors import ConfigurationError, LeaseLost, OffsetLost
+from soma_common.errors import LeaseLost, OffsetLost
 from soma_common.events.codec import Codec
 from soma_common.events.models import RecordedEvent
 from soma_common.kafka.bounded import bounded
-from soma_common.kafka.clients import client_arguments, unreachable
+from soma_common.kafka.clients import unreachable
+from soma_common.kafka.member import Listener, SourceSettings, close_member, new_member
 from soma_common.kafka.records import Decoder, raw_record
+from soma_common.kafka.topic_ids import topic_ids
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -33,46 +34,13 @@ _BRIEFLY = 0.02  # seconds of a fetch while a full partition may have room again
 _MOVING = 0.02  # seconds between two looks whether a rebalance has ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSettings:
-    """How a consumer reads topics. Times are seconds.
-
-    Args:
-        bootstrap: ``host:port,host:port``.
-        group: the consumer group, ``soma.<service>.<consumer>``.
-        topics: what to read.
-        wait: how long a fetch waits for records.
-        session: after so long without a heartbeat the group gives the partitions of a process to others.
-        rebalance: how long members may take to finish what they have in flight when the group is rebalanced.
-        commit_every: how often Kafka is told the offsets; only lag tools read them.
-        probe_every: how often the broker is asked for the topics' ends while nothing comes.
-        metadata_age: how often the brokers are asked for new partitions.
-        instance: a name that survives restarts (static membership), or None.
-    """
-
-    bootstrap: str
-    group: str
-    topics: tuple[str, ...]
-    security: KafkaSecurity = field(default_factory=KafkaSecurity)
-    wait: float = 0.2
-    session: float = 10.0
-    rebalance: float = 30.0
-    commit_every: float = 1.0
-    probe_every: float = 5.0
-    metadata_age: float = 30.0
-    instance: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.topics:
-            raise ConfigurationError(f"Group {self.group} has no topic.", cure="name at least one.")
-
-
 @dataclass(slots=True)
 class _Owned:
-    """A partition under one epoch; ``stored`` is the next offset in PostgreSQL."""
+    """A partition under one epoch; ``stored`` is the next offset in PostgreSQL, ``topic_id`` the topic it is of."""
 
     epoch: int
     stored: int
+    topic_id: UUID | None
 
 
 class KafkaSource:
@@ -107,30 +75,15 @@ class KafkaSource:
         self._consumer_id, self._drain = consumer_id, drain
         if self._consumer is not None:
             return
-        consumer = self._new_consumer()
-        consumer.subscribe(topics=list(self.settings.topics), listener=_Listener(self))
+        consumer = new_member(self.settings)
+        consumer.subscribe(topics=list(self.settings.topics), listener=Listener(self.revoked, self.handed_out))
         try:
             await consumer.start()
         except (KafkaError, OSError) as error:
-            await _close(consumer)
+            await close_member(consumer)
             raise unreachable(self.settings.bootstrap, error) from error
         self._consumer = consumer
         self._committing = asyncio.create_task(self._keep_committing(), name=f"{self.settings.group} offsets")
-
-    def _new_consumer(self) -> AIOKafkaConsumer:
-        settings = self.settings
-        return AIOKafkaConsumer(
-            group_id=settings.group,
-            group_instance_id=settings.instance,
-            enable_auto_commit=False,
-            auto_offset_reset="none",  # a lost offset is an error, never a jump
-            isolation_level="read_committed",
-            session_timeout_ms=int(settings.session * 1000),
-            heartbeat_interval_ms=int(settings.session * 1000 / 3),
-            rebalance_timeout_ms=int(settings.rebalance * 1000),
-            metadata_max_age_ms=int(settings.metadata_age * 1000),
-            **client_arguments(settings.bootstrap, settings.security),
-        )
 
     async def fetch(self, most: int, without: Collection[Partition] = ()) -> Sequence[Record]:
         """The next records; claims newly assigned partitions first."""
@@ -216,21 +169,24 @@ class KafkaSource:
             self._claimed = generation
             return
         earliest, ends = await self._ranges(consumer, assigned)
+        ids = await self._ids(consumer)
         if generation != self._generation:
             return
-        columns = ([tp.topic for tp in assigned], [tp.partition for tp in assigned], [earliest[tp] for tp in assigned])
-        rows = await self._pool.fetch(blocks("consumer")["claim_offsets"], self._consumer_id, *columns)
+        columns = tuple(zip(*((*tp, earliest[tp], ids.get(tp.topic)) for tp in assigned), strict=True))
+        rows = await self._pool.fetch(blocks("consumer")["claim_offsets"], self._consumer_id, *map(list, columns))
         if generation != self._generation:
             return
         self._owned, self._lost = {}, []
-        for topic, number, stored, epoch in rows:
+        for topic, number, stored, epoch, known in rows:
             tp, partition = TopicPartition(topic, number), Partition(topic, number)
-            self._owned[partition] = _Owned(epoch, stored)
+            self._owned[partition] = _Owned(epoch, stored, known)
             if partition in self._halted:
                 continue
             consumer.seek(tp, stored)
-            if not earliest[tp] <= stored <= ends[tp]:
-                why = f"it stands at {stored}, the topic has {earliest[tp]} to {ends[tp]}"
+            why = f"it stands at {stored}, the topic has {earliest[tp]} to {ends[tp]}"
+            if ids.get(topic, known) != known:
+                why += ", and is another one: it was deleted and made anew"
+            if ids.get(topic, known) != known or not earliest[tp] <= stored <= ends[tp]:
                 self._lost.append(_lost(partition, self._owned[partition], why))
         self._claimed, self._heard = generation, time.monotonic()
 
@@ -238,6 +194,19 @@ class KafkaSource:
         earliest = await bounded(consumer.beginning_offsets(assigned), self.settings.probe_every)
         ends = await bounded(consumer.end_offsets(assigned), self.settings.probe_every)
         return earliest, ends
+
+    async def _ids(self, consumer: AIOKafkaConsumer) -> Mapping[str, UUID]:
+        topics = {tp.topic for tp in consumer.assignment()}
+        return await bounded(topic_ids(consumer._client, topics), self.settings.probe_every)
+
+    async def _look_for_new_topics(self) -> None:
+        """A topic that was deleted and made anew holds other records at our offsets: claiming finds that out."""
+        if self._consumer is None:
+            return
+        with suppress(KafkaError, OSError, TimeoutError):
+            ids = await self._ids(self._consumer)
+            if any(ids.get(p.name, owned.topic_id) != owned.topic_id for p, owned in self._owned.items()):
+                await self.rewind()
 
     async def _probe(self, consumer: AIOKafkaConsumer) -> None:
         """While nothing comes, make sure now and then that there is a broker: aiokafka does not tell."""
@@ -267,9 +236,13 @@ class KafkaSource:
                 owned.stored = self._commits[partition] = record.after
 
     async def _keep_committing(self) -> None:
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(self.settings.commit_every)
             await self._commit()
+            if time.monotonic() - looked > self.settings.metadata_age:
+                await self._look_for_new_topics()
+                looked = time.monotonic()
 
     async def _commit(self) -> None:
         """Tell Kafka the offsets. A failure matters to nobody but lag tools, and the next commit mends it."""
@@ -365,30 +338,7 @@ class KafkaSource:
         self._forget()
         await self._ahead.forget()
         if consumer is not None:
-            await _close(consumer)
-
-
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
-    """Passes on what the group does. aiokafka logs and swallows what is raised here, so nothing may be."""
-
-    def __init__(self, source: KafkaSource) -> None:
-        self._source = source
-
-    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        await self._source.revoked()
-
-    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        self._source.handed_out()
-
-
-async def _close(consumer: AIOKafkaConsumer) -> None:
-    """Close a client, whatever state it is in; what a failed ``stop`` leaves open is closed behind it."""
-    try:
-        await bounded(consumer.stop(), 5.0)
-    except (KafkaError, OSError, TimeoutError) as error:
-        log.debug("A Kafka consumer did not close cleanly: %s", error)
-        with suppress(KafkaError, OSError, TimeoutError):
-            await bounded(consumer._client.close(), 5.0)
+            await close_member(consumer)
 
 
 def _lost(partition: Partition, owned: _Owned, why: str) -> Record:

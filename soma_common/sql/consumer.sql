@@ -82,12 +82,13 @@ WHERE (SELECT soma.require_read($7::text, $8::bigint))
 ORDER BY e.position + 0 LIMIT $4::bigint
 
 -- :name claim_offsets : begin a new epoch of assigned partitions; waits for a transaction that is moving them
-INSERT INTO soma.consumer_offsets AS o (consumer_id, topic, partition, next_offset, epoch, moved_at)
-SELECT $1::integer, c.topic, c.number, c.earliest, 1, soma.now()
-FROM unnest($2::text[], $3::integer[], $4::bigint[]) AS c (topic, number, earliest)
+INSERT INTO soma.consumer_offsets AS o (consumer_id, topic, partition, next_offset, epoch, moved_at, topic_id)
+SELECT $1::integer, c.topic, c.number, c.earliest, 1, soma.now(), c.topic_id
+FROM unnest($2::text[], $3::integer[], $4::bigint[], $5::uuid[]) AS c (topic, number, earliest, topic_id)
 ORDER BY c.topic, c.number
-ON CONFLICT (consumer_id, topic, partition) DO UPDATE SET epoch = o.epoch + 1
-RETURNING o.topic, o.partition, o.next_offset, o.epoch
+ON CONFLICT (consumer_id, topic, partition)
+    DO UPDATE SET epoch = o.epoch + 1, topic_id = coalesce(o.topic_id, excluded.topic_id)
+RETURNING o.topic, o.partition, o.next_offset, o.epoch, o.topic_id
 
 -- :name save_offsets : move offsets, fenced by epoch and the offset that was there; what is not returned was refused.
 -- Locks in the order in which claim_offsets does, so that a former owner and the next cannot deadlock.

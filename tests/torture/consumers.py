@@ -24,7 +24,8 @@ from soma_common.dlq.models import RedrivePolicy
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import KafkaSource, SourceSettings
+from soma_common.kafka.member import SourceSettings
+from soma_common.kafka.source import KafkaSource
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
 from soma_common.service import run_until_signalled

@@ -4,6 +4,9 @@
 -- Whose rows of the inbox count for a consumer; null: those of its own number. A swap changes it.
 ALTER TABLE soma.consumers ADD COLUMN inbox_id integer REFERENCES soma.consumers;
 
+-- Which topic a stored offset is of, as far as the broker said; one that was made anew under its name has another id.
+ALTER TABLE soma.consumer_offsets ADD COLUMN topic_id uuid;
+
 -- A rebuild: which tables it fills, and where. After the swap old_inbox has rows that nobody needs any more.
 CREATE TABLE soma.rebuilds (
     run_id      uuid PRIMARY KEY REFERENCES soma.replays,

@@ -30,7 +30,8 @@ from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.store import EventStore
-from soma_common.kafka.source import KafkaSource, SourceSettings
+from soma_common.kafka.member import SourceSettings
+from soma_common.kafka.source import KafkaSource
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Connect

@@ -16,7 +16,8 @@ from soma_common.consumer.handlers import EVERY_TYPE, HandlerContext, Handlers
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import RecordedEvent
-from soma_common.kafka.source import KafkaSource, SourceSettings
+from soma_common.kafka.member import SourceSettings
+from soma_common.kafka.source import KafkaSource
 from soma_common.outbox.parking import list_parked
 from tests.integration.relay.lab import World
 from tests.integration.relay.test_relay_parking import _topics
