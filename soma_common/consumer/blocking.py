@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from soma_common.consumer.handlers import Delivery, Handler, Handlers, SyncBatchContext, SyncHandlerContext
+from soma_common.consumer.handlers import (
+    Delivery,
+    Handler,
+    Handlers,
+    SyncBatchContext,
+    SyncHandlerContext,
+    require_done,
+)
 from soma_common.consumer.lanes import Running, Work
-from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.postgres.threads import ThreadTx
 
@@ -57,12 +62,8 @@ class Run:
         else:
             one = SyncHandlerContext(self._consumer, call.events[0], tx, self._collected, self._delivery)
             said = handler.handle(prepared[0], one)
-        if inspect.iscoroutine(said):
-            said.close()
-            raise ConfigurationError(
-                "A handler that is a plain function returned a coroutine, which nobody awaits.",
-                cure="declare it `async def`; a decorator around it must be `async def` too.",
-            )
+        if said is not None:
+            require_done(said)
 
 
 def _calls(handled: Sequence[Handled], *, batches: bool) -> Iterator[_Call]:

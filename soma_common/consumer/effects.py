@@ -10,7 +10,15 @@ from itertools import groupby
 from typing import Any, Final, cast
 
 from soma_common.consumer.blocking import Handled, Run
-from soma_common.consumer.handlers import LIVE, BatchContext, Delivery, Handler, HandlerContext, Handlers
+from soma_common.consumer.handlers import (
+    LIVE,
+    BatchContext,
+    Delivery,
+    Handler,
+    HandlerContext,
+    Handlers,
+    require_done,
+)
 from soma_common.consumer.lanes import Lane, Running, Work
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
 from soma_common.errors import (
@@ -177,7 +185,9 @@ class Effects:
 
 
 async def _call(handler: Handler, subject: Any, context: HandlerContext | BatchContext) -> None:
-    await cast("Awaitable[object]", handler.handle(subject, context))
+    said = await cast("Awaitable[object]", handler.handle(subject, context))
+    if said is not None:
+        require_done(said)
 
 
 def _overdue(lane: Lane, place: int | None) -> BaseException:

@@ -159,12 +159,15 @@ class Handlers:
             batch: it takes a list of events, as many as follow each other and have the same handlers.
 
         Raises:
-            ConfigurationError: no type, not a function, the same one twice for a type, or blocking beside async.
+            ConfigurationError: no type, not a function, a generator, the same one twice for a type, or blocking beside
+                async.
             ValidationError: not an event type.
         """
         name = getattr(handle, "__qualname__", repr(handle))
         if not callable(handle):
             raise ConfigurationError(f"Handler {name} cannot be called.", cure="pass a function.")
+        if _is(inspect.isgeneratorfunction, handle) or _is(inspect.isasyncgenfunction, handle):
+            raise ConfigurationError(f"Handler {name} is a generator, and nobody would run it.", cure="remove `yield`.")
         if not types:
             raise ConfigurationError(f"Handler {name} names no event type.", cure="name types, models, or EVERY_TYPE.")
         blocking = not _is_async(handle)
@@ -212,6 +215,29 @@ def _handler(handle: Handle, wanted: str | type[Payload], batch: bool, blocking:
     return Handler(handle, wanted.event_type, wanted, batch, blocking)
 
 
+def require_done(said: object) -> None:
+    """What a handler returns is ignored, unless it is work that nobody will do.
+
+    Raises:
+        ConfigurationError: a coroutine, a generator or something else to await.
+    """
+    if inspect.iscoroutine(said) or inspect.isgenerator(said):
+        said.close()
+        kind = "a coroutine, which nobody awaits" if inspect.iscoroutine(said) else "a generator, which nobody runs"
+    elif inspect.isawaitable(said) or inspect.isasyncgen(said):
+        kind = f"{type(said).__name__}, which nobody awaits"
+    else:
+        return
+    raise ConfigurationError(
+        f"A handler returned {kind}: its effects never happened.",
+        cure="declare it `async def` and await what it calls; a decorator around it must be `async def` too.",
+    )
+
+
 def _is_async(handle: Any) -> bool:
+    return _is(inspect.iscoroutinefunction, handle)
+
+
+def _is(kind: Callable[[Any], bool], handle: Any) -> bool:
     call = handle if inspect.isroutine(handle) else getattr(handle, "__call__", handle)  # noqa: B004 - an instance
-    return inspect.iscoroutinefunction(handle) or inspect.iscoroutinefunction(call)
+    return kind(handle) or kind(call)
