@@ -83,7 +83,7 @@ class Session:
                     group.create_task(work)
                     for work in (
                         self._lanes.run(), self._suspects.run(), self._keep_saving(), redriver.run(),
-                        watchdog.run(),
+                        watchdog.run(), self._keep_unblocked(),
                     )
                 ]  # fmt: skip
                 while not stopping.is_set():
@@ -157,6 +157,17 @@ class Session:
             self._saves.now()
             await self._save()
             self._saves.now()
+
+    async def _keep_unblocked(self) -> None:
+        """Wait for no former owner that was stopped in the middle of a statement."""
+        silence = self._settings.idle_timeout
+        while True:
+            await asyncio.sleep(silence / 2)
+            ended = await self._pool.fetch(_SQL["end_silent"], silence)
+            if ended:
+                log.warning(
+                    "%d transactions that kept events waiting were ended: their clients are silent.", len(ended)
+                )
 
     async def _save(self, leaving: Sequence[Partition] = ()) -> None:
         """Write how far every partition is settled, unless the database was set back meanwhile."""

@@ -32,6 +32,17 @@ RETURNING lane_id
 -- :name leave_lanes : the worker leaves
 DELETE FROM soma.consumer_lanes l WHERE l.lane_id = ANY ($1::bigint[])
 
+-- :name end_silent : end transactions for which a statement of ours waits and whose client was silent for so many seconds.
+-- PostgreSQL's own timeout sees a client that is silent between statements; not one that was stopped between the messages
+-- of a single statement, while it is being prepared.
+SELECT pg_terminate_backend(b.pid)
+FROM pg_stat_activity w
+CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS p (pid)
+JOIN pg_stat_activity b ON b.pid = p.pid
+WHERE w.datname = current_database() AND w.usename = current_user AND w.wait_event_type = 'Lock' AND w.query LIKE '%soma.%'
+  AND b.datname = current_database() AND b.usename = current_user AND b.state = 'active' AND b.wait_event = 'ClientRead'
+  AND b.state_change < clock_timestamp() - make_interval(secs => $1::float8)
+
 -- :name lanes_behind : lanes that are not where their worker knows them: the database was set back
 SELECT g.lane FROM unnest($1::bigint[], $2::bigint[]) AS g (lane, batches)
 WHERE NOT EXISTS (SELECT FROM soma.consumer_lanes l WHERE l.lane_id = g.lane AND l.batches >= g.batches)

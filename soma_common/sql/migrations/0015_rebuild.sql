@@ -218,7 +218,8 @@ LANGUAGE sql VOLATILE AS $$
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
       AND c.relkind IN ('r', 'p', 'm') AND n.nspname <> p_shadow AND n.nspname NOT LIKE 'pg\_%'
-      AND NOT (n.nspname = 'soma' AND (c.relname LIKE 'inbox%' OR c.relname IN ('replays', 'replay_held', 'replay_offsets')))
+      AND NOT (n.nspname = 'soma' AND (c.relname LIKE 'inbox%' OR c.relname IN ('replays', 'replay_held', 'replay_offsets',
+                                                                                       'consumer_lanes')))
 $$;
 
 -- Why tables cannot be rebuilt; no row when they can. p_own: the new ones are made by the caller's statements, so only

@@ -497,7 +497,7 @@ async def test_refusals(replays: Any) -> None:
         await replays.pool.fetch(
             "INSERT INTO soma.consumer_offsets SELECT consumer_id, 't', 0, 1 FROM soma.consumers WHERE name = 'billing'"
         )
-        with pytest.raises(ReplayRefused, match="it reads Kafka"):
+        with pytest.raises(ReplayRefused, match="reads Kafka, and no Kafka is named"):
             await engine.start(replays.everything)
         with pytest.raises(ReplayRefused, match="There is no replay"):
             await engine.pause(uuid4())
