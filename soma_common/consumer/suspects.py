@@ -54,11 +54,11 @@ class Suspects:
         columns = ([partition.name for partition in new], [partition.number for partition in new])
         rows = await self._pool.fetch(_SQL["take_partitions"], self._consumer_id, *columns)
         self._epochs |= new
-        for name, number, claims in rows:
+        for name, number, claims, attempted in rows:
             partition = Partition(name, number)
             self._taken[partition] = claims
             self._careful.pop(partition, None)
-            if claims > self._claims:
+            if claims > self._claims or attempted:  # it moved before it died: what it died of is still there
                 self._careful[partition] = self._window
 
     def sift(self, records: Sequence[Record]) -> Sequence[Record]:

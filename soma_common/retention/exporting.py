@@ -83,6 +83,10 @@ class Exporter:
             for file in files:
                 await asyncio.to_thread(self._storage.remove, f"{archive.location}/{file.name}")
 
+    async def withdraw(self, archive: Archive) -> None:
+        """Take a bad archive's manifest away, so that no reader meets what is written anew elsewhere."""
+        await asyncio.to_thread(self._storage.remove, f"{archive.location}/{NAME}")
+
     async def _write(self, archive: Archive, number: int, rows: list[Row]) -> ArchivedFile:
         encoded = await asyncio.to_thread(encode, f"part-{number:05d}.avro", rows)
         await asyncio.to_thread(self._storage.write, f"{archive.location}/{encoded.file.name}", encoded.data)

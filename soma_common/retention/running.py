@@ -215,6 +215,7 @@ class RetentionRun:
             if archive.state is ArchiveState.REMOVING:
                 raise
             log.info("Archive %s is written anew: %s", archive.location, error)
+            await exporter.withdraw(archive)
             await self.catalog.relocate(archive, await self._location(archive))
             archive = await self._again(archive)
             await exporter.export(archive)

@@ -47,12 +47,15 @@ WHERE w.datname = current_database() AND w.usename = current_user AND w.wait_eve
 SELECT g.lane FROM unnest($1::bigint[], $2::bigint[]) AS g (lane, batches)
 WHERE NOT EXISTS (SELECT FROM soma.consumer_lanes l WHERE l.lane_id = g.lane AND l.batches >= g.batches)
 
--- :name take_partitions : count that partitions are taken; how often that was since they moved
+-- :name take_partitions : count that partitions are taken; how often that was since they moved, and whether an owner ended
+-- while it worked on an event alone
 INSERT INTO soma.consumer_claims AS c (consumer_id, topic, partition, claims)
 SELECT $1::integer, t.topic, t.number, 1 FROM unnest($2::text[], $3::integer[]) AS t (topic, number)
 ORDER BY t.topic, t.number
 ON CONFLICT (consumer_id, topic, partition) DO UPDATE SET claims = c.claims + 1
-RETURNING c.topic, c.partition, c.claims
+RETURNING c.topic, c.partition, c.claims, EXISTS (
+    SELECT FROM soma.consumer_attempts a
+    WHERE a.consumer_id = c.consumer_id AND a.topic = c.topic AND a.partition = c.partition)
 
 -- :name partitions_moved : they move, or their owner leaves in good order; attempts of settled events go
 WITH moved AS MATERIALIZED (

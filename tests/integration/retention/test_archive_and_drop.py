@@ -256,7 +256,7 @@ async def test_unregistered_and_new_readers_do_not_miss_what_went_in_silence(ret
     async def has_passed() -> bool:  # a transaction in another database of the server may stand against a tick
         await kept.drain()
         old = await Catalog(retained.later, who="tests").partitions()
-        return all(part.tick_id is not None and part.tick_id <= kept.cursor.to_tick for part in old)
+        return all(part.tick_id is not None and part.tick_id <= kept.cursor.from_tick for part in old)
 
     await until(has_passed)
     middle = Reader(retained.store)
