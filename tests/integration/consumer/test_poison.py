@@ -61,7 +61,7 @@ async def test_the_killer_alone_is_buried(world: Any, how: str, code: int) -> No
         ("dead" if event is events[KILLER] else "blocked", event.event_id) for event in behind
     ]
     assert letters[0].letter.error_type == "soma_common.errors.PoisonEvent"
-    assert 6 <= keeper.deaths <= MOST_DEATHS
+    assert 3 <= keeper.deaths <= MOST_DEATHS
     assert keeper.codes == {code}
     await world.check(others)
 
