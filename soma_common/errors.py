@@ -25,6 +25,7 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   └── WrongIsolation          a diff was asked for outside READ COMMITTED
     ├── ServiceEnded                a service's loop ended although nobody asked it to
     ├── LeaseLost                   another worker owns the shard now
+    │   └── DatabaseSetBack         the database was set back to an earlier moment
     ├── CodecError                  bytes that cannot be encoded or decoded
     │   ├── SchemaNotFound          no such schema id or subject
     │   │   └── UnknownSchemaId     not fetched yet: ensure() it, then decode again

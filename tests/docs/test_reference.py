@@ -31,7 +31,12 @@ SETTINGS = [
     "soma_common.dlq.models.RedrivePolicy",
     "soma_common.retry.Backoff",
     "soma_common.log.source.LogSettings",
-    "soma_common.kafka.source.SourceSettings",
+    "soma_common.kafka.member.SourceSettings",
+    "soma_common.kafka.reader.ReaderSettings",
+    "soma_common.dlq.mirror.MirrorSettings",
+    "soma_common.retention.policy.RetentionPolicy",
+    "soma_common.retention.running.RetentionSettings",
+    "soma_common.retention.removing.Gently",
     "soma_common.replay.engine.ReplaySettings",
     "soma_common.replay.rebuilding.RebuildSettings",
     "soma_common.outbox.settings.RelaySettings",
@@ -133,10 +138,12 @@ def _short(default: str) -> str:
 def _full(default: str) -> str:
     from soma_common.consumer.order import Order
     from soma_common.consumer.retries import RetryPolicy
+    from soma_common.dlq.mirror import HeaderStyle
     from soma_common.dlq.models import RedrivePolicy
+    from soma_common.retention.removing import Gently
     from soma_common.retry import Backoff
 
-    known = {kind.__name__: kind for kind in (Backoff, Order, RedrivePolicy, RetryPolicy)}
+    known = {kind.__name__: kind for kind in (Backoff, Gently, HeaderStyle, Order, RedrivePolicy, RetryPolicy)}
     return f"`{eval(default.strip('`'), known)!r}`" if default.startswith(tuple(f"`{name}" for name in known)) else default
 
 
