@@ -42,6 +42,11 @@ class Somastack:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SOMA", "AWS"))}
         dsn = f"{self.dsn}{'&' if '?' in self.dsn else '?'}options=-csoma.clock_offset%3D5184000s"
         paths = os.pathsep.join(path for path in sys.path if path)
+        clean |= {
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+            "AWS_CONFIG_FILE": "/nowhere",
+        }
         return clean | {"SOMA_DEPLOY_MODE": "standalone", "SOMASTACK_POSTGRES_DSN": dsn, "PYTHONPATH": paths}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -124,7 +129,8 @@ async def test_bad_input_is_one_line_with_a_cure(somastack: Somastack) -> None:
     assert "no pattern of event types" in somastack.retention("plan", *given, code=1)
     somastack.policy.write_text("[events]\ndefault = '30 days'")
     assert "no place for archives" in somastack.retention("run", *given, code=1)
-    assert "credentials" in somastack.retention("run", *given, "--archive", "s3://bucket/x", code=1)
+    assert "credentials" in somastack("events", "list", "--all-tenants", "--archive", "s3://bucket/x", code=1)
+    assert "no name of a bucket" in somastack.retention("run", *given, "--archive", "s3://UPPER/x", code=1)
     assert "cannot go to" in somastack.retention("run", *given, "--archive", "ftp://x", code=1)
     assert "--every" in somastack.retention("run", *given, "--every", "0", code=2)
     assert "no folder" in somastack("events", "list", "--all-tenants", "--archive", "nowhere", code=1)
