@@ -8,6 +8,7 @@ import random
 import signal
 from typing import Any
 
+import psycopg
 import pytest
 
 from soma_common.consumer.settings import ConsumerSettings
@@ -143,3 +144,27 @@ async def test_a_database_that_goes_away_is_waited_for(world_at: Any, caplog: py
     told = [r.getMessage() for r in caplog.records if r.name == "soma_common.consumer.worker"]
     assert len([text for text in told if "waits" in text]) == 1
     assert len([text for text in told if "goes on" in text]) == 1
+
+
+async def test_a_former_owner_that_stopped_within_a_statement_is_ended(world: Any, settings: Any) -> None:
+    """PostgreSQL's idle timeout does not see it: to the server it is at work, on a statement that is being prepared."""
+    events = await world.publish(20, keys=4)
+    await world.pool.fetch("INSERT INTO soma.consumers (name) VALUES ('billing')")
+    former = psycopg.connect(world.dsn)
+    try:
+        former.execute("SET idle_in_transaction_session_timeout = '200ms'")
+        former.commit()
+        former.execute(
+            "INSERT INTO soma.inbox SELECT event_id, consumer_id, tenant_id, service_id FROM soma.events, soma.consumers"
+        )
+        former.pgconn.enter_pipeline_mode()
+        former.pgconn.send_prepare(b"unfinished", b"SELECT 1")
+        former.pgconn.send_flush_request()
+        former.pgconn.flush()
+        async with world.log_worker(settings=settings(timeout=1.0, idle_timeout=1.0)):
+            await world.applied(20)
+        gone = "SELECT FROM pg_stat_activity WHERE pid = $1"
+        assert not await world.pool.fetch(gone, former.info.backend_pid)
+    finally:
+        former.pgconn.finish()
+    await world.check(events)
