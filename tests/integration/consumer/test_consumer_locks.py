@@ -19,7 +19,7 @@ WAITING = "SELECT FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
 async def _claim(pool: Pool, numbers: list[int]) -> dict[int, tuple[int, int]]:
     """The next offset and the epoch of each partition."""
     zeros = [0] * len(numbers)
-    rows = await pool.fetch(SQL["claim_offsets"], 1, ["t"] * len(numbers), numbers, zeros)
+    rows = await pool.fetch(SQL["claim_offsets"], 1, ["t"] * len(numbers), numbers, zeros, [None] * len(numbers))
     return {row[1]: (row[2], row[3]) for row in rows}
 
 

@@ -167,6 +167,8 @@ async def test_connections_that_fall_silent_are_given_up(world: Any, settings: C
     async with through_a_proxy(world, stuck=1.5) as (proxy, worker, probes):
         await world.applied(1, within=PATIENCE)
         for start in (40, 80):
+            # The answer of a COMMIT that is lost here would make its events count as repeated.
+            await until(lambda start=start: worker.stats().tally.applied == start, within=PATIENCE)
             before = worker.stats().tally.stalls
             assert proxy.silence() > 0
             events += await world.publish(40, start=start)
