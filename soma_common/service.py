@@ -55,7 +55,8 @@ class Service(ABC):
     async def pause(self, seconds: float) -> bool:
         """Sleep, but wake at once when asked to stop; whether to stop."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.stopping.wait(), timeout=seconds)
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
         return self.stopping.is_set()
 
     async def __aenter__(self) -> Service:

@@ -132,7 +132,8 @@ class Lane:
             await self._wake.wait()
         else:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0, due - now))
+                async with asyncio.timeout(max(0.0, due - now)):
+                    await self._wake.wait()
         self._wake.clear()
 
 

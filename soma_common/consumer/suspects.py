@@ -94,7 +94,8 @@ class Suspects:
         while not self._positions.is_settled(record):
             self._settled.clear()
             with suppress(TimeoutError):  # an assignment may also end without a word
-                await asyncio.wait_for(self._settled.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self._settled.wait()
         await self._pool.fetch(_SQL["end_attempt"], *place)
 
     def settled(self) -> None:

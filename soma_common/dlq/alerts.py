@@ -55,7 +55,8 @@ class Alerts:
         if task is None:
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._waiting.join(), patience)
+            async with asyncio.timeout(patience):
+                await self._waiting.join()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         while not self._waiting.empty():

@@ -208,7 +208,8 @@ class LogSource:
 
     async def _rest(self, briefly: bool) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.wake.wait(), min(self._idle, _BRIEFLY) if briefly else self._idle)
+            async with asyncio.timeout(min(self._idle, _BRIEFLY) if briefly else self._idle):
+                await self.wake.wait()
             self._idle = _LEAST_IDLE
         self.wake.clear()
         self._idle = min(self.settings.most_idle, self._idle * 1.5)

@@ -150,7 +150,8 @@ class Pump:
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout=seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
             self._idle = self._p.settings.least_idle
         self._wake.clear()
 
@@ -353,7 +354,8 @@ class Pump:
         epochs = {shard: group.epoch for shard, group in self.groups.items()}
         self._failures += 1
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), timeout=self._p.settings.backoff.delay(self._failures))
+            async with asyncio.timeout(self._p.settings.backoff.delay(self._failures)):
+                await self._stopping.wait()
         for shard, epoch in epochs.items():
             lease = self._p.shards.owned.get(shard)
             if lease is not None and lease.epoch == epoch:
