@@ -51,8 +51,8 @@ async def main() -> None:
                 await bench.measured("log", "plain DELETE", ROWS, lambda: bench.deleted("events_copy")),
                 await bench.measured("inbox", "whole partition, emptied", ROWS, bench.emptied),
                 await bench.measured("inbox", "plain DELETE", ROWS, lambda: bench.deleted("inbox_copy")),
-                await bench.measured("idempotency keys", "in batches", ROWS, bench.swept),
-                await bench.measured("idempotency keys", "plain DELETE", ROWS, lambda: bench.deleted("keys_copy")),
+                await bench.measured("idempotency keys", "in batches", ROWS // 2, bench.swept),
+                await bench.measured("idempotency keys", "plain DELETE", ROWS // 2, lambda: bench.deleted("keys_copy")),
             ]
             archived = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"Archives: {archived / (ROWS + ROWS // 2):.0f} bytes per event.")
@@ -67,7 +67,7 @@ class _Bench:
         self._dsn = pool.settings.dsn
 
     async def fill(self) -> None:
-        """The first partition has one type, the second two; every event of the first has a key."""
+        """The first partition has one type, the second two; every other event of the second has a key."""
         async with self._pool.connection() as connection:
             await connection.execute(f"SELECT setval('soma.event_position', {END_OF_FIRST - ROWS - 1})")
             await connection.execute(f"SELECT soma.maintain_events({ROWS})")
@@ -79,7 +79,7 @@ class _Bench:
                     payload={"n": n, "text": "as long as a short message"}, tenant_id="bench",
                     aggregate_id=f"k-{n % 1000}",
                     event_type="bench.first" if first else "bench.old" if n % 2 else "bench.kept",
-                    idempotency_key=f"key-{n}" if first else None,
+                    idempotency_key=f"key-{n}" if not first and n % 2 == 0 else None,
                 )
                 for n in range(start, start + 500)
             )  # fmt: skip

@@ -138,8 +138,8 @@ class Pipeline:
         await self._part(lane, batch, again)
         return [each for waiting in again.values() for each in waiting]
 
-    async def _part(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> None:
-        """Commit the records, or find the event that is to blame by halving: O(log n) transactions.
+    async def _part(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> bool:
+        """Commit the records, or find the event that is to blame in O(log n) transactions; whether none was.
 
         When a handler raised, its event is the suspect: what lies before it commits at once and it is tried alone.
         The suspect may be innocent (an earlier handler swallowed a database error), so only an event that fails
@@ -147,16 +147,15 @@ class Pipeline:
         """
         records = self._without_followers(records, again)
         if len(records) > 1 and self._memory.any_alone(records):
-            await self._in_parts(lane, records, None, again)
-            return
+            return await self._in_halves(lane, records, again)
         for attempt in range(_MOST_CONFLICTS):
             if not records:
-                return
+                return True
             try:
                 async with self.gate:
                     await self._commit(lane, records)
                 self._done(records)
-                return
+                return True
             except _Reopened:
                 continue
             except TransactionConflict:
@@ -168,20 +167,31 @@ class Pipeline:
             except Blamed as blamed:
                 if blamed.place == 0 or len(records) == 1:  # the first had nobody before it who could be to blame
                     await self._failed(lane, records[0], blamed.cause, again)
-                    await self._part(lane, records[1:], again)
+                    await self._behind(lane, records[1:], again)
+                elif blamed.place is None:
+                    await self._in_halves(lane, records, again)
                 else:
-                    await self._in_parts(lane, records, blamed.place, again)
-                return
+                    await self._part(lane, records[: blamed.place], again)
+                    await self._behind(lane, records[blamed.place :], again)
+                return False
         if len(records) == 1:
             raise TransactionConflict(f"{_named(records[0])} met other transactions {_MOST_CONFLICTS} times.")
-        await self._in_parts(lane, records, None, again)
+        return await self._in_halves(lane, records, again)
 
-    async def _in_parts(
-        self, lane: Lane, records: Sequence[Record], place: int | None, again: dict[bytes, list[Again]]
-    ) -> None:
-        cuts = (len(records) // 2,) if place is None else (place, place + 1)
-        for start, end in zip((0, *cuts), (*cuts, len(records)), strict=True):
-            await self._part(lane, records[start:end], again)
+    async def _in_halves(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> bool:
+        middle = len(records) // 2
+        first = await self._part(lane, records[:middle], again)
+        return await self._part(lane, records[middle:], again) and first
+
+    async def _behind(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> None:
+        """What begins with a suspect or lies behind a failure: one alone, then ever more as long as all goes well.
+
+        So where every event fails, each is rolled back once or twice, not once for each that failed before it.
+        """
+        size = 1
+        while records:
+            well = await self._part(lane, records[:size], again)
+            records, size = records[size:], size * _GROWTH if well else 1
 
     def _without_followers(self, records: Sequence[Record], again: dict[bytes, list[Again]]) -> Sequence[Record]:
         """What follows an event of its sequence that is to be tried again waits behind it."""
@@ -341,6 +351,7 @@ class Pipeline:
 
 
 _MOST_CONFLICTS: Final = 20
+_GROWTH: Final = 4
 
 
 def _named(record: Record) -> str:
