@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _MOST_LEASES = 5  # owners of a sequence that may die over its first letter
 _PAGE = 100
+_GROWTH = 4  # a transaction takes one letter, then so many times more as long as all goes well
 _MOST_CONFLICTS = 20
 _CONFLICTED = Backoff(base=0.005, maximum=1.0)
 
@@ -133,30 +134,38 @@ class Redriver:
 
     async def _page(self, turn: _Turn, letters: Sequence[FullLetter]) -> bool:
         """Whether to read on in this sequence."""
-        for letter in letters:
+        size = 1
+        while letters:
             try:
-                outcome = await self._letter(turn, letter)
+                outcome = await self._part(turn, letters[:size])
             except LetterChanged:
                 return True
+            if outcome is None:
+                size = 1
+                continue
             if outcome is not Outcome.READY:
                 return False
             turn.lease = replace(turn.lease, leases=1)
+            letters, size = letters[size:], size * _GROWTH
         return True
 
-    async def _letter(self, turn: _Turn, letter: FullLetter) -> Outcome:
+    async def _part(self, turn: _Turn, letters: Sequence[FullLetter]) -> Outcome | None:
+        """Apply letters in one transaction; None when one of several fails: nothing happened, each is tried alone."""
         try:
             if turn.lease.leases > _MOST_LEASES:
                 raise PoisonEvent(f"{turn.lease.leases - 1} workers ended while they re-drove this letter.")
-            event = await self._event(letter)
-            outcome = await self._applied(turn, letter, event)
+            events = [await self._event(letter) for letter in letters]
+            outcome = await self._applied(turn, letters, events)
         except InfrastructureError:
             raise
         except (Blamed, SomaError) as error:
             if isinstance(error, (LeaseLost, LetterChanged, *PASSING, *ENDING)):
                 raise
-            return await self._failed(turn, letter, error.cause if isinstance(error, Blamed) else error)
+            if len(letters) > 1:
+                return None
+            return await self._failed(turn, letters[0], error.cause if isinstance(error, Blamed) else error)
         self._outages = 0
-        self._tally.redriven += 1
+        self._tally.redriven += len(letters)
         return outcome
 
     async def _event(self, letter: FullLetter) -> RecordedEvent:
@@ -169,19 +178,26 @@ class Redriver:
             raise ValidationError(f"The edited value is another event: {event.event_id}, not {known}.")
         return event
 
-    async def _applied(self, turn: _Turn, letter: FullLetter, event: RecordedEvent) -> Outcome:
-        """Effects and the letter's end in one transaction."""
-        handlers = self._p.effects.handlers.of(event.event_type)
+    async def _applied(self, turn: _Turn, letters: Sequence[FullLetter], events: Sequence[RecordedEvent]) -> Outcome:
+        """Effects and the letters' end in one transaction."""
+        of = self._p.effects.handlers.of
+        sequences = [letter.letter.sequence for letter in letters]
         for attempt in range(_MOST_CONFLICTS):
             try:
                 async with self._p.begin() as tx:
-                    claim = await self._p.inbox.claim(tx, [event], [letter.letter.sequence], turn.lane.count)
+                    claim = await self._p.inbox.claim(tx, events, sequences, turn.lane.count)
                     # The inbox row of a letter is its own; of one that could not be decoded it may be another record's.
-                    if handlers and (claim.fresh[0] or letter.letter.event.event_id is not None):
+                    handled = [
+                        (place, event, handlers)
+                        for place, (letter, event) in enumerate(zip(letters, events, strict=True))
+                        if (handlers := of(event.event_type))
+                        and (claim.fresh[place] or letter.letter.event.event_id is not None)
+                    ]
+                    if handled:
                         turn.lane.trying = ()
-                        published = await self._p.effects.apply(tx, turn.lane, [(0, event, handlers)], REDRIVEN)
+                        published = await self._p.effects.apply(tx, turn.lane, handled, REDRIVEN)
                         self._tally.published += published
-                    outcome = await self._p.letters.resolve(tx, turn.lease, letter)
+                    outcome = await self._p.letters.resolve(tx, turn.lease, *letters)
                     counted = await turn.lane.count.complete(tx)
                 turn.lane.count = counted
                 return outcome
@@ -203,13 +219,12 @@ class Redriver:
         # What only stood behind another letter has its automatic tries still before it.
         left = letter.letter.automatic_left if letter.letter.attempts else self._p.retry.parked.tries
         wait = None if known is ErrorClass.FATAL else self._p.retry.parked.delay(left)
-        if wait is None:
-            self._tally.dead += 1
-            log.error("Letter %s is dead: %s: %s", letter.letter.letter_id, failure.error_type, failure.message)
         outcome = await self._p.letters.fail(
             turn.lease, letter, failure, retry_in=wait, automatic_left=max(0, left - 1) if wait is not None else 0
         )
         if wait is None:
+            self._tally.dead += 1
+            log.error("Letter %s is dead: %s: %s", letter.letter.letter_id, failure.error_type, failure.message)
             self._p.alerts.tell(self._notice(letter, failure))
         return outcome
 

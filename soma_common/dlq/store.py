@@ -165,14 +165,16 @@ class DeadLetters:
         args = (self._consumer_id, lease.sequence, lease.token, most)
         return [full_letter_of(row) for row in await self._pool.fetch(FULL_LETTERS + self._sql["of_lease"], *args)]
 
-    async def resolve(self, tx: Any, lease: Lease, letter: FullLetter) -> Outcome:
-        """Mark a letter as applied, at the end of the transaction ``tx`` that holds its effects.
+    async def resolve(self, tx: Any, lease: Lease, *letters: FullLetter) -> Outcome:
+        """Mark letters of a sequence as applied, at the end of the transaction ``tx`` that holds their effects.
 
         Raises:
             LeaseLost: another worker may have the sequence. Roll ``tx`` back.
-            LetterChanged: it was discarded or edited meanwhile. Roll ``tx`` back, and take the letters again.
+            LetterChanged: one was discarded or edited meanwhile. Roll ``tx`` back, and take the letters again.
         """
-        return await self._settle(tx, lease, letter, (True, None, None, *(None,) * 5))
+        ids, revisions = [each.letter.letter_id for each in letters], [each.letter.revision for each in letters]
+        args = (self._consumer_id, lease.sequence, lease.token, ids, revisions, self._who)
+        return _outcome((await fetch(tx, self._sql["resolve"], args))[0][0], letters[0])
 
     async def fail(
         self, lease: Lease, letter: FullLetter, failure: Failure, *, retry_in: float | None = None,
@@ -192,15 +194,18 @@ class DeadLetters:
     async def _settle(self, tx: Any, lease: Lease, letter: FullLetter, told: tuple[Any, ...]) -> Outcome:
         known = letter.letter
         fence = (self._consumer_id, lease.sequence, lease.token, known.letter_id, known.revision, self._who)
-        said = (await fetch(tx, self._sql["settle"], (*fence, *told)))[0][0]
-        if said == "lost":
-            raise LeaseLost("The lease of this sequence of dead letters has ended.")
-        if said == "changed":
-            raise LetterChanged(f"Letter {known.letter_id} was settled, discarded or edited meanwhile.")
-        return Outcome(said)
+        return _outcome((await fetch(tx, self._sql["settle"], (*fence, *told)))[0][0], letter)
 
 
 def _can_be_claimed(event: RecordedEvent) -> bool:
     """Whether the inbox can hold its names. A foreign event may have failed for the very reason that it cannot."""
     names = (event.tenant_id, event.service_id, event.idempotency_key)
     return all(storable(name, len(name) * 4) == name for name in names)
+
+
+def _outcome(said: str, letter: FullLetter) -> Outcome:
+    if said == "lost":
+        raise LeaseLost("The lease of this sequence of dead letters has ended.")
+    if said == "changed":
+        raise LetterChanged(f"Letter {letter.letter.letter_id} was settled, discarded or edited meanwhile.")
+    return Outcome(said)

@@ -69,6 +69,9 @@ SELECT soma.settle_letter(
     $1::integer, $2::bytea, $3::uuid, $4::uuid, $5::integer, $6::text, $7::boolean,
     make_interval(secs => $8::float8), $9::integer, $10::text, $11::text, $12::text, $13::text, $14::text)
 
+-- :name resolve : several letters of a sequence were applied in one transaction
+SELECT soma.resolve_letters($1::integer, $2::bytea, $3::uuid, $4::uuid[], $5::integer[], $6::text)
+
 -- :name advance : when a locked sequence is due, or its end
 SELECT soma.advance_sequence($1::integer, $2::bytea)
 

@@ -228,6 +228,35 @@ BEGIN
     RETURN soma.advance_sequence(p_consumer, p_sequence);
 END $$;
 
+-- The same for several letters of a sequence that were applied in one transaction: all of them are resolved, or none.
+CREATE FUNCTION soma.resolve_letters(
+    p_consumer integer, p_sequence bytea, p_lease uuid, p_letters uuid[], p_revisions integer[], p_who text
+) RETURNS text
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_now   timestamptz;
+    v_count integer;
+BEGIN
+    PERFORM FROM soma.dead_sequences d
+    WHERE d.consumer_id = p_consumer AND d.sequence = p_sequence AND d.lease = p_lease AND d.leased_until > soma.now()
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'lost';
+    END IF;
+    v_now := soma.now();
+    UPDATE soma.dead_letters l SET status = 'resolved', attempts = l.attempts + 1, changed_at = v_now, next_at = NULL
+    FROM unnest(p_letters, p_revisions) AS g (letter_id, revision)
+    WHERE l.letter_id = g.letter_id AND l.consumer_id = p_consumer AND l.sequence = p_sequence
+      AND l.revision = g.revision AND l.status IN ('retrying', 'blocked', 'redriving');
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count < cardinality(p_letters) THEN
+        RETURN 'changed';
+    END IF;
+    INSERT INTO soma.dead_letter_history (letter_id, at, who, what)
+    SELECT g.letter_id, v_now, p_who, 'resolved' FROM unnest(p_letters) AS g (letter_id);
+    RETURN soma.advance_sequence(p_consumer, p_sequence);
+END $$;
+
 -- Asks for another try of the whole sequences of some letters: what is dead or retrying there becomes redriving, and is
 -- due now. Returns the letters that changed; asked twice, the second time changes none.
 CREATE FUNCTION soma.redrive_letters(p_letters uuid[], p_who text, p_why text) RETURNS SETOF uuid
