@@ -187,14 +187,12 @@ class DeadLetters:
         Raises:
             LeaseLost, LetterChanged: nothing was written; the letter is somebody else's matter.
         """
-        told = (failure.stage.value, failure.error_type, failure.message, failure.stack, failure.fingerprint)
-        async with self._pool.transaction(synchronous=True) as tx:
-            return await self._settle(tx, lease, letter, (False, retry_in, automatic_left, *told))
-
-    async def _settle(self, tx: Any, lease: Lease, letter: FullLetter, told: tuple[Any, ...]) -> Outcome:
         known = letter.letter
         fence = (self._consumer_id, lease.sequence, lease.token, known.letter_id, known.revision, self._who)
-        return _outcome((await fetch(tx, self._sql["settle"], (*fence, *told)))[0][0], letter)
+        told = (failure.stage.value, failure.error_type, failure.message, failure.stack, failure.fingerprint)
+        async with self._pool.transaction(synchronous=True) as tx:
+            said = (await fetch(tx, self._sql["fail"], (*fence, retry_in, automatic_left, *told)))[0][0]
+            return _outcome(said, letter)
 
 
 def _can_be_claimed(event: RecordedEvent) -> bool:

@@ -42,6 +42,10 @@ class _Owned:
     stored: int
     topic_id: UUID | None
 
+    def is_of_another(self, topic: str, ids: Mapping[str, UUID]) -> bool:
+        """Whether the topic of this name, as far as the brokers said, is not the one that was read."""
+        return ids.get(topic, self.topic_id) != self.topic_id
+
 
 class KafkaSource:
     """Reads topics as a member of a consumer group. Keeps ``Source``'s promises.
@@ -179,15 +183,15 @@ class KafkaSource:
         self._owned, self._lost = {}, []
         for topic, number, stored, epoch, known in rows:
             tp, partition = TopicPartition(topic, number), Partition(topic, number)
-            self._owned[partition] = _Owned(epoch, stored, known)
+            owned = self._owned[partition] = _Owned(epoch, stored, known)
             if partition in self._halted:
                 continue
             consumer.seek(tp, stored)
             why = f"it stands at {stored}, the topic has {earliest[tp]} to {ends[tp]}"
-            if ids.get(topic, known) != known:
-                why += ", and is another one: it was deleted and made anew"
-            if ids.get(topic, known) != known or not earliest[tp] <= stored <= ends[tp]:
-                self._lost.append(_lost(partition, self._owned[partition], why))
+            if owned.is_of_another(topic, ids):
+                self._lost.append(_lost(partition, owned, f"{why}, and is another one: it was deleted and made anew"))
+            elif not earliest[tp] <= stored <= ends[tp]:
+                self._lost.append(_lost(partition, owned, why))
         self._claimed, self._heard = generation, time.monotonic()
 
     async def _ranges(self, consumer: AIOKafkaConsumer, assigned: list[Any]) -> tuple[dict[Any, int], dict[Any, int]]:
@@ -205,7 +209,7 @@ class KafkaSource:
             return
         with suppress(KafkaError, OSError, TimeoutError):
             ids = await self._ids(self._consumer)
-            if any(ids.get(p.name, owned.topic_id) != owned.topic_id for p, owned in self._owned.items()):
+            if any(owned.is_of_another(p.name, ids) for p, owned in self._owned.items()):
                 await self.rewind()
 
     async def _probe(self, consumer: AIOKafkaConsumer) -> None:

@@ -64,10 +64,10 @@ RETURNING d.leased_until
 UPDATE soma.dead_sequences d SET lease = NULL, lease_owner = NULL, leased_until = NULL, leases = 0
 WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid
 
--- :name settle : end a try of a letter in the transaction of its effects
-SELECT soma.settle_letter(
-    $1::integer, $2::bytea, $3::uuid, $4::uuid, $5::integer, $6::text, $7::boolean,
-    make_interval(secs => $8::float8), $9::integer, $10::text, $11::text, $12::text, $13::text, $14::text)
+-- :name fail : a try of a letter failed
+SELECT soma.fail_letter(
+    $1::integer, $2::bytea, $3::uuid, $4::uuid, $5::integer, $6::text, make_interval(secs => $7::float8), $8::integer,
+    $9::text, $10::text, $11::text, $12::text, $13::text)
 
 -- :name resolve : several letters of a sequence were applied in one transaction
 SELECT soma.resolve_letters($1::integer, $2::bytea, $3::uuid, $4::uuid[], $5::integer[], $6::text)

@@ -189,46 +189,47 @@ BEGIN
     RETURN CASE WHEN v_ready THEN 'ready' ELSE 'waiting' END;
 END $$;
 
--- Ends a try of a re-driven letter, in the transaction of its effects. A status of null means failed: tried again after
--- p_delay, or (null) dead. Returns 'lost' (the lease is not ours any more), 'changed' (the letter was discarded or edited
--- meanwhile), or what became of the sequence; after the first two the transaction must be rolled back.
-CREATE FUNCTION soma.settle_letter(
-    p_consumer integer, p_sequence bytea, p_lease uuid, p_letter uuid, p_revision integer, p_who text,
-    p_resolved boolean, p_delay interval, p_left integer, p_stage text, p_error_type text, p_error_message text,
-    p_error_stack text, p_fingerprint text
-) RETURNS text
+-- Locks a leased sequence; false when the lease is over or another worker's.
+CREATE FUNCTION soma.hold_sequence(p_consumer integer, p_sequence bytea, p_lease uuid) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    v_now    timestamptz;
-    v_status text := CASE WHEN p_resolved THEN 'resolved' WHEN p_delay IS NULL THEN 'dead' ELSE 'retrying' END;
 BEGIN
     PERFORM FROM soma.dead_sequences d
     WHERE d.consumer_id = p_consumer AND d.sequence = p_sequence AND d.lease = p_lease AND d.leased_until > soma.now()
     FOR UPDATE;
-    IF NOT FOUND THEN
+    RETURN FOUND;
+END $$;
+
+-- Ends a try of a re-driven letter that failed: it is tried again after p_delay, or (null) dead. Returns 'lost' (the lease is not ours any more), 'changed' (the letter was discarded or edited
+-- meanwhile), or what became of the sequence; after the first two the transaction must be rolled back.
+CREATE FUNCTION soma.fail_letter(
+    p_consumer integer, p_sequence bytea, p_lease uuid, p_letter uuid, p_revision integer, p_who text,
+    p_delay interval, p_left integer, p_stage text, p_error_type text, p_error_message text, p_error_stack text,
+    p_fingerprint text
+) RETURNS text
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_now    timestamptz;
+    v_status text := CASE WHEN p_delay IS NULL THEN 'dead' ELSE 'retrying' END;
+BEGIN
+    IF NOT soma.hold_sequence(p_consumer, p_sequence, p_lease) THEN
         RETURN 'lost';
     END IF;
     v_now := soma.now();
     UPDATE soma.dead_letters l
-    SET status = v_status, attempts = l.attempts + 1, changed_at = v_now,
-        next_at = CASE WHEN NOT p_resolved THEN v_now + p_delay END,
-        automatic_left = coalesce(p_left, l.automatic_left),
-        stage = CASE WHEN p_resolved THEN l.stage ELSE p_stage END,
-        error_type = CASE WHEN p_resolved THEN l.error_type ELSE p_error_type END,
-        error_message = CASE WHEN p_resolved THEN l.error_message ELSE p_error_message END,
-        error_stack = CASE WHEN p_resolved THEN l.error_stack ELSE p_error_stack END,
-        fingerprint = CASE WHEN p_resolved THEN l.fingerprint ELSE p_fingerprint END
+    SET status = v_status, attempts = l.attempts + 1, changed_at = v_now, next_at = v_now + p_delay,
+        automatic_left = coalesce(p_left, l.automatic_left), stage = p_stage, error_type = p_error_type,
+        error_message = p_error_message, error_stack = p_error_stack, fingerprint = p_fingerprint
     WHERE l.letter_id = p_letter AND l.consumer_id = p_consumer AND l.sequence = p_sequence
       AND l.revision = p_revision AND l.status IN ('retrying', 'blocked', 'redriving');
     IF NOT FOUND THEN
         RETURN 'changed';
     END IF;
     INSERT INTO soma.dead_letter_history (letter_id, at, who, what, why)
-    VALUES (p_letter, v_now, p_who, v_status, CASE WHEN NOT p_resolved THEN left(p_error_message, 500) END);
+    VALUES (p_letter, v_now, p_who, v_status, left(p_error_message, 500));
     RETURN soma.advance_sequence(p_consumer, p_sequence);
 END $$;
 
--- The same for several letters of a sequence that were applied in one transaction: all of them are resolved, or none.
+-- Ends a try of letters that were applied in one transaction: all of them are resolved, or none. Returns as fail_letter.
 CREATE FUNCTION soma.resolve_letters(
     p_consumer integer, p_sequence bytea, p_lease uuid, p_letters uuid[], p_revisions integer[], p_who text
 ) RETURNS text
@@ -237,10 +238,7 @@ DECLARE
     v_now   timestamptz;
     v_count integer;
 BEGIN
-    PERFORM FROM soma.dead_sequences d
-    WHERE d.consumer_id = p_consumer AND d.sequence = p_sequence AND d.lease = p_lease AND d.leased_until > soma.now()
-    FOR UPDATE;
-    IF NOT FOUND THEN
+    IF NOT soma.hold_sequence(p_consumer, p_sequence, p_lease) THEN
         RETURN 'lost';
     END IF;
     v_now := soma.now();
