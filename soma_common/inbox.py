@@ -38,6 +38,11 @@ class LaneCount(NamedTuple):
             HandlerFailed: a handler ended the transaction.
         """
         await fetch(tx, _SQL["complete_batch"], ())
+        return self.following
+
+    @property
+    def following(self) -> LaneCount:
+        """What to know once a batch that was begun here has committed."""
         return LaneCount(self.lane_id, self.batches + 1)
 
 

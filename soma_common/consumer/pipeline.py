@@ -31,7 +31,7 @@ from soma_common.errors import (
     TransactionConflict,
     UnhandledType,
 )
-from soma_common.inbox import Inbox, LaneCount
+from soma_common.inbox import Inbox
 from soma_common.postgres.errors import is_from_driver
 from soma_common.retry import Backoff
 
@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 
 # Nobody's fault but the world's: the consumer begins again at its stored positions.
 PASSING: Final = (InfrastructureError, TransactionConflict, ClockAhead)
-_CONFLICTED: Final = Backoff(base=0.005, maximum=1.0)
+CONFLICTED: Final = Backoff(base=0.005, maximum=1.0)  # waits of a transaction that met another one
+MOST_CONFLICTS: Final = 20
+GROWTH: Final = 4  # after a failure a transaction takes one, then so many times more as long as all goes well
 
 _Place = tuple[Partition, int]
 Begin = Callable[[], AbstractAsyncContextManager[Any]]
@@ -148,7 +150,7 @@ class Pipeline:
         records = self._without_followers(records, again)
         if len(records) > 1 and self._memory.any_alone(records):
             return await self._in_halves(lane, records, again)
-        for attempt in range(_MOST_CONFLICTS):
+        for attempt in range(MOST_CONFLICTS):
             if not records:
                 return True
             try:
@@ -163,7 +165,7 @@ class Pipeline:
                 self.gate.conflict()
                 if len(records) > 1:
                     break
-                await asyncio.sleep(_CONFLICTED.delay(attempt))
+                await asyncio.sleep(CONFLICTED.delay(attempt))
             except Blamed as blamed:
                 if blamed.place == 0 or len(records) == 1:  # the first had nobody before it who could be to blame
                     await self._failed(lane, records[0], blamed.cause, again)
@@ -175,7 +177,7 @@ class Pipeline:
                     await self._behind(lane, records[blamed.place :], again)
                 return False
         if len(records) == 1:
-            raise TransactionConflict(f"{_named(records[0])} met other transactions {_MOST_CONFLICTS} times.")
+            raise TransactionConflict(f"{_named(records[0])} met other transactions {MOST_CONFLICTS} times.")
         return await self._in_halves(lane, records, again)
 
     async def _in_halves(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> bool:
@@ -191,7 +193,7 @@ class Pipeline:
         size = 1
         while records:
             well = await self._part(lane, records[:size], again)
-            records, size = records[size:], size * _GROWTH if well else 1
+            records, size = records[size:], size * GROWTH if well else 1
 
     def _without_followers(self, records: Sequence[Record], again: dict[bytes, list[Again]]) -> Sequence[Record]:
         """What follows an event of its sequence that is to be tried again waits behind it."""
@@ -328,7 +330,7 @@ class Pipeline:
                 f"{_named(record)} failed ({type(cause).__name__}: {cause}); its letter could not be written: {error}",
                 cure="mend the table soma.dead_letters; the consumer goes on exactly here.",
             ) from error
-        lane.count = LaneCount(lane.count.lane_id, lane.count.batches + 1)
+        lane.count = lane.count.following
         if not new:
             self.tally.repeated += 1
             return
@@ -348,10 +350,6 @@ class Pipeline:
         if self.away is None:
             log.warning("A handler waits: %s", told)
         self.away = told
-
-
-_MOST_CONFLICTS: Final = 20
-_GROWTH: Final = 4
 
 
 def _named(record: Record) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from soma_common.consumer.effects import ENDING, Blamed
 from soma_common.consumer.handlers import REDRIVEN
 from soma_common.consumer.lanes import Lane, Work
-from soma_common.consumer.pipeline import PASSING, Parts
+from soma_common.consumer.pipeline import CONFLICTED, GROWTH, MOST_CONFLICTS, PASSING, Parts
 from soma_common.consumer.retries import ErrorClass, stage_of
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
@@ -35,15 +35,11 @@ from soma_common.errors import (
 from soma_common.events.models import RecordedEvent
 from soma_common.inbox import LaneCount
 from soma_common.postgres.errors import is_from_driver
-from soma_common.retry import Backoff
 
 log = logging.getLogger(__name__)
 
 _MOST_LEASES = 5  # owners of a sequence that may die over its first letter
 _PAGE = 100
-_GROWTH = 4  # a transaction takes one letter, then so many times more as long as all goes well
-_MOST_CONFLICTS = 20
-_CONFLICTED = Backoff(base=0.005, maximum=1.0)
 
 
 class _Away(Exception):
@@ -146,7 +142,7 @@ class Redriver:
             if outcome is not Outcome.READY:
                 return False
             turn.lease = replace(turn.lease, leases=1)
-            letters, size = letters[size:], size * _GROWTH
+            letters, size = letters[size:], size * GROWTH
         return True
 
     async def _part(self, turn: _Turn, letters: Sequence[FullLetter]) -> Outcome | None:
@@ -182,7 +178,7 @@ class Redriver:
         """Effects and the letters' end in one transaction."""
         of = self._p.effects.handlers.of
         sequences = [letter.letter.sequence for letter in letters]
-        for attempt in range(_MOST_CONFLICTS):
+        for attempt in range(MOST_CONFLICTS):
             try:
                 async with self._p.begin() as tx:
                     claim = await self._p.inbox.claim(tx, events, sequences, turn.lane.count)
@@ -203,7 +199,7 @@ class Redriver:
                 return outcome
             except TransactionConflict:
                 self._tally.conflicts += 1
-                await asyncio.sleep(_CONFLICTED.delay(attempt))
+                await asyncio.sleep(CONFLICTED.delay(attempt))
             except Exception as error:
                 if is_from_driver(error):
                     raise Blamed(None, error) from error

@@ -13,7 +13,7 @@ from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.gate import Gate
 from soma_common.consumer.handlers import Delivery
 from soma_common.consumer.lanes import Lane
-from soma_common.consumer.pipeline import PASSING, Begin
+from soma_common.consumer.pipeline import CONFLICTED, MOST_CONFLICTS, PASSING, Begin
 from soma_common.errors import LeaseLost, ReplayRefused, SomaError, TransactionConflict
 from soma_common.inbox import Inbox, LaneCount
 from soma_common.postgres.errors import is_from_driver
@@ -22,13 +22,10 @@ from soma_common.replay.applying import failed, sequence_of
 from soma_common.replay.mirror import Item, Part
 from soma_common.replay.models import Counts, Progress
 from soma_common.replay.projection import Shadow
-from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
 
 # Mails were sent when the events were live, and what handlers published then is in the log.
 REBUILDING: Final = Delivery(replaying=True, external_effects=False)
-_CONFLICTED: Final = Backoff(base=0.005, maximum=1.0)
-_MOST_CONFLICTS: Final = 20
 
 
 class Filling:
@@ -70,7 +67,7 @@ class Filling:
 
     async def _share(self, lane: Lane, items: Sequence[Item]) -> Counts:
         """What one lane has to do: in one transaction, or in halves until it is clear which event is to blame."""
-        for attempt in range(_MOST_CONFLICTS):
+        for attempt in range(MOST_CONFLICTS):
             try:
                 async with self._gate:
                     counts = await self._commit(lane, items)
@@ -78,7 +75,7 @@ class Filling:
                 return counts
             except TransactionConflict:
                 self._gate.conflict()
-                await asyncio.sleep(_CONFLICTED.delay(attempt))
+                await asyncio.sleep(CONFLICTED.delay(attempt))
             except Blamed as blamed:
                 if isinstance(blamed.cause, PASSING):  # something that a handler needs is away
                     raise blamed.cause from blamed
@@ -90,7 +87,7 @@ class Filling:
                     if start < end:
                         counts += await self._share(lane, items[start:end])
                 return counts
-        raise TransactionConflict(f"A batch of a rebuild met other transactions {_MOST_CONFLICTS} times.")
+        raise TransactionConflict(f"A batch of a rebuild met other transactions {MOST_CONFLICTS} times.")
 
     async def _commit(self, lane: Lane, items: Sequence[Item]) -> Counts:
         try:

@@ -14,12 +14,10 @@ from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.dlq.models import RedrivePolicy
 from soma_common.errors import ConfigurationError, DeadLetterRefused
-from soma_common.events.append import AppendSettings
 from soma_common.events.models import Event
-from soma_common.events.store import EventStore
-from soma_common.log.source import LogSettings, LogSource
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.retry import Backoff
+from tests.integration.consumer.conftest import World
 from tests.waiting import until
 
 _REFUSING = """
@@ -96,7 +94,7 @@ async def test_the_databases_clock_jumps_between_workers(world: Any, apply: Any,
     given = {"retry": RetryPolicy(tries=1, parked=parked), "redrive_every": 0.05}
     events = await world.publish(100, keys=20)
     async with Pool(PoolSettings(world.dsn, settings={"soma.clock_offset": jump})) as elsewhere:
-        other = _worker(world, elsewhere, handle, ConsumerSettings(**given))
+        other = World(elsewhere, world.dsn).log_worker(handle, settings=ConsumerSettings(**given))
         async with world.log_worker(handle, settings=ConsumerSettings(**given)) as one, other:
             await until(lambda: one.stats().tally.parked + other.stats().tally.parked >= 4)
             events += await world.publish(100, keys=20, start=100)
@@ -118,19 +116,6 @@ async def _make_due(world: Any) -> None:
             await world.dlq.retry_event(letter.letter.letter_id)
 
 
-def _worker(world: Any, pool: Pool, handle: Any, settings: Any) -> ConsumerWorker:
-    handlers = Handlers(None)
-    handlers.add(handle, "*")
-    store = EventStore(pool, AppendSettings("tests"))
-    source = LogSource(pool, "billing", LogSettings(most_idle=0.02))
-    worker = ConsumerWorker(
-        pool, "billing", source, handlers=handlers, append=lambda events, tx: store.publish(events, tx=tx),
-        settings=settings,
-    )  # fmt: skip
-    world.workers.append(worker)
-    return worker
-
-
 async def test_a_clock_that_is_ahead_of_the_databases_makes_the_consumer_wait(world: Any, apply: Any) -> None:
     """What a handler publishes is refused while the process's clock is far ahead: no event is to blame for that."""
     clock = {"soma.clock_offset": "-1 hour"}  # seen from the database, this process is an hour ahead
@@ -142,7 +127,7 @@ async def test_a_clock_that_is_ahead_of_the_databases_makes_the_consumer_wait(wo
     events = await world.publish(5)
     async with Pool(PoolSettings(world.dsn, settings=clock)) as behind:
         settings = ConsumerSettings(backoff=Backoff(base=0.05, maximum=0.1))
-        worker = _worker(world, behind, handle, settings)
+        worker = World(behind, world.dsn).log_worker(handle, settings=settings)
         async with worker:
             await until(lambda: worker.stats().tally.transactions >= 3)
             assert worker.stats().tally.dead == worker.stats().tally.parked == 0
