@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +24,7 @@ from tests.waiting import until
 
 __all__ = ["topic"]  # the fixture of that module
 
+PROGRAM = Path(__file__).with_name("program.py")
 EVERYTHING = ReplayFilter(tenant_id=ALL_TENANTS)
 
 
@@ -26,6 +32,15 @@ class ReplayWorld(World):
     """One database, its live consumer ``billing``, and replays of it."""
 
     everything = EVERYTHING
+
+    def program(self, arguments: dict[str, Any]) -> subprocess.Popen[str]:
+        """A process of its own at one run: see program.py."""
+        child = subprocess.Popen(
+            [sys.executable, str(PROGRAM), json.dumps(arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        self.processes.append(child)
+        return child
 
     async def passed_by(self, handle: Handle = apply, *types: str, consumer: str = "billing") -> None:
         """The live consumer has passed what is in the log, with this handler, and stopped."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +19,6 @@ from soma_common.replay.models import ReplayState
 from soma_common.replay.projection import Projection
 from tests.integration.replay.projecting import BOTH, SENT, book, make_tables, same_as_recomputed, schemas
 from tests.waiting import until
-
-PROGRAM = Path(__file__).with_name("program.py")
 
 
 async def transaction(topic: Any, events: Any, name: str, *, commit: bool = True) -> None:
@@ -132,11 +126,7 @@ async def test_killed_and_resumed(replays: Any, topic: Any, stage: str, after: i
 
 
 def process(replays: Any, given: dict[str, Any]) -> subprocess.Popen[str]:
-    child = subprocess.Popen(
-        [sys.executable, str(PROGRAM), json.dumps(given)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    replays.processes.append(child)
+    child: subprocess.Popen[str] = replays.program(given)
     return child
 
 

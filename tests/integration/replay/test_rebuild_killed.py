@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import signal
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,7 +18,6 @@ from soma_common.replay.models import ReplayState
 from soma_common.replay.projection import Projection
 from tests.waiting import until
 
-PROGRAM = Path(__file__).with_name("program.py")
 EVENTS = 400
 TABLES = Projection(("effect", "total"))
 
@@ -41,13 +36,8 @@ async def started(replays: Any) -> tuple[Any, list[RecordedEvent]]:
 
 def process(replays: Any, run: Any, **given: Any) -> subprocess.Popen[str]:
     arguments = {"dsn": replays.dsn, "run": str(run.run_id), "rebuild": True} | given
-    made = subprocess.Popen(
-        [sys.executable, str(PROGRAM), json.dumps(arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    replays.processes.append(made)
-    return made
+    child: subprocess.Popen[str] = replays.program(arguments)
+    return child
 
 
 async def ended(child: subprocess.Popen[str]) -> tuple[int, str, str]:

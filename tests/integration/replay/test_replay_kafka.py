@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +18,6 @@ from soma_common.testing.lane.kafka import KafkaServer
 from soma_common.testing.lane.kafka_wire import Topic as TopicSettings
 from tests.integration.consumer.conftest import Topic, apply
 from tests.waiting import until
-
-PROGRAM = Path(__file__).with_name("program.py")
 
 
 async def consumed(replays: Any, topic: Any, count: int, handle: Any = apply) -> None:
@@ -130,11 +124,7 @@ async def process(replays: Any, given: dict[str, Any]) -> int:
 
 
 def started(replays: Any, given: dict[str, Any]) -> subprocess.Popen[str]:
-    child = subprocess.Popen(
-        [sys.executable, str(PROGRAM), json.dumps(given)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    replays.processes.append(child)
+    child: subprocess.Popen[str] = replays.program(given)
     return child
 
 

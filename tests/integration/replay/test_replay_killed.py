@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import signal
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.waiting import until
 
-PROGRAM = Path(__file__).with_name("program.py")
 EVENTS = 300
 
 
@@ -36,13 +31,8 @@ async def started(replays: Any, mode: str) -> Any:
 
 def process(replays: Any, run: Any, **given: Any) -> subprocess.Popen[str]:
     arguments = {"dsn": replays.dsn, "run": str(run.run_id)} | given
-    made = subprocess.Popen(
-        [sys.executable, str(PROGRAM), json.dumps(arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    replays.processes.append(made)
-    return made
+    child: subprocess.Popen[str] = replays.program(arguments)
+    return child
 
 
 async def ended(child: subprocess.Popen[str]) -> tuple[int, str]:
