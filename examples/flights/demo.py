@@ -26,6 +26,7 @@ from examples.flights.report import (
     Difference,
     differences,
     show_differences,
+    show_letters,
     show_published_again,
     show_reading,
     show_summary,
@@ -34,8 +35,10 @@ from examples.flights.report import (
 from examples.flights.servers import clean_environment, servers
 from examples.flights.truth import Statistics, truth
 from examples.flights.worker import RELAY
-from soma_common import Event, Soma
+from soma_common import ALL_TENANTS, Event, Soma
 from soma_common.deployment import DeployMode
+from soma_common.dlq.handler import DLQHandler
+from soma_common.dlq.models import Summary
 from soma_common.outbox.queue import Outbox
 from soma_common.postgres.cursor import TickReader
 from soma_common.postgres.pool import Pool
@@ -67,6 +70,7 @@ class Outcome:
 
     reading: Reading
     found: Statistics
+    letters: Sequence[Summary]
     wrong: Sequence[Difference]
     rows: int
     kills: Sequence[Kill]
@@ -76,7 +80,7 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         """0: all is as in the file; 1: it is not; 3: it is, but rows of the file were refused."""
-        if self.wrong or self.twice:
+        if self.wrong or self.twice or self.letters:
             return DIFFERENT
         return SOME_REFUSED if self.reading.refused else ALL_GOOD
 
@@ -171,7 +175,8 @@ class Run:
         expected = truth(reading.path, refused=[refused.line for refused in reading.refused])
         found = await projection.tables(self._soma.pool)
         wrong, rows = differences(expected, found), len(expected.rows())
-        return Outcome(reading, found, wrong, rows, self._kills, self._twice, time.monotonic() - begun)
+        letters = await DLQHandler(self._soma.pool, who="demo").summary(tenant_id=ALL_TENANTS)
+        return Outcome(reading, found, letters, wrong, rows, self._kills, self._twice, time.monotonic() - begun)
 
     async def _work(self) -> None:
         await together(self._publish(), *[killer.run(self._plans(killer.child.kind)) for killer in self._killers])
@@ -267,4 +272,5 @@ def _show(console: Console, outcome: Outcome) -> None:
     show_tables(console, outcome.found, outcome.wrong)
     show_summary(console, outcome.kills, outcome.found.events, len(outcome.found.alerts), outcome.seconds)
     show_published_again(console, outcome.twice)
+    show_letters(console, outcome.letters)
     show_differences(console, outcome.wrong, outcome.rows)

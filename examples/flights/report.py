@@ -14,6 +14,7 @@ from rich.text import Text
 from examples.flights.chaos import Kill
 from examples.flights.reading import Reading
 from examples.flights.truth import Delays, Statistics
+from soma_common.dlq.models import Summary
 
 MOST_SHOWN = 20
 # IATA codes of the carriers in the data; others are shown by their code alone.
@@ -100,6 +101,14 @@ def show_published_again(console: Console, anew: int) -> None:
         console.print(f"published a second time: {anew} batches were recorded again", style="bold red")
     else:
         console.print("published a second time: nothing was recorded again", style="green", highlight=False)
+
+
+def show_letters(console: Console, letters: Sequence[Summary]) -> None:
+    """Events that were not applied but kept, and why; nothing when there are none, as it should be."""
+    for group in letters:
+        why = f"{group.error_type}: {group.message}" if group.error_type else "they wait behind another one"
+        line = f"{group.count} {group.status} letters of {group.consumer}: {why}"
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_differences(console: Console, wrong: Sequence[Difference], rows: int) -> None:

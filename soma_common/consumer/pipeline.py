@@ -89,6 +89,7 @@ class Memory:
         self.tries: dict[_Place, _Tries] = {}
         self.condemned: dict[_Place, Exception] = {}
         self.alone: set[_Place] = set()
+        self.begun: set[_Place] = set()  # by this process in single file
 
     def condemn(self, record: Record, error: Exception) -> None:
         """The next time the record becomes a letter without being handled."""

@@ -49,7 +49,8 @@ class Session:
         self._lanes = Lanes(lanes, settings.batch, parts.sequence_of, self.pipeline.apply)
         self._suspects = Suspects(
             pool, parts.inbox.consumer_id, self.positions, window=settings.ahead, claims=settings.poison_claims,
-            tries=settings.poison_tries, hand_out=self._lanes.put, condemn=memory.condemn,
+            tries=settings.poison_tries, wait=settings.poison_wait, begun=memory.begun,
+            hand_out=self._lanes.put, condemn=memory.condemn,
         )  # fmt: skip
         self._saving = asyncio.Lock()
         self._fetches, self._saves = Beat(), Beat()
@@ -100,10 +101,13 @@ class Session:
     def _watchdog(self, redriver: Redriver, hang_up: Callable[[], object]) -> Watchdog:
         return Watchdog(
             self._settings, self._tally, self._progress, self._memory, lanes=list(self._lanes),
-            redrives=redriver.lanes, gate=self.pipeline.gate, waiting=lambda: len(self.positions) <= self.held,
+            redrives=redriver.lanes, gate=self.pipeline.gate, waiting=self._waiting,
             beats={"the source of events": self._fetches, "PostgreSQL while positions were saved": self._saves},
             hang_up=hang_up,
         )  # fmt: skip
+
+    def _waiting(self) -> bool:
+        return self._suspects.waiting or len(self.positions) <= self.held
 
     def _settle(self, records: Iterable[Record]) -> None:
         self.positions.settle(records)
@@ -134,12 +138,13 @@ class Session:
 
     async def drain(self, partitions: Collection[Partition]) -> None:
         """Let what is in flight of these partitions end, at most ``settings.drain`` seconds, and save."""
-        if not await self._lanes.leave(partitions, self._settings.drain):
-            self._abandon(partitions)
+        ended = await self._lanes.leave(partitions, self._settings.drain)
         try:
             await self._save(leaving=list(partitions))
         except (LeaseLost, *PASSING) as error:
             log.warning("Positions were not saved before partitions were given away: %s", error)
+        if not ended:  # only now: it ends the session as well
+            self._abandon(partitions)
         self.positions.forget(partitions)
         self._suspects.forget(list(partitions))
         for partition in partitions:

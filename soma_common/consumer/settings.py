@@ -38,6 +38,8 @@ class ConsumerSettings:
         redrive_every: between two looks for letters that are due.
         poison_claims: when a partition was taken so often and never moved, its next owner works in single file.
         poison_tries: an event that was begun so often in single file and never ended is buried.
+        poison_wait: before such an event is begun again, nothing is done for so long (up to twice as long, times the
+            deaths): a process that dies within that dies of something else, and the event does not count for it.
         backoff: waits while the database or the broker is away.
         stuck: without any progress for so long, while no handler runs, the worker hangs up and begins anew; after three
             times as long it is not live. Looking for events and finding none is progress.
@@ -62,6 +64,7 @@ class ConsumerSettings:
     redrive_every: float = 1.0
     poison_claims: int = 3
     poison_tries: int = 3
+    poison_wait: float = 1.0
     backoff: Backoff = field(default_factory=Backoff)
     stuck: float = 60.0
     on_dead_letter: Callable[[LetterNotice], Any] | None = None
@@ -96,6 +99,7 @@ _RANGES = (
     ("redrive_every", 0.01, 3600),
     ("poison_claims", 1, 1000),
     ("poison_tries", 1, 1000),
+    ("poison_wait", 0.0, 3600),
     ("stuck", 0.1, 86_400),
 )
 

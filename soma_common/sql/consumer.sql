@@ -47,15 +47,12 @@ WHERE w.datname = current_database() AND w.usename = current_user AND w.wait_eve
 SELECT g.lane FROM unnest($1::bigint[], $2::bigint[]) AS g (lane, batches)
 WHERE NOT EXISTS (SELECT FROM soma.consumer_lanes l WHERE l.lane_id = g.lane AND l.batches >= g.batches)
 
--- :name take_partitions : count that partitions are taken; how often that was since they moved, and whether an owner ended
--- while it worked on an event alone
+-- :name take_partitions : count that partitions are taken; how often that was since they moved
 INSERT INTO soma.consumer_claims AS c (consumer_id, topic, partition, claims)
 SELECT $1::integer, t.topic, t.number, 1 FROM unnest($2::text[], $3::integer[]) AS t (topic, number)
 ORDER BY t.topic, t.number
 ON CONFLICT (consumer_id, topic, partition) DO UPDATE SET claims = c.claims + 1
-RETURNING c.topic, c.partition, c.claims, EXISTS (
-    SELECT FROM soma.consumer_attempts a
-    WHERE a.consumer_id = c.consumer_id AND a.topic = c.topic AND a.partition = c.partition)
+RETURNING c.topic, c.partition, c.claims
 
 -- :name partitions_moved : they move, or their owner leaves in good order; attempts of settled events go
 WITH moved AS MATERIALIZED (
@@ -75,6 +72,21 @@ INSERT INTO soma.consumer_attempts AS a (consumer_id, topic, partition, record_o
 VALUES ($1::integer, $2::text, $3::integer, $4::bigint, 1)
 ON CONFLICT (consumer_id, topic, partition, record_offset) DO UPDATE SET attempts = a.attempts + 1
 RETURNING a.attempts
+
+-- :name attempts_left : events at which owners of these partitions died, and how often
+SELECT a.topic, a.partition, a.record_offset, a.attempts
+FROM unnest($2::text[], $3::integer[]) AS t (topic, number)
+JOIN soma.consumer_attempts a ON a.consumer_id = $1::integer AND a.topic = t.topic AND a.partition = t.number
+
+-- :name withdraw_attempt : its owner leaves alive
+WITH first AS (
+    DELETE FROM soma.consumer_attempts a
+    WHERE a.consumer_id = $1::integer AND a.topic = $2::text AND a.partition = $3::integer
+      AND a.record_offset = $4::bigint AND a.attempts = 1
+)
+UPDATE soma.consumer_attempts a SET attempts = a.attempts - 1
+WHERE a.consumer_id = $1::integer AND a.topic = $2::text AND a.partition = $3::integer
+  AND a.record_offset = $4::bigint AND a.attempts > 1
 
 -- :name end_attempt : it ended, well or not
 DELETE FROM soma.consumer_attempts a

@@ -28,6 +28,18 @@ from soma_common.retry import Backoff
 from tests.waiting import until
 
 TABLE = "CREATE TABLE IF NOT EXISTS applied (seq bigserial, run text, event_id uuid)"
+# In one statement, so that all of it is of one moment.
+SETTLED = """
+WITH open AS (
+    SELECT d.sequence, d.place, d.status FROM soma.dead_letters d JOIN soma.consumers c USING (consumer_id)
+    WHERE c.name = $1 AND d.status <> 'resolved'
+)
+SELECT (SELECT count(*) FROM applied WHERE run = $1) + (SELECT count(*) FROM open) = $2
+   AND NOT EXISTS (
+       SELECT FROM open o WHERE o.status <> 'dead' AND NOT EXISTS (
+           SELECT FROM open d WHERE d.sequence = o.sequence AND d.place < o.place AND d.status = 'dead'))
+   AND NOT EXISTS (SELECT FROM open WHERE status IN ('retrying', 'redriving'))
+"""
 FOREVER = 1000
 TRIES, AUTOMATIC = 2, 2  # in the lane, and as a letter
 # The key of each event, and how often it fails before it works.
@@ -123,11 +135,8 @@ class _Trial:
 
     async def settled(self, count: int) -> bool:
         """Every event is applied, or a letter that is dead or stands behind one that is."""
-        letters = [letter.letter.status for letter in await self.letters()]
-        if Status.RETRYING in letters or Status.REDRIVING in letters:
-            return False
-        open_ = sum(status is not Status.RESOLVED for status in letters)
-        return len(await self.applied()) + open_ == count and (Status.DEAD in letters or not open_)
+        ((done,),) = await self.pool.fetch(SETTLED, self.name, count)
+        return bool(done)
 
 
 def _check_letters(letters: Sequence[FullLetter], events: Sequence[RecordedEvent], trial: _Trial) -> None:

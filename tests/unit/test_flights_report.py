@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 from rich.console import Console
 
 from examples.flights.reading import Reading, Refused
-from examples.flights.report import MOST_SHOWN, differences, show_differences, show_reading, show_tables
+from examples.flights.report import MOST_SHOWN, differences, show_differences, show_letters, show_reading, show_tables
 from examples.flights.truth import Aircraft, Delays, Statistics
+from soma_common.dlq.models import Status, Summary
 
 
 def printed(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
@@ -81,3 +84,16 @@ def test_many_differences_are_cut_short() -> None:
     console, out = printed()
     show_differences(console, differences(sample(), found), 33)
     assert out.getvalue().splitlines()[-1] == "  … and 10 more"
+
+
+def test_letters_are_told_with_their_cause() -> None:
+    console, out = printed()
+    now = datetime.now(UTC)
+    show_letters(console, [
+        Summary("board", Status.DEAD, "f", 1, now, now, uuid4(), "ValueError", "no [gate]", "flight.departed"),
+        Summary("board", Status.BLOCKED, None, 9, now, now, uuid4(), None, None, None),
+    ])  # fmt: skip
+    assert out.getvalue().splitlines() == [
+        "1 dead letters of board: ValueError: no [gate]",
+        "9 blocked letters of board: they wait behind another one",
+    ]

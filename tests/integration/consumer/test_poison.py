@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.waiting import until
@@ -109,6 +111,95 @@ async def test_a_letter_that_kills_whoever_re_drives_it_is_buried_again(world: A
     assert 2 <= keeper.deaths <= 8  # five, fewer where a busy machine let a lease lapse: that counts too
     more = await world.publish(20, start=1)
     await keeper.until(lambda: _blocked_or_applied(world, more), "the others go on")
+
+
+async def test_who_is_killed_soon_after_each_start_buries_nobody(world: Any) -> None:
+    """From outside, again and again, and always while it is at the same event: nobody has gone further yet."""
+    events = await world.publish(20, keys=4)
+    given = QUICK | {"slow": 0.2, "settings": {"poison_wait": 3.0}}
+    for _ in range(9):
+        process = world.process(**given)
+        with suppress(AssertionError):  # not any more, after some deaths
+            await until(lambda: _handling(world), within=1.0, what="an event is being handled")
+        process.kill()
+        process.wait()
+    assert await _attempts(world) == [1]
+    world.process(**given)
+    await world.applied(20)
+    await world.check(events)
+    assert await world.letters() == []
+
+
+async def test_a_database_that_goes_away_is_no_death_of_the_event_under_way(
+    world: Any, settings: Any, apply: Any
+) -> None:
+    cut: list[bool] = []
+
+    async def handle(event: Any, ctx: Any) -> None:
+        await apply(event, ctx)
+        if event.payload["n"] == 0 and not cut:
+            cut.append(True)
+            await asyncio.to_thread(_end_connections, world)
+
+    quick = settings(poison_wait=0.01)
+    events = await _two_died_of_the_first(world, quick)
+    async with world.log_worker(handle, settings=quick):
+        await world.applied(3)
+    assert cut == [True]
+    await world.check(events)
+    assert await world.letters() == []
+    assert await _attempts(world) == []
+
+
+async def test_who_leaves_alive_in_the_midst_of_an_event_did_not_die_of_it(world: Any, settings: Any) -> None:
+    begun = asyncio.Event()
+
+    async def handle(event: Any, ctx: Any) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    hasty = settings(poison_wait=0.01, drain=0.1)
+    await _two_died_of_the_first(world, hasty)
+    async with world.log_worker(handle, settings=hasty):
+        await begun.wait()
+        assert await _attempts(world) == [3]
+    assert await _attempts(world) == [2]
+
+
+async def _two_died_of_the_first(world: Any, settings: Any) -> list[Any]:
+    """Three events of a key, of which the first was begun twice by processes that ended."""
+    async with world.log_worker(settings=settings) as worker:
+        await until(lambda: worker.stats().partitions, what="the consumer is known")
+        partitions = worker.stats().partitions
+    events: list[Any] = await world.publish(3, keys=1)
+    await world.pool.fetch(
+        "INSERT INTO soma.consumer_attempts"
+        " SELECT c.consumer_id, $1, e.key_hash & $2, e.position, 2"
+        " FROM soma.consumers c, soma.events e WHERE e.event_id = $3",
+        next(iter(partitions)).name, len(partitions) - 1, events[0].event_id,
+    )  # fmt: skip
+    return events
+
+
+async def _attempts(world: Any) -> list[int]:
+    rows = await world.pool.fetch("SELECT attempts FROM soma.consumer_attempts")
+    return [attempts for (attempts,) in rows]
+
+
+def _end_connections(world: Any) -> None:
+    with psycopg.connect(world.dsn, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+async def _handling(world: Any) -> bool:
+    rows = await world.pool.fetch(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+        " AND (query LIKE '%effect%' OR query LIKE '%total%')"
+    )
+    return bool(rows[0][0])
 
 
 async def _resolved(world: Any, count: int) -> bool:
