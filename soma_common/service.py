@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 
 from soma_common.errors import ServiceEnded
+from soma_common.tasks import end
 
 
 class Service(ABC):
@@ -40,12 +41,11 @@ class Service(ABC):
             return
         done, _ = await asyncio.wait({task}, timeout=patience)
         if not done:
-            task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            if done:  # nobody asked for that: a foreign library's cancellation ended the loop
-                raise ServiceEnded(f"{self.name} was cancelled from within.") from None
+            await end(task)
+        elif task.cancelled():  # nobody asked for that: a foreign library's cancellation ended the loop
+            raise ServiceEnded(f"{self.name} was cancelled from within.")
+        else:
+            task.result()
 
     async def wait(self) -> None:
         """Until the loop ends by itself; raises what ended it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -220,6 +221,8 @@ def _scanned(passed: int, total: int) -> None:
 
 
 def _until_interrupted(work: Callable[[], Any]) -> None:
+    # Also where a script started it in the background: its shell made it deaf to SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         asyncio.run(work())
     except KeyboardInterrupt:

@@ -122,12 +122,18 @@ def _time(value: Any) -> datetime:
 
 def placed(event: RecordedEvent, headers: Mapping[str, bytes]) -> RecordedEvent:
     """The event with the version and position that the relay put into the headers, where it did."""
-    for name, field in (("soma_version", "version"), ("soma_position", "position")):
-        text = headers.get(name)
-        if text is None:
-            continue
-        if not text.isdigit() or len(text) > 19:
-            raise CodecError(f"The record's header {name} is {text[:40]!r}, not a number.")
-        # Nobody has seen this event yet; replace() would cost as much again as decoding it.
-        object.__setattr__(event, field, int(text))
+    # Nobody has seen this event yet; replace() would cost as much again as decoding it.
+    if (version := headers.get("soma_version")) is not None:
+        _set(event, "version", _number("soma_version", version))
+    if (position := headers.get("soma_position")) is not None:
+        _set(event, "position", _number("soma_position", position))
     return event
+
+
+_set = object.__setattr__
+
+
+def _number(name: str, text: bytes) -> int:
+    if not text.isdigit() or len(text) > 19:
+        raise CodecError(f"The record's header {name} is {text[:40]!r}, not a number.")
+    return int(text)

@@ -22,12 +22,11 @@ def recorded_event(row: Sequence[Any]) -> RecordedEvent:
         event.position, event.version, event.event_id, event.event_type, event.schema_version, payload,
         event.tenant_id, event.aggregate_type, event.aggregate_id, event.service_id, event.correlation_id,
         event.causation_id, event.idempotency_key, trace, tracestate, event.baggage, metadata,
-        event.timestamp, event.occurred_at, event.recorded_at, *_,
+        event.timestamp, event.occurred_at, event.recorded_at, _,
     ) = row  # fmt: skip
     event.payload = _loads(payload)
     event.metadata = _loads(metadata) if metadata != "{}" else {}
-    # The log holds only what TraceContext wrote: version 00, fixed places.
-    event.trace = TraceContext(trace[3:35], trace[36:52], int(trace[53:55], 16), tracestate)
+    event.trace = TraceContext.recorded(trace, tracestate)  # the log holds only what TraceContext wrote
     return sealed(event)
 
 

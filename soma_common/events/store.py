@@ -32,7 +32,7 @@ from soma_common.events.keys import StreamKey
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, TickReader, merge
-from soma_common.postgres.pool import Pool, fetch
+from soma_common.postgres.pool import Pool, fetch, in_transaction
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
 
@@ -182,7 +182,7 @@ class EventStore:
             following = answer(steps, await fetch(connection, *first))
             if isinstance(following, Published):
                 return following
-            async with connection.transaction(isolation="read_committed"):
+            async with in_transaction(connection):
                 return await _run(steps, following, connection)
 
     async def outcome(self, published: Published) -> bool:

@@ -27,6 +27,7 @@ from soma_common.kafka.records import Decoder, raw_record
 from soma_common.kafka.topic_ids import topic_ids
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
+from soma_common.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -335,9 +336,7 @@ class KafkaSource:
         consumer, self._consumer = self._consumer, None
         committing, self._committing = self._committing, None
         if committing is not None:
-            committing.cancel()
-            with suppress(asyncio.CancelledError):
-                await committing
+            await end(committing)
         self._generation, self._moving = self._generation + 1, False
         self._forget()
         await self._ahead.forget()

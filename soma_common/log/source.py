@@ -29,6 +29,7 @@ from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.postgres.shards import Shards
 from soma_common.sql.loader import blocks
+from soma_common.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -387,9 +388,7 @@ class LogSource:
         heart, self._heart = self._heart, None
         if heart is None:
             return
-        heart.cancel()
-        with suppress(asyncio.CancelledError):
-            await heart
+        await end(heart)
         await self._ahead.forget()
         self._buffer.clear()
         await self._shards.release()

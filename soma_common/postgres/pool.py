@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,6 +20,8 @@ from soma_common.sql.loader import blocks
 
 if TYPE_CHECKING:
     import asyncpg
+
+log = logging.getLogger(__name__)
 
 # Seconds. A peer that vanished without a word is noticed by the kernel; PostgreSQL itself may take its time.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -208,6 +211,8 @@ class Pool:
             finally:
                 try:
                     await pool.release(connection)
+                except Exception as error:  # it was ended; what the block came to counts
+                    log.debug("A connection was lost when it was given back: %r", error)
                 finally:
                     if lent is not None:
                         lent.discard(connection)
@@ -220,7 +225,7 @@ class Pool:
         the session's default does not, and PostgreSQL ends it when this process falls silent for 5 seconds. A paused
         process would else keep its locks, and nobody could take its shards over.
         """
-        async with self.connection() as connection, connection.transaction(isolation="read_committed"):
+        async with self.connection() as connection, in_transaction(connection):
             if synchronous:
                 await connection.fetch(blocks("readers")["guard_transaction"], _SILENCE)
             yield connection
@@ -283,6 +288,27 @@ async def _make_pool(settings: PoolSettings) -> asyncpg.Pool[Any]:
             f"The PostgreSQL address cannot be read: {error}.",
             cure="set SOMASTACK_POSTGRES_DSN to postgresql://user:password@host:5432/database.",
         ) from error
+
+
+@asynccontextmanager
+async def in_transaction(connection: Any) -> AsyncIterator[None]:
+    """A READ COMMITTED transaction of an asyncpg connection.
+
+    What is cancelled stays cancelled, though the connection is lost at the same time: asyncpg would raise an error
+    about the connection instead, and whoever waits until the database is back would not hear that it is to end.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        async with connection.transaction(isolation="read_committed"):
+            try:
+                yield
+            except asyncio.CancelledError as error:
+                cancelled = error
+                raise
+    except Exception:
+        if cancelled is not None:
+            raise cancelled from None
+        raise
 
 
 async def _no_reset(connection: Any) -> None:

@@ -45,11 +45,15 @@ class Grip:
     """
 
     def __init__(self, raw: psycopg.Connection[Any]) -> None:
-        self._socket = socket.socket(fileno=os.dup(raw.fileno()))
-        notice_silence(self._socket)
         # libpq 17: encrypted as the connection is, and nobody else waits for it.
         self._canceller: Any = raw.pgconn.cancel_conn() if _SAFE else raw.pgconn.get_cancel()
         self._cancelling = threading.Lock()
+        self._socket = socket.socket(fileno=os.dup(raw.fileno()))
+        try:
+            notice_silence(self._socket)
+        except OSError:  # the connection was lost this very moment
+            self._socket.close()
+            raise
 
     def cancel(self) -> None:
         """Ask the server to end the statement that runs now, in a thread that ends soon."""

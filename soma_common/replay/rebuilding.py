@@ -29,6 +29,7 @@ from soma_common.replay.reading import Page
 from soma_common.replay.swapping import NotNow, Swap
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
+from soma_common.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +126,7 @@ class Rebuilder:
             await self._fail(error)
             raise
         finally:
-            heart.cancel()
-            with suppress(asyncio.CancelledError):
-                await heart
+            await end(heart)
             await self._pages.forget()
             with suppress(*PASSING):  # they go by themselves
                 await self._forget()

@@ -20,6 +20,7 @@ from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Offset, Progress, ReplayState
 from soma_common.replay.reading import LogPages, Pages
 from soma_common.retry import Backoff
+from soma_common.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,7 @@ class Runner:
             await self._fail(error)
             raise
         finally:
-            heart.cancel()
-            with suppress(asyncio.CancelledError):
-                await heart
+            await end(heart)
             with suppress(*PASSING):  # it expires by itself
                 await self._checkpoints.leave(self.run)
 

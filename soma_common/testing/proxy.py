@@ -21,6 +21,7 @@ from soma_common.testing.lane.ports import LOOPBACK
 
 _CHUNK = 64 * 1024
 _COMMIT = b"COMMIT"
+_TURNS = 5  # of the loop, from the accepted socket to the task that serves it
 _T = TypeVar("_T")
 
 
@@ -150,6 +151,8 @@ class Proxy:
 
     async def _shut(self) -> None:
         self._server.close()
+        for _ in range(_TURNS):  # whoever was accepted this very moment is known as a link then
+            await asyncio.sleep(0)
         await self._cut()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:

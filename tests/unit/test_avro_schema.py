@@ -12,7 +12,7 @@ from typing import Any
 
 import fastavro
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, JsonValue
 
@@ -149,6 +149,7 @@ def test_fields_are_named_as_in_the_json() -> None:
 TYPES = st.from_regex(r"\A[a-z][a-z0-9_-]{0,4}(\.[a-z0-9][a-z0-9_-]{0,4}){0,3}\Z")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.tuples(TYPES, st.integers(1, 30)), st.tuples(TYPES, st.integers(1, 30)))
 def test_namespaces_are_valid_and_never_shared(one: tuple[str, int], other: tuple[str, int]) -> None:
     assert (namespace_of(*one) == namespace_of(*other)) == (one == other)
