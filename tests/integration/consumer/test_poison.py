@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import psycopg
 import pytest
 
 from tests.waiting import until
@@ -139,7 +138,7 @@ async def test_a_database_that_goes_away_is_no_death_of_the_event_under_way(
         await apply(event, ctx)
         if event.payload["n"] == 0 and not cut:
             cut.append(True)
-            await asyncio.to_thread(_end_connections, world)
+            await world.pool.fetch("SELECT pg_terminate_backend($1)", ctx.tx.get_server_pid())
 
     quick = settings(poison_wait=0.01)
     events = await _two_died_of_the_first(world, quick)
@@ -184,14 +183,6 @@ async def _two_died_of_the_first(world: Any, settings: Any) -> list[Any]:
 async def _attempts(world: Any) -> list[int]:
     rows = await world.pool.fetch("SELECT attempts FROM soma.consumer_attempts")
     return [attempts for (attempts,) in rows]
-
-
-def _end_connections(world: Any) -> None:
-    with psycopg.connect(world.dsn, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
 
 
 async def _handling(world: Any) -> bool:
