@@ -234,7 +234,7 @@ class Pump:
 
     async def _take_stored(self, publisher: Publisher) -> None:
         text, _, attempt = (publisher.stored or "").partition(" ")
-        for group in self.groups.values():
+        for group in list(self.groups.values()):  # another worker may take one of them while the database is asked
             if text:
                 stored = Cursor.parse(text)
                 furthest = later(group.saved, stored)

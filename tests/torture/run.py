@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from tests.torture import gather
 from tests.torture.chaos import WRITERS, Chaos, Schedule
@@ -19,10 +20,12 @@ from tests.torture.settings import CONSUMER, LOG_CONSUMER, Settings
 from tests.torture.world import World
 
 LONG = 180.0  # seconds from which on a run (of one mode or both) has many restarts and promotions
+_TELL = 10.0  # seconds between two words on how far it is
 RESTARTS = 22  # of the database, in a long run
 FATES = {"flaky": 0.02, "broken": 0.003, "poison": 0.00007}  # shares of the events
 LASTING = ("relays", "consumers", "log_consumers", "replayers", "operators")  # also through a promotion
-DRAIN = 90.0  # seconds within which everything must arrive once nothing goes wrong any more
+STILL = 60.0  # seconds without anything arriving, once nothing goes wrong any more, after which a run is stuck
+DRAIN = 900.0  # seconds that it may take in all: what stands behind broken events is mended letter by letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,37 +111,48 @@ def _people(world: World, plan: Plan, phase: str = "a") -> None:
         world.add("sync_writers", f"{phase}-sync{number}")
 
 
-def drain(world: World, *, within: float = DRAIN) -> None:
+def drain(world: World, *, still: float = STILL, within: float = DRAIN) -> None:
     """End the writers and wait until everything has arrived everywhere; what has not is for the checker to name."""
     stop_all([child for role in WRITERS for child in world.of(role)], within=45.0)
-    end = time.monotonic() + within
-    while time.monotonic() < end and not _arrived(world):
+    begin = moved = told = time.monotonic()
+    before = -1
+    while (arrived := asyncio.run(_arrived(world))).missing:
+        now = time.monotonic()
+        if arrived.done > before:
+            before, moved = arrived.done, now
+        if now - moved > still or now - begin > within:
+            what = f"nothing arrived for {still:.0f} s" if now - moved > still else f"not drained within {within:.0f} s"
+            world.failures.append(f"{what}: {arrived.missing} are missing")
+            return
+        if now - told > _TELL:
+            told = now
+            print(f"drains: {arrived.missing} are missing after {now - begin:.0f} s", flush=True)
         for child in world.children:
             if child.role not in WRITERS:
                 child.revive()
         time.sleep(0.5)
-    if not _arrived(world):
-        world.failures.append(f"not drained within {within:.0f} s")
 
 
-def _arrived(world: World) -> bool:
-    return asyncio.run(_all_there(world))
+class _Arrived(NamedTuple):
+    """Over all who are to have every event: how many they have, and how many they lack."""
+
+    done: int
+    missing: int
 
 
-async def _all_there(world: World) -> bool:
+async def _arrived(world: World) -> _Arrived:
     dsn = world.database.dsn
     logged = await gather.count(dsn, "soma.events")
-    for consumer in consumers(world):
-        if await gather.count(dsn, f"(SELECT DISTINCT event_id FROM effects WHERE consumer = '{consumer}') e") < logged:
-            return False
+    there = [
+        await gather.count(dsn, f"(SELECT DISTINCT event_id FROM effects WHERE consumer = '{consumer}') e")
+        for consumer in consumers(world)
+    ]
     if world.of("relays") and not world.of("consumers"):
-        delivered = await gather.kafka(world.settings.bootstrap)
-        if len({record.event_id for record in delivered}) < logged:
-            return False
+        there.append(len({record.event_id for record in await gather.kafka(world.settings.bootstrap)}))
     met = gather.followed(world.folder, [child.name for child in world.of("followers")])
-    if any(len(events) < logged for events in met.values()):
-        return False
-    return logged == await gather.count(dsn, "soma.events")
+    there += [len(events) for events in met.values()]
+    newer = await gather.count(dsn, "soma.events") - logged
+    return _Arrived(sum(there), sum(max(0, logged - count) for count in there) + newer)
 
 
 def consumers(world: World) -> list[str]:

@@ -20,7 +20,9 @@ from soma_common.retention.reader import ArchiveReader
 from soma_common.retention.removing import Gently
 from soma_common.retention.running import Report, RetentionRun, RetentionSettings
 from soma_common.retention.storage import FolderStorage, Storage
+from soma_common.sql.loader import blocks
 from tests.integration.consumer.conftest import World, open_world
+from tests.waiting import until
 
 MONTH = timedelta(days=30)
 FIRST = 4_999_900  # positions begin after it; p0 ends at 5,000,000
@@ -60,6 +62,17 @@ class RetentionWorld(World):
                     recorded += await self.publish(1, start=n, event_type=kind, metadata={"n": n})
             await self.pool.fetch(f"SELECT soma.maintain_events({rows})")
         return recorded
+
+    async def passed(self, reader: str = "consumer:billing") -> None:
+        """Wait until a reader has passed every full partition. No single tick tells that: a transaction in another
+        database of the server may stand against it."""
+
+        async def there() -> bool:
+            await self.pool.fetch("SELECT soma.tick('0')")
+            rows = await self.pool.fetch(blocks("retention")["partitions"])
+            return all(behind is not None and reader not in behind for *_, behind in rows)
+
+        await until(there, what=f"{reader} at the end")
 
     def run(self, policy: RetentionPolicy = ALL, **given: Any) -> RetentionRun:
         return RetentionRun(self.later, policy, given.pop("storage", self.storage), who=given.pop("who", "tests"),

@@ -199,19 +199,9 @@ async def test_registered_readers_hold_the_log(retained: Any) -> None:
     worker = retained.log_worker()
     async with worker:
         await retained.applied(501)
-        await passed(retained)
+        await retained.passed()
     assert len((await retained.retain()).removed) == 5
     assert await retained.count() == 501
-
-
-async def passed(retained: Any) -> None:
-    """The consumer's cursors have reached the newest tick."""
-    tick = (await retained.store.ticks.latest()).tick_id
-
-    async def there() -> Any:
-        return (await retained.pool.fetch(blocks("readers")["passed"], "consumer:billing", tick))[0][0]
-
-    await until(there, what="the consumer at the end")
 
 
 async def test_a_forced_run_is_audited_and_the_overtaken_reader_fails_clearly(retained: Any) -> None:

@@ -20,7 +20,6 @@ from soma_common.retention.policy import RetentionPolicy
 from soma_common.retention.reader import ArchiveReader
 from soma_common.retention.removing import Gently
 from soma_common.retention.running import Retention, RetentionSettings
-from soma_common.sql.loader import blocks
 from tests.integration.consumer.conftest import apply
 from tests.waiting import until
 
@@ -77,7 +76,7 @@ async def test_an_open_replay_holds_the_log_and_a_forced_run_fails_it(retained: 
     await retained.fill(400)
     async with retained.log_worker():
         await retained.applied(400)
-        await passed(retained)
+        await retained.passed()
     engine = replaying(retained)
     async with engine:
         run = await engine.start(EVERYTHING, "force", requested_by="ann", reason="again")
@@ -104,7 +103,7 @@ async def test_a_replay_reads_what_was_removed_from_the_archives(retained: Any) 
     events = await retained.fill(400, types=("order.paid", "telemetry.seen"))
     async with retained.log_worker():
         await retained.applied(400)
-        await passed(retained)
+        await retained.passed()
     await retained.retain(RetentionPolicy(events={"telemetry.*": MONTH}))
     await retained.retain(RetentionPolicy(default=MONTH * 1.9, events={"telemetry.*": MONTH}))
     assert len(await retained.log()) < 300
@@ -138,17 +137,6 @@ def replaying(retained: Any, **given: Any) -> Any:
     handlers.add(apply, EVERY_TYPE)
     settings = ReplaySettings(batch=50, page=120)
     return ReplayEngine(retained.pool.settings, "billing", handlers=handlers, settings=settings, **given)
-
-
-async def passed(retained: Any) -> None:
-    """The consumer's cursors have reached the newest tick."""
-    await retained.pool.fetch("SELECT soma.tick('0')")
-    tick = (await retained.store.ticks.latest()).tick_id
-
-    async def there() -> Any:
-        return (await retained.pool.fetch(blocks("readers")["passed"], "consumer:billing", tick))[0][0]
-
-    await until(there, what="the consumer at the end")
 
 
 async def test_a_service_stops_in_the_middle_and_goes_on(retained: Any) -> None:
