@@ -12,14 +12,17 @@ from soma_common.consumer.source import Partition, Record
 
 @dataclass(slots=True)
 class _Track:
-    """The records of a partition that were handed out under one epoch and are not stored yet, in order.
+    """The records of a partition that were handed out under one epoch and are not stored yet, in their order.
 
-    ``fetched`` are (last offset, when) of what was handed out together; ``bytes`` are those of unsettled records.
+    Their offsets need not rise: those of the log are positions, and what a long transaction wrote comes late.
+    ``unsettled`` are the offsets of those that are not settled, ``bytes`` is their size; ``passed`` counts those that
+    went, ``fetched`` are (how many there were, when) of what was handed out together.
     """
 
     epoch: int
     open: deque[Record] = field(default_factory=deque)
-    done: set[int] = field(default_factory=set)
+    unsettled: set[int] = field(default_factory=set)
+    passed: int = 0
     fetched: deque[tuple[int, float]] = field(default_factory=deque)
     bytes: int = 0
     settled: Record | None = None
@@ -52,25 +55,26 @@ class Positions:
                 self.forget((record.partition,))
                 track = self._tracks[record.partition] = _Track(record.epoch)
             track.open.append(record)
+            track.unsettled.add(record.offset)
             track.bytes += record.size
         self._open += len(records)
         now = time.monotonic()
         for partition in {record.partition for record in records}:
             track = self._tracks[partition]
-            track.fetched.append((track.open[-1].offset, now))
+            track.fetched.append((track.passed + len(track.open), now))
 
     def settle(self, records: Iterable[Record]) -> None:
         """Nothing is left to do for these records."""
         for record in records:
             track = self._tracks.get(record.partition)
-            if track is None or track.epoch != record.epoch or record.offset in track.done:
+            if track is None or track.epoch != record.epoch or record.offset not in track.unsettled:
                 continue
-            track.done.add(record.offset)
+            track.unsettled.discard(record.offset)
             track.bytes -= record.size
             self._open -= 1
-            while track.open and track.open[0].offset in track.done:
+            while track.open and track.open[0].offset not in track.unsettled:
                 track.settled = track.open.popleft()
-                track.done.discard(track.settled.offset)
+                track.passed += 1
 
     def moved(self) -> list[Record]:
         """The last settled record of each partition that moved since this was asked before."""
@@ -97,9 +101,7 @@ class Positions:
     def is_settled(self, record: Record) -> bool:
         """Whether nothing is left to do for it, or its assignment is over."""
         track = self._tracks.get(record.partition)
-        if track is None or track.epoch != record.epoch or not track.open:
-            return True
-        return record.offset < track.open[0].offset or record.offset in track.done
+        return track is None or track.epoch != record.epoch or record.offset not in track.unsettled
 
     def age(self) -> float:
         """Seconds since the oldest unsettled record was handed out; 0 when there is none."""
@@ -107,7 +109,7 @@ class Positions:
         now = oldest
         for track in self._tracks.values():
             if track.open:
-                while track.fetched[0][0] < track.open[0].offset:
+                while track.fetched[0][0] <= track.passed:
                     track.fetched.popleft()
                 oldest = min(oldest, track.fetched[0][1])
             else:
@@ -119,4 +121,4 @@ class Positions:
         for partition in partitions:
             track = self._tracks.pop(partition, None)
             if track is not None:
-                self._open -= len(track.open) - len(track.done)
+                self._open -= len(track.unsettled)

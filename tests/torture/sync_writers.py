@@ -67,6 +67,8 @@ class Writer:
                         committing = True
                         if kind == "cut":
                             self.proxy.cut_at_commit(self.work.chance.choice([CommitCut.BEFORE, CommitCut.AFTER]))
+                    if connection.closed and kind != "rollback":  # lost within a savepoint: psycopg says nothing then
+                        raise DatabaseUnavailable("The connection was lost before COMMIT.")
                     return [] if kind == "rollback" else self.own(unit, done)
             except AppendError:
                 return []
