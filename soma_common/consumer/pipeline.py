@@ -15,7 +15,7 @@ from soma_common.consumer.gate import Gate
 from soma_common.consumer.lanes import Again, Lane
 from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.retries import ErrorClass, RetryPolicy, stage_of
-from soma_common.consumer.source import Partition, Record
+from soma_common.consumer.source import Place, Record
 from soma_common.consumer.tally import Tally
 from soma_common.dlq.alerts import Alerts
 from soma_common.dlq.failures import Failure
@@ -43,7 +43,6 @@ CONFLICTED: Final = Backoff(base=0.005, maximum=1.0)  # waits of a transaction t
 MOST_CONFLICTS: Final = 20
 GROWTH: Final = 4  # after a failure a transaction takes one, then so many times more as long as all goes well
 
-_Place = tuple[Partition, int]
 Begin = Callable[[], AbstractAsyncContextManager[Any]]
 Settle = Callable[[Iterable[Record]], None]
 
@@ -86,10 +85,10 @@ class Memory:
     """What a consumer remembers of events that fail, as long as it runs: over the sessions of its worker."""
 
     def __init__(self) -> None:
-        self.tries: dict[_Place, _Tries] = {}
-        self.condemned: dict[_Place, Exception] = {}
-        self.alone: set[_Place] = set()
-        self.begun: set[_Place] = set()  # by this process in single file
+        self.tries: dict[Place, _Tries] = {}
+        self.condemned: dict[Place, Exception] = {}
+        self.alone: set[Place] = set()
+        self.begun: set[Place] = set()  # by this process in single file
 
     def condemn(self, record: Record, error: Exception) -> None:
         """The next time the record becomes a letter without being handled."""

@@ -20,6 +20,9 @@ class Partition(NamedTuple):
         return f"{self.name}[{self.number}]"
 
 
+Place = tuple[Partition, int]  # and an offset in it
+
+
 class Record(NamedTuple):
     """A place in a partition and the event found there, or the error that says why there is none.
 

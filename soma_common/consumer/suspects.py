@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from soma_common.consumer.positions import Positions
-from soma_common.consumer.source import Partition, Record
+from soma_common.consumer.source import Partition, Place, Record
 from soma_common.errors import PoisonEvent
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
 _SQL = blocks("consumer")
-
-Place = tuple[Partition, int]  # and offset
 
 
 class Suspects:
