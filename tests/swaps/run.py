@@ -86,6 +86,7 @@ class Run:
     children: list[subprocess.Popen[str]] = field(default_factory=list)
     published: int = 0
     stalls: float = 0.0
+    enough: bool = False
 
     def start_worker(self) -> None:
         """One more live worker."""
@@ -99,9 +100,9 @@ class Run:
         assert child.stdout.readline() == "ready\n", "the worker did not start"
 
     async def publish(self) -> None:
-        """Events at the rate, until cancelled."""
+        """Events at the rate, until there is enough. Not to be cancelled: what is committed must be counted."""
         began, chance = time.monotonic(), random.Random(self.plan.seed)
-        while True:
+        while not self.enough:
             wanted = int((time.monotonic() - began) * self.plan.rate) - self.published
             batch = [
                 Event(payload={"n": n}, event_type="money.moved", tenant_id="t", aggregate_id=f"k{chance.randrange(self.plan.keys)}")
@@ -187,7 +188,8 @@ async def under_load(plan: Plan) -> AsyncIterator[Run]:
         try:
             for _ in range(plan.workers):
                 await asyncio.to_thread(run.start_worker)
-            tasks = [asyncio.create_task(work) for work in (run.publish(), run.watch(), run.kill_some())]
+            load = asyncio.create_task(run.publish())
+            tasks = [load, *(asyncio.create_task(work) for work in (run.watch(), run.kill_some()))]
             try:
                 await until(lambda: run.published > plan.rate, what="some load")
                 yield run
@@ -195,6 +197,8 @@ async def under_load(plan: Plan) -> AsyncIterator[Run]:
                     if task.done():
                         task.result()
             finally:
+                run.enough = True
+                await asyncio.wait([load])
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
