@@ -17,6 +17,7 @@ from soma_common.errors import SomaError
 
 ROOT = Path(__file__).parents[2]
 _POLL = 0.001  # seconds
+_IDLE = 5.0  # seconds without any progress after which it is asked whether there is work left at all
 _PATIENCE = 60.0  # seconds without any progress before a process counts as stuck
 # The stages at which a process is sometimes made to wait for its death, because chance hits them too rarely.
 HOLDS = {
@@ -108,7 +109,7 @@ class Child:
             await self._process.wait()
 
     async def stop(self, patience: float = 20.0) -> None:
-        """SIGTERM; the process must drain and end with exit code 0.
+        """SIGTERM; the process must drain and end with exit code 0, unless it had not even begun to listen.
 
         Raises:
             ProcessFailed: it ended otherwise, or not in time (it is killed then).
@@ -122,7 +123,7 @@ class Child:
         except TimeoutError:
             await self.kill()
             raise self.failure(f"did not end within {patience:g} s of SIGTERM") from None
-        if code != 0:
+        if code != 0 and not (code == -signal.SIGTERM and self.board.stage is Stage.STARTING):
             raise self.failure(f"ended with exit code {code} after SIGTERM")
 
     def check(self) -> None:
@@ -141,21 +142,34 @@ class Killer:
 
     Args:
         outstanding: counts what the dead process had left to do.
+        more: whether new work can still come.
         told: is given each kill.
     """
 
-    def __init__(self, child: Child, outstanding: Callable[[], Awaitable[int]], told: Callable[[Kill], None]) -> None:
-        self.child, self.done, self.missed = child, 0, 0
-        self._outstanding, self._told = outstanding, told
+    def __init__(
+        self, child: Child, outstanding: Callable[[], Awaitable[int]], more: Callable[[], bool],
+        told: Callable[[Kill], None],
+    ) -> None:  # fmt: skip
+        self.child, self.done, self.missed, self.over = child, 0, 0, False
+        self._outstanding, self._more, self._told = outstanding, more, told
 
     async def run(self, schedule: Iterator[Plan]) -> None:
-        """All kills; afterwards the process is alive for good."""
+        """All kills for which there is work; afterwards the process is alive for good."""
         for plan in schedule:
-            if not await self._kill(plan):
-                self.missed += 1
-                # It had nothing left to do. New work comes for it, and it waits for its death in the midst of that.
-                await self._kill(replace(plan, hold=SURE[self.child.kind]))
+            if not await self._surely_kill(plan):
+                break
+        self.over = True
         await self.child.start()
+
+    async def _surely_kill(self, plan: Plan) -> bool:
+        """False when there is no work left for it, and none will come."""
+        while not await self._kill(plan):
+            if not self._more():
+                return False
+            # It had nothing left to do. New work comes for it, and it waits for its death in the midst of that.
+            self.missed += 1
+            plan = replace(plan, hold=SURE[self.child.kind])
+        return True
 
     async def _kill(self, plan: Plan) -> bool:
         """One life and its end; whether it counts: there was work left."""
@@ -172,14 +186,17 @@ class Killer:
         return kill.outstanding > 0
 
     async def _ripe(self, plan: Plan) -> None:
+        """Until the plan's moment is near, or nothing is left to wait for."""
         board = self.child.board
         loop = asyncio.get_running_loop()
         seen, since = (board.stage, board.steps), loop.time()
         while not (board.held if plan.hold else board.steps >= plan.steps):
             self.child.check()
             await asyncio.sleep(_POLL)
-            now = (board.stage, board.steps)
+            now, still = (board.stage, board.steps), loop.time() - since
             if now != seen:
                 seen, since = now, loop.time()
-            elif loop.time() - since > _PATIENCE:
+            elif still > _IDLE and not await self._outstanding():
+                return
+            elif still > _PATIENCE:
                 raise self.child.failure(f"made no progress for {_PATIENCE:g} s")

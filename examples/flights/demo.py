@@ -163,10 +163,12 @@ class Run:
         """Publish, kill, drain, compare."""
         begun = time.monotonic()
         self._killers = [
-            Killer(Child(kind, folder, env), partial(self._outstanding, kind), self._killed)
+            Killer(Child(kind, folder, env), partial(self._outstanding, kind), self._more, self._killed)
             for kind in _kinds(self._options.mode)
         ]
         await together(self._watch(), self._work())
+        if (wanted := self._options.kills * len(self._killers)) > len(self._kills):
+            self._progress.say(f"{len(self._kills)} of {wanted} kills: the file has no work for more")
         self._progress.say("stopping")
         for killer in self._killers:
             await killer.child.stop()
@@ -193,20 +195,24 @@ class Run:
         share = round(0.75 * len(self._events) / (self._options.kills + 1))
         return plans(kind, self._options.kills, share, self._options.seed)
 
+    def _more(self) -> bool:
+        return self._published < len(self._events)
+
     def _allowed(self) -> int:
         """How many events may be published by now: each kill must find work, the last one too.
 
-        Three quarters of the events are shared out over the kills; the rest is for kills that came too late.
+        Three quarters of the events are shared out over the kills; the rest, batch by batch, is for kills that came
+        too late.
         """
-        done = min(killer.done for killer in self._killers)
-        if done == self._options.kills:
+        done = [killer.done for killer in self._killers if not killer.over]
+        if not done:
             return len(self._events)
         missed = sum(killer.missed for killer in self._killers)
         share = len(self._events) / (self._options.kills + 1)
-        return min(len(self._events), math.ceil(0.75 * share * (done + 1) + 0.12 * share * missed))
+        return min(len(self._events), math.ceil(0.75 * share * (min(done) + 1)) + BATCH * missed)
 
     async def _publish(self) -> None:
-        while self._published < len(self._events):
+        while self._more():
             if self._published >= self._allowed():
                 await asyncio.sleep(0.005)
                 continue

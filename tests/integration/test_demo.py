@@ -97,6 +97,13 @@ def test_refused_rows_are_told_and_the_others_go_through(scratch: Path) -> None:
     assert "no difference" in out
 
 
+def test_a_file_with_too_little_work_for_the_kills_comes_to_its_end(scratch: Path) -> None:
+    code, out = ran(scratch, "demo", "--kills", "3", "--csv", excerpt(scratch, rows=2))
+    assert code == 0, out
+    assert re.search(r"[012] of 3 kills: the file has no work for more$", out, re.MULTILINE)
+    assert out.splitlines()[-1].endswith("no difference")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_demo_leaves_nothing_behind(scratch: Path, number: signal.Signals) -> None:
     with started(scratch, "demo") as demo:

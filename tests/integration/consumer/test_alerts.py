@@ -44,8 +44,8 @@ async def test_a_coroutine_function_is_told_of_every_letter(world: Any) -> None:
 
     async with world.log_worker(refuse, settings=given(hook)) as worker:
         await world.publish(10)
-        await until(lambda: len(told) == 5, within=PATIENCE)
-        assert worker.stats().tally.alerts == 5
+        await until(lambda: worker.stats().tally.alerts == 5, within=PATIENCE)
+    assert len(told) == 5
     notice, stored = told[0]
     assert (notice.consumer, notice.status, stored) == ("billing", Status.DEAD, "dead")
     assert {n.failure.message for n, _ in told} == {f"odd: {n}" for n in (1, 3, 5, 7, 9)}
