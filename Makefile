@@ -7,7 +7,7 @@ MODE   ?= standalone
 ARGS   ?=
 DURATION ?= 180
 WORKERS ?= 4
-CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/postgres/cursor.py,soma_common/postgres/shards.py,soma_common/outbox/*,soma_common/inbox.py,soma_common/consumer/pipeline.py,soma_common/consumer/effects.py,soma_common/consumer/lanes.py,soma_common/consumer/positions.py,soma_common/consumer/suspects.py,soma_common/consumer/redrive.py,soma_common/consumer/session.py,soma_common/dlq/store.py
+CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/postgres/cursor.py,soma_common/postgres/shards.py,soma_common/outbox/*,soma_common/inbox.py,soma_common/consumer/pipeline.py,soma_common/consumer/effects.py,soma_common/consumer/lanes.py,soma_common/consumer/positions.py,soma_common/consumer/suspects.py,soma_common/consumer/attempts.py,soma_common/consumer/redrive.py,soma_common/consumer/session.py,soma_common/dlq/store.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help

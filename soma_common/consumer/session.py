@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
+from soma_common.consumer.attempts import Attempts
 from soma_common.consumer.gate import Gate
 from soma_common.consumer.lanes import Lanes
 from soma_common.consumer.pipeline import PASSING, Memory, Parts, Pipeline
@@ -48,8 +49,7 @@ class Session:
         self.pipeline = Pipeline(parts, Gate(len(lanes)), tally, memory, self._settle)
         self._lanes = Lanes(lanes, settings.batch, parts.sequence_of, self.pipeline.apply)
         self._suspects = Suspects(
-            pool, parts.inbox.consumer_id, self.positions, window=settings.ahead, claims=settings.poison_claims,
-            tries=settings.poison_tries, wait=settings.poison_wait, begun=memory.begun,
+            Attempts(pool, parts.inbox.consumer_id, memory.begun), self.positions, settings,
             hand_out=self._lanes.put, condemn=memory.condemn,
         )  # fmt: skip
         self._saving = asyncio.Lock()

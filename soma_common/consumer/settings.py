@@ -37,7 +37,7 @@ class ConsumerSettings:
         redrives: most sequences of dead letters that this worker re-drives at once; 0: it leaves them to others.
         redrive_every: between two looks for letters that are due.
         poison_claims: when a partition was taken so often and never moved, its next owner works in single file.
-        poison_tries: an event that was begun so often in single file and never ended is buried.
+        poison_tries: an event that was begun alone so often and never ended is buried.
         poison_wait: before such an event is begun again, nothing is done for so long (up to twice as long, times the
             deaths): a process that dies within that dies of something else, and the event does not count for it.
         backoff: waits while the database or the broker is away.

@@ -67,30 +67,39 @@ WITH moved AS MATERIALIZED (
 UPDATE soma.consumer_claims c SET claims = 0 FROM moved m
 WHERE c.consumer_id = $1::integer AND c.topic = m.topic AND c.partition = m.partition AND c.claims > 0
 
--- :name begin_attempt : an event of a suspect partition is begun; how often that was
+-- :name begin_together : events of suspect partitions are begun, several at once
+INSERT INTO soma.consumer_attempts (consumer_id, topic, partition, record_offset, attempts)
+SELECT $1::integer, t.topic, t.number, t.place, 0
+FROM unnest($2::text[], $3::integer[], $4::bigint[]) AS t (topic, number, place)
+ON CONFLICT DO NOTHING
+
+-- :name begin_alone : one is begun alone; how often that was
 INSERT INTO soma.consumer_attempts AS a (consumer_id, topic, partition, record_offset, attempts)
 VALUES ($1::integer, $2::text, $3::integer, $4::bigint, 1)
 ON CONFLICT (consumer_id, topic, partition, record_offset) DO UPDATE SET attempts = a.attempts + 1
 RETURNING a.attempts
 
--- :name attempts_left : events at which owners of these partitions died, and how often
+-- :name attempts_left : events at which owners of these partitions died; how often alone
 SELECT a.topic, a.partition, a.record_offset, a.attempts
 FROM unnest($2::text[], $3::integer[]) AS t (topic, number)
 JOIN soma.consumer_attempts a ON a.consumer_id = $1::integer AND a.topic = t.topic AND a.partition = t.number
 
--- :name withdraw_attempt : its owner leaves alive
-WITH first AS (
-    DELETE FROM soma.consumer_attempts a
-    WHERE a.consumer_id = $1::integer AND a.topic = $2::text AND a.partition = $3::integer
-      AND a.record_offset = $4::bigint AND a.attempts = 1
+-- :name withdraw_attempts : their owner leaves alive
+WITH ours AS MATERIALIZED (
+    SELECT t.topic, t.number, t.place FROM unnest($2::text[], $3::integer[], $4::bigint[]) AS t (topic, number, place)
+), first AS (
+    DELETE FROM soma.consumer_attempts a USING ours o
+    WHERE a.consumer_id = $1::integer AND a.topic = o.topic AND a.partition = o.number
+      AND a.record_offset = o.place AND a.attempts <= 1
 )
-UPDATE soma.consumer_attempts a SET attempts = a.attempts - 1
-WHERE a.consumer_id = $1::integer AND a.topic = $2::text AND a.partition = $3::integer
-  AND a.record_offset = $4::bigint AND a.attempts > 1
+UPDATE soma.consumer_attempts a SET attempts = a.attempts - 1 FROM ours o
+WHERE a.consumer_id = $1::integer AND a.topic = o.topic AND a.partition = o.number
+  AND a.record_offset = o.place AND a.attempts > 1
 
--- :name end_attempt : it ended, well or not
+-- :name end_attempts : they ended, well or not
 DELETE FROM soma.consumer_attempts a
-WHERE a.consumer_id = $1::integer AND a.topic = $2::text AND a.partition = $3::integer AND a.record_offset = $4::bigint
+USING unnest($2::text[], $3::integer[], $4::bigint[]) AS t (topic, number, place)
+WHERE a.consumer_id = $1::integer AND a.topic = t.topic AND a.partition = t.number AND a.record_offset = t.place
 
 -- :name log_page : what one tick adds to another for some shards, in order. array_position and not ANY: of that the planner
 -- thinks that it leaves next to nothing, and reads and sorts all that is newer for every page
