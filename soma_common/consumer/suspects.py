@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice, takewhile
 from typing import Final
 
 from soma_common.consumer.attempts import Attempts
@@ -82,23 +83,23 @@ class Suspects:
         """Hand out what waits. Runs for ever."""
         while True:
             while self._file:
-                records = self._next()
+                records = self._first()
                 if _place(records[0]) in self._left:
                     await self._alone(records[0])
                 else:
                     await self._together(records)
-                for record in records:
+                for record in records:  # only now: what comes meanwhile must not overtake them
+                    self._file.popleft()
                     self._count_down(record.partition)
             self._more.clear()
             await self._more.wait()
 
-    def _next(self) -> list[Record]:
-        """An event with which somebody died, or some with which nobody did."""
-        records = [self._file.popleft()]
-        if _place(records[0]) not in self._left:
-            while self._file and len(records) < _TOGETHER and _place(self._file[0]) not in self._left:
-                records.append(self._file.popleft())
-        return records
+    def _first(self) -> list[Record]:
+        """The first that wait: an event with which somebody died, or some with which nobody did."""
+        if _place(self._file[0]) in self._left:
+            return [self._file[0]]
+        innocent = takewhile(lambda record: _place(record) not in self._left, self._file)
+        return list(islice(innocent, _TOGETHER))
 
     async def _together(self, records: Sequence[Record]) -> None:
         records = [record for record in records if not self._positions.is_settled(record)]

@@ -138,6 +138,8 @@ class LogSource:
         async with self._sharing:
             surplus = await self._shards.share()
             self._adopt()
+            # A release that failed is made good: until then nobody reads these.
+            surplus |= {number for number, shard in self._mine.items() if shard.leaving}
             if surplus:
                 await self._give_back(surplus, drain)
 

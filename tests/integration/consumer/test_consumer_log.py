@@ -7,8 +7,10 @@ import logging
 import time
 import uuid
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
+import asyncpg
 import pytest
 from asyncpg import PostgresError
 
@@ -17,6 +19,7 @@ from soma_common.consumer.settings import ConsumerSettings
 from soma_common.errors import ConfigurationError, TransactionConflict
 from soma_common.events.models import Event
 from soma_common.events.payloads import Payload
+from soma_common.inbox import consumer_id
 from soma_common.log.source import LogSettings, LogSource
 from soma_common.retry import Backoff
 from tests.waiting import until
@@ -456,3 +459,46 @@ def test_the_source_names_what_it_reads() -> None:
     source = LogSource(None, "billing")  # type: ignore[arg-type]  # nothing is read
     assert source.reader == "consumer:billing"
     assert not source.assigned
+
+
+async def test_a_shard_whose_release_failed_is_read_again(world: Any, soma_database: str) -> None:
+    """It is about to be given to a second worker when the connection breaks; then that worker is gone."""
+    number = await consumer_id(world.pool, "billing")
+    settings = LogSettings(lease=1.5, most_idle=0.02)
+    first, second = (LogSource(world.pool, "billing", replace(settings, worker=name)) for name in "ab")
+    other = await asyncpg.connect(soma_database)
+    locked = other.transaction()
+    drained: list[set[int]] = []
+
+    async def drain(partitions: Any) -> None:
+        drained.append({partition.number for partition in partitions})
+        if len(drained) == 1:
+            await locked.start()
+            await other.execute("SELECT FROM soma.shards WHERE shard = $1 FOR UPDATE", partitions[0].number)
+
+    async def cut() -> bool:
+        rows = await world.pool.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))",
+            other.get_server_pid(),
+        )
+        return bool(rows)
+
+    try:
+        await first.start(number, drain)
+        assert len(first.assigned) == 8
+        await second.start(number, drain)
+        await until(lambda: drained, what="shards are to be given away")
+        await until(cut, what="their release waits")
+        await second.stop()
+        await locked.rollback()
+        events = await world.publish(200, keys=40)
+        seen: set[uuid.UUID] = set()
+
+        async def all_seen() -> bool:
+            seen.update(record.event.event_id for record in await first.fetch(1000) if record.event is not None)
+            return seen == {event.event_id for event in events}
+
+        await until(all_seen, what="every shard is read")
+    finally:
+        await first.stop()
+        await other.close()
