@@ -102,8 +102,7 @@ class Suspects:
         return list(islice(innocent, _TOGETHER))
 
     async def _together(self, records: Sequence[Record]) -> None:
-        records = [record for record in records if not self._positions.is_settled(record)]
-        if records:
+        if records := self._unsettled(records):
             await self._attempts.begin([_place(record) for record in records])
             await self._to_their_end(records)
 
@@ -125,13 +124,16 @@ class Suspects:
         await self._to_their_end([record])
 
     async def _to_their_end(self, records: Sequence[Record]) -> None:
-        self._hand_out(records)
-        while not all(self._positions.is_settled(record) for record in records):
+        self._hand_out(self._unsettled(records))  # their partition may have gone while they were noted
+        while self._unsettled(records):
             self._settled.clear()
             with suppress(TimeoutError):  # an assignment may also end without a word
                 async with asyncio.timeout(1.0):
                     await self._settled.wait()
         await self._attempts.end([_place(record) for record in records])
+
+    def _unsettled(self, records: Sequence[Record]) -> list[Record]:
+        return [record for record in records if not self._positions.is_settled(record)]
 
     async def _keep_still(self, deaths: int) -> None:
         """The longer the more often a process died, and never in step with whoever kills it from outside."""
