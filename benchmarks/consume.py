@@ -29,7 +29,6 @@ from soma_common.consumer.handlers import BatchContext, HandlerContext, Handlers
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
 from soma_common.consumer.worker import ConsumerWorker
-from soma_common.dlq.models import sequence_of_key
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import JsonCodec
 from soma_common.events.keys import kafka_key
@@ -176,13 +175,19 @@ def kafka_source(bench: Bench, name: str) -> Source:
 
 # The bare loops.
 
+_ENTER_MANY = """
+INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)
+SELECT g.id, $1, g.tenant, g.service FROM unnest($2::uuid[], $3::text[], $4::text[]) AS g (id, tenant, service)
+ON CONFLICT DO NOTHING RETURNING event_id
+"""
 
-async def _batch(bare: Any, number: int, rows: Sequence[Any], keys: Sequence[bytes]) -> None:
+
+async def _batch(bare: Any, number: int, rows: Sequence[Any]) -> None:
     """What one batch costs in SQL; a row is (id, tenant, service, aggregate)."""
     async with bare.transaction(isolation="read_committed"):
         ids, tenants, services, aggregates = (list(column) for column in zip(*rows, strict=True))
-        sequences = [sequence_of_key(key) for key in keys]
-        await bare.fetch(SQL["claim"], number, "30000ms", ids, tenants, services, [], [], [], sequences)
+        entered = await bare.fetch(_ENTER_MANY, number, ids, tenants, services)
+        assert len(entered) == len(rows)
         await bare.execute(UPSERTS, aggregates)
 
 
@@ -198,7 +203,7 @@ async def bare_log(bench: Bench) -> float:
         reading = asyncio.ensure_future(_page(bench, diff, low))
         for place in range(0, len(page), BATCH):
             part = page[place : place + BATCH]
-            await _batch(bench.bare, number, [(r[2], r[6], r[9], r[8]) for r in part], [_key(r[6], r[8]) for r in part])
+            await _batch(bench.bare, number, [(r[2], r[6], r[9], r[8]) for r in part])
         done += len(page)
     return done / (time.perf_counter() - start)
 
@@ -209,10 +214,6 @@ async def _page(bench: Bench, diff: Any, low: int) -> Sequence[Any]:
     return rows
 
 
-def _key(tenant: str, aggregate: str) -> bytes:
-    return f"{tenant}:{aggregate}".encode()
-
-
 async def bare_kafka(bench: Bench) -> float:
     """The bare loop over the topic: no group, no headers, one JSON document per record."""
     number = await consumer_id(bench.pool, uuid.uuid4().hex[:12])
@@ -221,7 +222,7 @@ async def bare_kafka(bench: Bench) -> float:
         start = start or time.perf_counter()
         for place in range(0, len(records), BATCH):
             part = records[place : place + BATCH]
-            await _batch(bench.bare, number, [_row(record) for record in part], [record.key for record in part])
+            await _batch(bench.bare, number, [_row(record) for record in part])
         done += len(records)
     return done / (time.perf_counter() - start)
 
