@@ -17,7 +17,8 @@ from soma_common.errors import SomaError
 
 ROOT = Path(__file__).parents[2]
 _POLL = 0.001  # seconds
-_IDLE = 5.0  # seconds without any progress after which it is asked whether there is work left at all
+_IDLE = 5.0  # seconds without any progress after which it is asked now and then whether there is work left at all
+_ASK = 0.5  # seconds between two such questions, each to the database
 _PATIENCE = 60.0  # seconds without any progress before a process counts as stuck
 # The stages at which a process is sometimes made to wait for its death, because chance hits them too rarely.
 HOLDS = {
@@ -192,8 +193,9 @@ class Killer:
         seen, since = (board.stage, board.steps), loop.time()
         while not (board.held if plan.hold else board.steps >= plan.steps):
             self.child.check()
-            await asyncio.sleep(_POLL)
-            now, still = (board.stage, board.steps), loop.time() - since
+            still = loop.time() - since
+            await asyncio.sleep(_ASK if still > _IDLE else _POLL)
+            now = (board.stage, board.steps)
             if now != seen:
                 seen, since = now, loop.time()
             elif still > _IDLE and not await self._outstanding():

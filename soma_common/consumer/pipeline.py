@@ -92,22 +92,22 @@ class Memory:
 
     def condemn(self, record: Record, error: Exception) -> None:
         """The next time the record becomes a letter without being handled."""
-        self.condemned[record.partition, record.offset] = error
+        self.condemned[record.place] = error
 
     def hung(self, records: Sequence[Record], error: HandlerTimeout) -> None:
         """A handler of these hangs and cannot be ended. One alone is condemned; of several, each is tried alone."""
         if len(records) == 1:
             self.condemn(records[0], error)
         else:
-            self.alone.update((record.partition, record.offset) for record in records)
+            self.alone.update(record.place for record in records)
 
     def any_alone(self, records: Sequence[Record]) -> bool:
         """Whether one of these is to be tried alone."""
-        return bool(self.alone) and any((record.partition, record.offset) in self.alone for record in records)
+        return bool(self.alone) and any(record.place in self.alone for record in records)
 
     def settled(self, record: Record) -> _Tries | None:
         """Nothing more is to be remembered of a record; how often it was tried."""
-        place = (record.partition, record.offset)
+        place = record.place
         self.condemned.pop(place, None)
         self.alone.discard(place)
         return self.tries.pop(place, None)
@@ -256,7 +256,7 @@ class Pipeline:
 
     def _check_memory(self, records: Sequence[Record]) -> None:
         for place, record in enumerate(records):
-            condemned = self._memory.condemned.get((record.partition, record.offset))
+            condemned = self._memory.condemned.get(record.place)
             if condemned is not None:
                 raise Blamed(place, condemned)
 
@@ -286,7 +286,7 @@ class Pipeline:
 
     async def _failed(self, lane: Lane, record: Record, cause: Exception, again: dict[bytes, list[Again]]) -> None:
         """An event failed alone: it waits for its next try, or becomes a letter."""
-        place = (record.partition, record.offset)
+        place = record.place
         known = self._memory.tries.get(place, _Tries())
         if self._p.retry.classify(cause) is ErrorClass.INFRASTRUCTURE:
             known = known._replace(outages=known.outages + 1)

@@ -41,6 +41,11 @@ class Record(NamedTuple):
     size: int = 0
     raw: Any = None
 
+    @property
+    def place(self) -> Place:
+        """Where it was found."""
+        return self.partition, self.offset
+
 
 Drain = Callable[[Collection[Partition]], Awaitable[None]]
 

@@ -84,7 +84,7 @@ class Suspects:
         while True:
             while self._file:
                 records = self._first()
-                if _place(records[0]) in self._left:
+                if records[0].place in self._left:
                     await self._alone(records[0])
                 else:
                     await self._together(records)
@@ -96,20 +96,20 @@ class Suspects:
 
     def _first(self) -> list[Record]:
         """The first that wait: an event with which somebody died, or some with which nobody did."""
-        if _place(self._file[0]) in self._left:
+        if self._file[0].place in self._left:
             return [self._file[0]]
-        innocent = takewhile(lambda record: _place(record) not in self._left, self._file)
+        innocent = takewhile(lambda record: record.place not in self._left, self._file)
         return list(islice(innocent, _TOGETHER))
 
     async def _together(self, records: Sequence[Record]) -> None:
         if records := self._unsettled(records):
-            await self._attempts.begin([_place(record) for record in records])
+            await self._attempts.begin([record.place for record in records])
             await self._to_their_end(records)
 
     async def _alone(self, record: Record) -> None:
         if self._positions.is_settled(record):  # of an assignment that is over
             return
-        place = _place(record)
+        place = record.place
         if deaths := self._left.pop(place):
             await self._keep_still(deaths)
             if self._positions.is_settled(record):  # its partition went meanwhile
@@ -130,7 +130,7 @@ class Suspects:
             with suppress(TimeoutError):  # an assignment may also end without a word
                 async with asyncio.timeout(1.0):
                     await self._settled.wait()
-        await self._attempts.end([_place(record) for record in records])
+        await self._attempts.end([record.place for record in records])
 
     def _unsettled(self, records: Sequence[Record]) -> list[Record]:
         return [record for record in records if not self._positions.is_settled(record)]
@@ -159,7 +159,7 @@ class Suspects:
 
     async def save_moved(self, tx: object, records: Sequence[Record]) -> None:
         """In the transaction that moves the positions: the count begins anew."""
-        await self._attempts.moved(tx, [_place(record) for record in records])
+        await self._attempts.moved(tx, [record.place for record in records])
 
     def were_saved(self, records: Sequence[Record]) -> None:
         """That transaction has committed."""
@@ -180,7 +180,3 @@ class Suspects:
             self._taken.pop(partition, None)
             self._careful.pop(partition, None)
         self._left = {place: deaths for place, deaths in self._left.items() if place[0] not in partitions}
-
-
-def _place(record: Record) -> Place:
-    return record.partition, record.offset
