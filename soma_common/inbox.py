@@ -11,6 +11,7 @@ from soma_common.sql.loader import blocks
 
 _Key = tuple[Any, str, str]
 _SQL = blocks("consumer")
+_VARIANT: Final = frozenset("89ab")  # RFC 9562, 4.1
 
 
 class LaneCount(NamedTuple):
@@ -50,10 +51,10 @@ NO_LANE: Final = LaneCount(0, 0)  # of transactions that something else fences
 
 
 class Claim(NamedTuple):
-    """For each event of a claim: whether it is new, and whether it is new but its sequence has open letters."""
+    """For each event of a claim whether it is new; and whether the consumer has open letters, of whatever sequence."""
 
     fresh: Sequence[bool]
-    blocked: Sequence[bool]
+    letters: bool
 
 
 class Inbox(NamedTuple):
@@ -69,15 +70,13 @@ class Inbox(NamedTuple):
     consumer_id: int
     idle_timeout: float = 30.0
 
-    async def claim(
-        self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes], lane: LaneCount = NO_LANE
-    ) -> Claim:
-        """Enter events in the transaction ``tx``, and look for open letters afterwards (decision 0007).
+    async def claim(self, tx: Any, events: Sequence[RecordedEvent], lane: LaneCount = NO_LANE) -> Claim:
+        """Enter events in the transaction ``tx``. The second of two equal events of one call is not new.
 
-        The second of two equal events of one call is not new. Also makes the commit wait for the disk.
+        Whoever must not pass open letters asks ``behind`` afterwards, where there are any (decision 0007). Also makes
+        the commit wait for the disk.
 
         Args:
-            sequences: of each event, what it stays in order with.
             lane: counts the batch; complete it at its end.
 
         Raises:
@@ -85,20 +84,23 @@ class Inbox(NamedTuple):
         """
         ids, keys = _distinct(events)
         places = [*ids.values(), *keys.values()]
-        columns = (*_columns(ids), *_columns(keys), [sequences[place] for place in places])
         silence = f"{int(self.idle_timeout * 1000)}ms"
-        fresh, blocked = (await fetch(tx, _SQL["claim"], (self.consumer_id, *lane, silence, *columns)))[0]
-        if fresh is None and blocked is None and len(places) == len(events):
-            return Claim((True,) * len(events), (False,) * len(events))
+        args = (self.consumer_id, *lane, silence, *_columns(ids), *_columns(keys))
+        fresh, letters = (await fetch(tx, _SQL["claim"], args))[0]
+        if fresh is None and len(places) == len(events):
+            return Claim((True,) * len(events), letters)
         new = set(places) if fresh is None else {places[number - 1] for number in fresh}
-        waits = {places[number - 1] for number in blocked or ()}
-        every = range(len(events))
-        return Claim(tuple(place in new for place in every), tuple(place in waits for place in every))
+        return Claim(tuple(place in new for place in range(len(events))), letters)
+
+    async def behind(self, tx: Any, sequences: Sequence[bytes]) -> frozenset[int]:
+        """The places of the sequences that have open letters."""
+        return frozenset(row[0] for row in await fetch(tx, _SQL["behind"], (self.consumer_id, list(sequences))))
 
 
 def known_by_id(event: RecordedEvent) -> bool:
     """Whether the inbox knows the event by its UUIDv7, not by a key that a caller gave."""
-    return event.event_id.version == 7 and event.idempotency_key == str(event.event_id)
+    key = event.idempotency_key  # cheaper than UUID.version, which is computed: the version and the variant's digit
+    return key[14:15] == "7" and key[19:20] in _VARIANT and key == str(event.event_id)
 
 
 def _distinct(events: Sequence[RecordedEvent]) -> tuple[dict[_Key, int], dict[_Key, int]]:
@@ -114,7 +116,11 @@ def _distinct(events: Sequence[RecordedEvent]) -> tuple[dict[_Key, int], dict[_K
 
 
 def _columns(wanted: dict[_Key, int]) -> list[list[Any]]:
-    return [list(column) for column in zip(*wanted, strict=True)] if wanted else [[], [], []]
+    """Names, tenants and services; a column whose values are all alike as that one value."""
+    if not wanted:
+        return [[], [], []]
+    names, tenants, services = (list(column) for column in zip(*wanted, strict=True))
+    return [names, *(column[:1] if len(set(column)) == 1 else column for column in (tenants, services))]
 
 
 async def consumer_id(pool: Pool, name: str) -> int:

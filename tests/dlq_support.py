@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from soma_common.dlq.failures import Failure, Stage
@@ -14,11 +14,18 @@ from soma_common.dlq.models import FullLetter, Known, Lease, RawRecord, sequence
 from soma_common.dlq.store import DeadLetters, Undelivered
 from soma_common.events.ids import uuid7, uuid_text
 from soma_common.events.models import RecordedEvent
-from soma_common.inbox import Claim, Inbox, consumer_id
+from soma_common.inbox import Inbox, consumer_id
 from soma_common.postgres.pool import Pool
 from tests.core_support import recorded
 
 OFFSETS = count(1)
+
+
+class Claimed(NamedTuple):
+    """For each event of a claim: whether it is new, and whether it is new but its sequence has open letters."""
+
+    fresh: Sequence[bool]
+    blocked: Sequence[bool]
 
 
 def fresh_event(**fields: Any) -> RecordedEvent:
@@ -63,12 +70,14 @@ class Desk:
         async with self.pool.transaction() as tx:
             return await self.letters.block(tx, given)
 
-    async def claim(self, *given: Undelivered, tx: Any = None) -> Claim:
-        events, sequences = [each.event for each in given], [each.sequence for each in given]
-        if tx is not None:
-            return await Inbox(self.consumer).claim(tx, events, sequences)  # type: ignore[arg-type]
-        async with self.pool.transaction() as own:
-            return await Inbox(self.consumer).claim(own, events, sequences)  # type: ignore[arg-type]
+    async def claim(self, *given: Undelivered, tx: Any = None) -> Claimed:
+        if tx is None:
+            async with self.pool.transaction() as own:
+                return await self.claim(*given, tx=own)
+        inbox = Inbox(self.consumer)
+        fresh, letters = await inbox.claim(tx, [each.event for each in given])  # type: ignore[misc]
+        behind = await inbox.behind(tx, [each.sequence for each in given]) if letters else ()
+        return Claimed(fresh, tuple(is_new and place in behind for place, is_new in enumerate(fresh)))
 
     async def lease(self, owner: str = "w", **given: Any) -> Lease:
         (lease,) = await self.letters.lease_due(owner, **given)

@@ -166,8 +166,9 @@ class Lanes:
     def put(self, records: Iterable[Record]) -> None:
         """Records wait in the lanes of their sequences."""
         lanes, number = self._lanes, len(self._lanes)
+        sequence_of, hash_of = self._sequence_of, zlib.crc32
         for record in records:
-            lanes[zlib.crc32(self._sequence_of(record)) % number].put(record)
+            lanes[hash_of(sequence_of(record)) % number].put(record)
 
     def drop(self, partitions: Collection[Partition]) -> None:
         """Forget what waits of these partitions; what is being applied goes on."""

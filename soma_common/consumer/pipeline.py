@@ -263,18 +263,28 @@ class Pipeline:
     async def _apply(
         self, tx: Any, lane: Lane, records: Sequence[Record], handled: Sequence[Handled]
     ) -> tuple[int, int, int]:
-        sequences = [self._p.sequence_of(records[place]) for place, _, _ in handled]
-        claim = await self._p.inbox.claim(tx, [event for _, event, _ in handled], sequences, lane.count)
-        fresh, waiting = [], []
-        for entry, sequence, is_new, is_blocked in zip(handled, sequences, *claim, strict=True):
-            if is_blocked:
-                waiting.append(Undelivered(record=self._p.raw(records[entry[0]]), sequence=sequence, event=entry[1]))
-            elif is_new:
-                fresh.append(entry)
+        claim = await self._p.inbox.claim(tx, [event for _, event, _ in handled], lane.count)
+        fresh = [entry for entry, is_new in zip(handled, claim.fresh, strict=True) if is_new]
+        waiting: list[Undelivered] = []
+        if claim.letters:
+            fresh, waiting = await self._sorted_out(tx, records, fresh)
         published = await self._p.effects.apply(tx, lane, fresh) if fresh else 0
         if waiting and not await self._p.letters.block(tx, waiting):
             raise _Reopened
         return len(fresh), len(waiting), published
+
+    async def _sorted_out(
+        self, tx: Any, records: Sequence[Record], fresh: Sequence[Handled]
+    ) -> tuple[list[Handled], list[Undelivered]]:
+        """Which of these new events may be applied, and which wait behind open letters."""
+        sequences = [self._p.sequence_of(records[place]) for place, _, _ in fresh]
+        behind = await self._p.inbox.behind(tx, sequences)
+        free = [entry for number, entry in enumerate(fresh) if number not in behind]
+        waiting = [
+            Undelivered(record=self._p.raw(records[fresh[n][0]]), sequence=sequences[n], event=fresh[n][1])
+            for n in sorted(behind)
+        ]
+        return free, waiting
 
     def _done(self, records: Sequence[Record]) -> None:
         if self._memory:

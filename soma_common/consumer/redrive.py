@@ -177,11 +177,10 @@ class Redriver:
     async def _applied(self, turn: _Turn, letters: Sequence[FullLetter], events: Sequence[RecordedEvent]) -> Outcome:
         """Effects and the letters' end in one transaction."""
         of = self._p.effects.handlers.of
-        sequences = [letter.letter.sequence for letter in letters]
         for attempt in range(MOST_CONFLICTS):
             try:
                 async with self._p.begin() as tx:
-                    claim = await self._p.inbox.claim(tx, events, sequences, turn.lane.count)
+                    claim = await self._p.inbox.claim(tx, events, turn.lane.count)
                     # The inbox row of a letter is its own; of one that could not be decoded it may be another record's.
                     handled = [
                         (place, event, handlers)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
 
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import SomaError
@@ -27,8 +28,8 @@ class Record(NamedTuple):
     """A place in a partition and the event found there, or the error that says why there is none.
 
     ``offset`` is Kafka's offset or the log's position; ``size`` is about what it holds in memory, in bytes. ``after``,
-    ``epoch`` and ``raw`` are the source's own: what it stores once this record is done, under which assignment the
-    record was read, and what it came as.
+    ``epoch`` and ``raw`` are the source's own: by what it knows where it stands once this record is done, under which
+    assignment the record was read, and what it came as.
     """
 
     partition: Partition
@@ -46,6 +47,9 @@ class Record(NamedTuple):
         """Where it was found."""
         return self.partition, self.offset
 
+
+# A record of all its fields, in their order: a named tuple's own constructor takes twice as long.
+made_record: Final[Callable[[tuple[Any, ...]], Record]] = partial(tuple.__new__, Record)
 
 Drain = Callable[[Collection[Partition]], Awaitable[None]]
 

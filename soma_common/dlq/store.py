@@ -88,8 +88,8 @@ class DeadLetters:
         self, tx: Any, failed: Undelivered, failure: Failure, numbers: tuple[int, float | None, int]
     ) -> bool:
         if failed.event is not None and _can_be_claimed(failed.event):
-            claimed = await self._inbox.claim(tx, [failed.event], [failed.sequence])
-            if not claimed.fresh[0]:
+            claim = await self._inbox.claim(tx, [failed.event])
+            if not claim.fresh[0]:
                 return False
         retry_in = numbers[1]
         await fetch(tx, self._sql["lock_sequence"], (self._consumer_id, failed.sequence, retry_in))

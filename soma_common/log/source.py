@@ -18,7 +18,7 @@ from uuid import UUID
 import orjson
 
 from soma_common.ahead import Ahead, in_strides
-from soma_common.consumer.source import Drain, Partition, Record
+from soma_common.consumer.source import Drain, Partition, Record, made_record
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, TransactionConflict
 from soma_common.events.codec import JsonCodec, placed
@@ -40,6 +40,12 @@ _ENVELOPE = 500  # bytes, about
 _CODEC = JsonCodec()
 _BRIEFLY = 0.02  # seconds of rest while a full partition may have room again
 _FLUSH_EVERY = 1.0  # seconds between writes of cursors that moved without an event for us
+
+
+def _cursor(record: Record) -> Cursor:
+    """Where a shard stands once the record is done; its ``after`` is the diff, one for a whole page."""
+    after: Cursor = record.after.after(record.offset)
+    return after
 
 
 def _worker_name() -> str:
@@ -182,8 +188,8 @@ class LogSource:
             await self._rest(bool(without))
             return ()
         self._idle = _LEAST_IDLE
-        for record in records:
-            self._mine[record.partition.number].handed = record.after
+        for number, record in {record.partition.number: record for record in records}.items():
+            self._mine[number].handed = _cursor(record)
         if self._more and not self._ahead and len(self._buffer) <= self.settings.page // 2:
             self._ahead.begin(self._fill(without))
         return records
@@ -259,8 +265,9 @@ class LogSource:
         partitions = {number: Partition(self.reader, number) for number in shards}
         async for row in in_strides(rows):
             number, event = row[_KEY_HASH] & mask, recorded_event(row)
-            after, size, key = diff.after(row[0]), _ENVELOPE + len(row[_PAYLOAD]), kafka_key(event.stream)[0]
-            records.append(Record(partitions[number], row[0], shards[number].epoch, after, event, None, key, size))
+            size, key = _ENVELOPE + len(row[_PAYLOAD]), kafka_key(event.stream)[0]
+            place = (partitions[number], row[0], shards[number].epoch, diff)
+            records.append(made_record((*place, event, None, key, size, None)))
         return records
 
     def _take(self, records: Sequence[Record], shards: dict[int, _Shard], after: Cursor) -> None:
@@ -273,7 +280,7 @@ class LogSource:
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
         """Move the cursors; LeaseLost when a shard has another owner or epoch, or its cursor was set back."""
-        await self._save(tx, {record.partition.number: (record.epoch, record.after) for record in records})
+        await self._save(tx, {record.partition.number: (record.epoch, _cursor(record)) for record in records})
 
     async def _save(self, tx: Any, moves: dict[int, tuple[int, Cursor]]) -> None:
         lost = sorted(number for number, (epoch, _) in moves.items() if not self._owns(number, epoch))
@@ -292,7 +299,7 @@ class LogSource:
 
     async def saved(self, records: Sequence[Record]) -> None:
         """Remember what is stored."""
-        self._remember({record.partition.number: (record.epoch, record.after) for record in records})
+        self._remember({record.partition.number: (record.epoch, _cursor(record)) for record in records})
         for record in records:
             if record.partition.number in self._mine:
                 self._mine[record.partition.number].position = record.offset

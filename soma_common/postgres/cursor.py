@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from soma_common.errors import CursorLost
 from soma_common.postgres.pool import Pool, Row
@@ -44,11 +44,11 @@ class Tick:
         return frozenset(listed.split(",")) if listed else frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """A place in the log: all that ``from_tick`` shows is done, and of what ``to_tick`` adds, all up to ``position``.
 
-    The tokens tell whether the ticks are still those of this database's history.
+    The tokens tell whether the ticks are still those of this database's history. A named tuple, since there is one per
+    event that is read.
     """
 
     from_tick: int = 0

@@ -25,14 +25,12 @@ from soma_common.sql.loader import blocks
 class ForcedInbox(Inbox):
     """An inbox that learns what is applied, and lets it be applied whether it knew it or not."""
 
-    async def claim(
-        self, tx: Any, events: Sequence[RecordedEvent], sequences: Sequence[bytes], lane: LaneCount = NO_LANE
-    ) -> Claim:
+    async def claim(self, tx: Any, events: Sequence[RecordedEvent], lane: LaneCount = NO_LANE) -> Claim:
         """Enter the events; each is new, except the second of two equal ones of this call."""
-        await Inbox.claim(self, tx, events, sequences, lane)
+        claim = await Inbox.claim(self, tx, events, lane)
         known = [(e.event_id if known_by_id(e) else e.idempotency_key, e.tenant_id, e.service_id) for e in events]
         fresh = tuple(known.index(one) == place for place, one in enumerate(known))
-        return Claim(fresh, (False,) * len(events))
+        return claim._replace(fresh=fresh)
 
 
 async def held_places(tx: Any, consumer_id: int, sequences: Sequence[bytes]) -> frozenset[int]:
@@ -100,9 +98,7 @@ class Batches:
         sequences = [sequence_of(records[place]) for place, _, _ in handled]
         held = await held_places(tx, run.scope.consumer_id, sequences)
         free = [entry for place, entry in enumerate(handled) if place not in held]
-        claim = await self._inbox.claim(
-            tx, [event for _, event, _ in free], [sequence_of(records[place]) for place, _, _ in free]
-        )
+        claim = await self._inbox.claim(tx, [event for _, event, _ in free])
         fresh = [entry for entry, is_new in zip(free, claim.fresh, strict=True) if is_new]
         await self._effects.apply(tx, self._lane, fresh, self._delivery)
         bare = sum(record.event is None for record in records)  # undecodable: the live consumer made letters of them

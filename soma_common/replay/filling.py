@@ -147,7 +147,7 @@ class Filling:
 
     async def _claimed(self, tx: Any, items: Sequence[Item], inbox: Inbox, lane: LaneCount) -> frozenset[int]:
         """Enter what is to be applied or held; the places of what was not there. A letter's own row is there."""
-        places, events, sequences = [], [], []
+        places, events = [], []
         for place, item in enumerate(items):
             event = item.record.event
             if event is None or (item.part is Part.FREE and item.named):
@@ -155,8 +155,7 @@ class Filling:
             if item.part is Part.HOLD or self._effects.handlers.of(event.event_type):
                 places.append(place)
                 events.append(event)
-                sequences.append(item.sequence)
-        claim = await inbox.claim(tx, events, sequences, lane)
+        claim = await inbox.claim(tx, events, lane)
         return frozenset(place for place, is_new in zip(places, claim.fresh, strict=True) if is_new)
 
     async def _freed(self, tx: Any, items: Sequence[Item]) -> frozenset[UUID | None]:

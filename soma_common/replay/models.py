@@ -182,7 +182,7 @@ class Progress:
 
     def advanced(self, place: Cursor | Offset, counts: Counts) -> Progress:
         """As it stands once everything up to a place is done."""
-        cursor = place if isinstance(place, Cursor) else replace(self.cursor, position=place.passed)
+        cursor = place if isinstance(place, Cursor) else self.cursor._replace(position=place.passed)
         return replace(self, cursor=cursor, counts=self.counts + counts)
 
     @property

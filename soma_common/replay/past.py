@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -77,7 +76,7 @@ class LogPast:
             rows = await _rows(connection, diff, limit, self._reader)
         place = rows[-1][0] if rows else self._cursor.position
         full = len(rows) == limit
-        self._cursor = diff.after(place) if full else replace(diff.done(), position=place)
+        self._cursor = diff.after(place) if full else diff.done()._replace(position=place)
         return Page([self._record(diff, row) for row in rows], self._cursor)
 
     async def _diff(self) -> Diff | None:

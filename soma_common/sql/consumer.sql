@@ -10,10 +10,13 @@ RETURNING consumer_id
 SELECT (SELECT c.system_identifier FROM pg_control_system() c),
        (SELECT d.oid::bigint FROM pg_database d WHERE d.datname = current_database())
 
--- :name claim : enter events into the inbox, and tell which are fresh and which of those stand behind open letters
-SELECT fresh, blocked FROM soma.claim(
-    $1::integer, $2::bigint, $3::bigint, $4::text, $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
-    $11::bytea[])
+-- :name claim : enter events into the inbox, and tell which are fresh and whether the consumer has open letters
+SELECT fresh, letters FROM soma.claim(
+    $1::integer, $2::bigint, $3::bigint, $4::text, $5::uuid[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[])
+
+-- :name behind : which of these sequences have open letters, by their place from 0
+SELECT s.number - 1 FROM unnest($2::bytea[]) WITH ORDINALITY AS s (sequence, number)
+JOIN soma.dead_sequences d ON d.consumer_id = $1::integer AND d.sequence = s.sequence
 
 -- :name count_batch : a lane begins one more batch
 SELECT soma.count_batch($1::bigint, $2::bigint)

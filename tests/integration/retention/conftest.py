@@ -72,7 +72,24 @@ class RetentionWorld(World):
             rows = await self.pool.fetch(blocks("retention")["partitions"])
             return all(behind is not None and reader not in behind for *_, behind in rows)
 
-        await until(there, what=f"{reader} at the end")
+        try:
+            await until(there, what=f"{reader} at the end")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {await self._standing(reader)}") from None
+
+    async def _standing(self, reader: str) -> dict[str, list[Any]]:
+        """Where a reader stands, and which transactions of the whole server may stand against it."""
+        asked = {
+            "shards": "SELECT shard, owner, epoch, from_tick, to_tick, after_position, moved_at FROM soma.shards "
+            f"WHERE reader = '{reader}'",
+            "partitions": blocks("retention")["partitions"],
+            "ticks": "SELECT tick_id, snapshot::text, position_before, position_after FROM soma.ticks "
+            "ORDER BY tick_id DESC LIMIT 10",
+            "running": "SELECT datname, application_name, state, backend_xid, now() - xact_start, query "
+            "FROM pg_stat_activity WHERE backend_xid IS NOT NULL OR state LIKE 'idle in %'",
+            "prepared": "SELECT * FROM pg_prepared_xacts",
+        }
+        return {name: list(map(tuple, await self.pool.fetch(sql))) for name, sql in asked.items()}
 
     def run(self, policy: RetentionPolicy = ALL, **given: Any) -> RetentionRun:
         return RetentionRun(self.later, policy, given.pop("storage", self.storage), who=given.pop("who", "tests"),
