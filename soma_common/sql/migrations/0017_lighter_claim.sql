@@ -1,6 +1,8 @@
 -- A lighter claim. A batch of 500 events spent a tenth of its time on writing columns that say nothing: tenants and
 -- services that are all alike, and sequences that nobody looks up while nothing is dead.
 
+DROP FUNCTION soma.claim(integer, bigint, bigint, text, uuid[], text[], text[], text[], text[], text[], bytea[]);
+
 -- As before, and: a column whose values are all alike may come as that one value. Whether the consumer has open letters
 -- is told, and which sequences they are of is a question of its own, asked only then (consumer.sql, `behind`).
 CREATE FUNCTION soma.claim(
@@ -89,25 +91,4 @@ BEGIN
     END IF;
     -- While nothing is dead this is one look into an empty index.
     letters := EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = p_consumer);
-END $$;
-
--- The claim of processes that began before this: while a service is rolled out, both are called.
-CREATE OR REPLACE FUNCTION soma.claim(
-    p_consumer integer, p_lane bigint, p_batches bigint, p_idle_timeout text,
-    p_ids uuid[], p_id_tenants text[], p_id_services text[], p_keys text[], p_key_tenants text[], p_key_services text[], p_sequences bytea[],
-    OUT fresh integer[], OUT blocked integer[]
-)
-LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    v_letters boolean;
-BEGIN
-    SELECT c.fresh, c.letters INTO fresh, v_letters
-    FROM soma.claim(p_consumer, p_lane, p_batches, p_idle_timeout, p_ids, p_id_tenants, p_id_services, p_keys,
-                    p_key_tenants, p_key_services) c;
-    IF v_letters THEN
-        SELECT array_agg(s.number::integer ORDER BY s.number) INTO blocked
-        FROM unnest(p_sequences) WITH ORDINALITY AS s (sequence, number)
-        JOIN soma.dead_sequences d ON d.consumer_id = p_consumer AND d.sequence = s.sequence
-        WHERE fresh IS NULL OR s.number = ANY (fresh);
-    END IF;
 END $$;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from soma_common.dlq.failures import Stage
@@ -122,3 +123,16 @@ async def test_claims_by_id_and_by_given_key_together(desk: Desk) -> None:
     again = await desk.claim(*by_id, *by_key)
     assert again.fresh == again.blocked == (False,) * 6
     assert (await desk.claim()).fresh == ()
+
+
+async def test_one_id_or_key_of_several_tenants_and_services(desk: Desk) -> None:
+    """A claim sends tenants and services that are all alike only once: what differs must not become alike."""
+    for name in ({}, {"idempotency_key": "mine"}):
+        one = fresh_event(**name)
+        mine, theirs = undelivered("a", event=one), undelivered("b", event=replace(one, tenant_id="other"))
+        elsewhere = undelivered("c", event=replace(one, service_id="other"))
+        assert (await desk.claim(mine, mine)).fresh == (True, False)
+        assert (await desk.claim(theirs, elsewhere, mine)).fresh == (True, True, False)
+        assert (await desk.claim(elsewhere, theirs)).fresh == (False, False)
+        both = replace(one, tenant_id="other", service_id="other")
+        assert (await desk.claim(undelivered("d", event=both), undelivered("d", event=both))).fresh == (True, False)
