@@ -24,7 +24,10 @@ def recorded_event(row: Sequence[Any]) -> RecordedEvent:
         event.causation_id, event.idempotency_key, trace, tracestate, event.baggage, metadata,
         event.timestamp, event.occurred_at, event.recorded_at, _,
     ) = row  # fmt: skip
-    event.payload = _loads(payload)
+    try:
+        event.payload = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        event.payload = _loads(payload)
     event.metadata = _loads(metadata) if metadata != "{}" else {}
     event.trace = TraceContext.recorded(trace, tracestate)  # the log holds only what TraceContext wrote
     return sealed(event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from soma_common.consumer.source import Partition, Record
+from soma_common.consumer.source import Partition, Record, made_record
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import CodecError, InfrastructureError, UnknownSchemaId
 from soma_common.events.codec import Codec, placed
@@ -35,7 +35,7 @@ class Decoder:
                 event = await self.event(raw)
         except CodecError as error:
             return Record(partition, offset, epoch, offset + 1, None, error, raw.key, size, raw)
-        return Record(partition, offset, epoch, offset + 1, event, None, raw.key, size, raw)
+        return made_record((partition, offset, epoch, offset + 1, event, None, raw.key, size, raw))
 
     async def event(self, raw: Any) -> RecordedEvent:
         """The event in something with a key, a value and headers.
