@@ -85,8 +85,9 @@ class RetentionWorld(World):
             "partitions": blocks("retention")["partitions"],
             "ticks": "SELECT tick_id, snapshot::text, position_before, position_after FROM soma.ticks "
             "ORDER BY tick_id DESC LIMIT 10",
-            "running": "SELECT datname, application_name, state, backend_xid, now() - xact_start, query "
-            "FROM pg_stat_activity WHERE backend_xid IS NOT NULL OR state LIKE 'idle in %'",
+            "sessions": "SELECT datname, application_name, state, wait_event_type, wait_event, backend_xid, "
+            "now() - xact_start, now() - state_change, query FROM pg_stat_activity WHERE backend_type = 'client backend' "
+            "AND (backend_xid IS NOT NULL OR datname = current_database())",
             "prepared": "SELECT * FROM pg_prepared_xacts",
         }
         return {name: list(map(tuple, await self.pool.fetch(sql))) for name, sql in asked.items()}
