@@ -48,7 +48,7 @@ class _Trial:
         known = [event for event, (is_known, _, _) in zip(recorded, events, strict=True) if is_known]
         inbox = Inbox(await consumer_id(self.pool, self.name))
         async with self.pool.transaction() as tx:
-            await inbox.claim(tx, known, [b"k"] * len(known))
+            await inbox.claim(tx, known)
             await self._write(tx, known)
         tick = (await self.pool.fetch("SELECT tick_id, token FROM soma.tick('0')"))[0]
         await self.pool.fetch(
