@@ -77,7 +77,10 @@ class LogSettings:
 
 @dataclass(slots=True)
 class _Shard:
-    """A shard under one epoch: read up to ``at``, handed out up to ``handed``, stored up to ``stored``."""
+    """A shard under one epoch: read up to ``at``, stored up to ``stored``.
+
+    ``handed`` is up to where it was handed out; None when all of that is stored.
+    """
 
     epoch: int
     at: Cursor
@@ -309,6 +312,8 @@ class LogSource:
             shard = self._mine.get(number)
             if shard is not None and shard.epoch == epoch:
                 shard.stored = cursor
+                if shard.handed == cursor:
+                    shard.handed = None
 
     async def _flush(self) -> None:
         """Store how far those shards were read of which nothing is read and unsettled."""
@@ -317,7 +322,7 @@ class LogSource:
         moves = {
             number: (shard.epoch, shard.at)
             for number, shard in self._mine.items()
-            if shard.at != shard.stored and shard.handed in (None, shard.stored)
+            if shard.at != shard.stored and shard.handed is None
             and number not in buffered and not shard.halted and not shard.leaving
         }  # fmt: skip
         if moves:
@@ -325,7 +330,7 @@ class LogSource:
                 await self._save(tx, moves)
             self._remember(moves)
         for shard in self._mine.values():
-            if shard.at == shard.stored and shard.handed in (None, shard.stored):
+            if shard.at == shard.stored and shard.handed is None:
                 shard.position = self._newest
 
     async def rewind(self) -> None:

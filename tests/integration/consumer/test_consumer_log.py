@@ -502,3 +502,23 @@ async def test_a_shard_whose_release_failed_is_read_again(world: Any, soma_datab
     finally:
         await first.stop()
         await other.close()
+
+
+async def test_a_shard_without_news_keeps_up_with_the_log(world: Any) -> None:
+    """Else retention would wait for it, ticks would pile up, and its lag would grow, until an event for it came."""
+    newest = "SELECT max(tick_id) FROM soma.ticks"
+    slowest = "SELECT min(from_tick) FROM soma.shards WHERE reader = 'consumer:billing'"
+
+    async def all_passed(tick: int) -> bool:
+        return (await world.pool.fetch(slowest))[0][0] >= tick
+
+    async with world.log_worker() as worker:
+        events = await world.publish(4, keys=1)
+        for _ in range(3):  # all keys are different ones: the shard of the first has no more news
+            await world.applied(len(events))
+            tick = (await world.pool.fetch(newest))[0][0]
+            await until(lambda tick=tick: all_passed(tick), within=30, what=f"every shard at tick {tick}")
+            await until(lambda: set(worker.stats().lag.values()) == {0}, within=30, what="no lag")
+            events += await world.publish(1, start=len(events), keys=97)
+        await world.applied(len(events))
+    await world.check(events)

@@ -65,7 +65,7 @@ class RetentionWorld(World):
 
     async def passed(self, reader: str = "consumer:billing") -> None:
         """Wait until a reader has passed every full partition. No single tick tells that: a transaction in another
-        database of the server may stand against it, and other tests pause processes in the middle of one."""
+        database of the server may stand against it."""
 
         async def there() -> bool:
             await self.pool.fetch("SELECT soma.tick('0')")
@@ -73,7 +73,7 @@ class RetentionWorld(World):
             return all(behind is not None and reader not in behind for *_, behind in rows)
 
         try:
-            await until(there, within=240.0, what=f"{reader} at the end")
+            await until(there, what=f"{reader} at the end")
         except AssertionError as error:
             raise AssertionError(f"{error}: {await self._standing(reader)}") from None
 
