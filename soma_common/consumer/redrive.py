@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,6 +32,7 @@ from soma_common.errors import (
 from soma_common.events.models import RecordedEvent
 from soma_common.inbox import LaneCount
 from soma_common.postgres.errors import is_from_driver
+from soma_common.postgres.shards import worker_name
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ class Redriver:
         self, parts: Parts, source: Source, settings: ConsumerSettings, tally: Tally, lanes: Sequence[LaneCount]
     ) -> None:
         self._p, self._source, self._settings, self._tally = parts, source, settings, tally
-        self._owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._owner = worker_name()
         self._seconds = settings.idle_timeout  # who is silent for longer has lost its transaction too
         self.lanes = [Lane(count, 1, parts.sequence_of) for count in lanes]
         self._outages = 0

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +24,7 @@ from soma_common.events.models import RecordedEvent
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
-from soma_common.postgres.shards import Shards
+from soma_common.postgres.shards import Shards, worker_name
 from soma_common.sql.loader import blocks
 from soma_common.tasks import end
 
@@ -48,10 +45,6 @@ def _cursor(record: Record) -> Cursor:
     return after
 
 
-def _worker_name() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """How a consumer reads the log.
@@ -68,7 +61,7 @@ class LogSettings:
     lease: float = 10.0
     page: int = 1000
     most_idle: float = 0.5
-    worker: str = field(default_factory=_worker_name)
+    worker: str = field(default_factory=worker_name)
 
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= 1024 or self.shards & (self.shards - 1):
@@ -77,10 +70,7 @@ class LogSettings:
 
 @dataclass(slots=True)
 class _Shard:
-    """A shard under one epoch: read up to ``at``, stored up to ``stored``.
-
-    ``handed`` is up to where it was handed out; None when all of that is stored.
-    """
+    """A shard under one epoch: read to ``at``, stored to ``stored``, handed out to ``handed`` (None: no further)."""
 
     epoch: int
     at: Cursor

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from contextlib import suppress
-from uuid import uuid4
 
 from soma_common.errors import ConfigurationError, DatabaseUnavailable, SomaError, TransactionConflict
 from soma_common.outbox.groups import GROUPS
@@ -20,7 +17,7 @@ from soma_common.outbox.stats import Condition, Meter, RelayStats
 from soma_common.outbox.topics import Topics
 from soma_common.postgres.cursor import TickReader
 from soma_common.postgres.pool import Pool
-from soma_common.postgres.shards import Shards
+from soma_common.postgres.shards import Shards, worker_name
 from soma_common.service import Service
 from soma_common.sql.loader import blocks
 
@@ -66,7 +63,7 @@ class Relay(Service):
             )
         super().__init__(f"relay {name}")
         self.reader, self.exactly_once, self.lease = f"relay:{name}", exactly_once, lease
-        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.worker = worker_name()
         self._identities = identities(name)
         queue = Outbox(pool, self.reader)
         self._parts = Parts(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +13,11 @@ from typing import Any
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
+
+
+def worker_name() -> str:
+    """A name for a worker of this process that no other one has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, slots=True)

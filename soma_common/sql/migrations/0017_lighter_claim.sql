@@ -3,6 +3,11 @@
 
 DROP FUNCTION soma.claim(integer, bigint, bigint, text, uuid[], text[], text[], text[], text[], text[], bytea[]);
 
+-- A column of so many values, of which there may be one that stands for all.
+CREATE FUNCTION soma.spread(p_values text[], p_count integer) RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN cardinality(p_values) < p_count THEN array_fill(p_values[1], ARRAY[p_count]) ELSE p_values END;
+
 -- As before, and: a column whose values are all alike may come as that one value. Whether the consumer has open letters
 -- is told, and which sequences they are of is a question of its own, asked only then (consumer.sql, `behind`).
 CREATE FUNCTION soma.claim(
@@ -34,18 +39,10 @@ BEGIN
     -- look at the inbox's number comes after that, in a statement with a snapshot of its own.
     v_setting := pg_advisory_xact_lock_shared(soma.swap_locks(), p_consumer)::text;
     v_inbox := coalesce((SELECT c.inbox_id FROM soma.consumers c WHERE c.consumer_id = p_consumer), p_consumer);
-    IF cardinality(p_id_tenants) < v_ids THEN
-        p_id_tenants := array_fill(p_id_tenants[1], ARRAY[v_ids]);
-    END IF;
-    IF cardinality(p_id_services) < v_ids THEN
-        p_id_services := array_fill(p_id_services[1], ARRAY[v_ids]);
-    END IF;
-    IF cardinality(p_key_tenants) < v_keys THEN
-        p_key_tenants := array_fill(p_key_tenants[1], ARRAY[v_keys]);
-    END IF;
-    IF cardinality(p_key_services) < v_keys THEN
-        p_key_services := array_fill(p_key_services[1], ARRAY[v_keys]);
-    END IF;
+    p_id_tenants := soma.spread(p_id_tenants, v_ids);
+    p_id_services := soma.spread(p_id_services, v_ids);
+    p_key_tenants := soma.spread(p_key_tenants, v_keys);
+    p_key_services := soma.spread(p_key_services, v_keys);
     IF v_ids = 1 THEN
         -- The usual batch of an idle consumer: the number of rows says all.
         INSERT INTO soma.inbox (event_id, consumer_id, tenant_id, service_id)
