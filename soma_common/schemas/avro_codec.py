@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final, Protocol
 
+import msgspec
 import orjson
 import pydantic_core
 
 from soma_common.errors import CodecError, UnknownSchemaId
-from soma_common.events.codec import event_from_fields
+from soma_common.events.codec import Envelope, event_of
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload
 from soma_common.schemas.avro import GENERIC
@@ -95,12 +96,12 @@ class AvroCodec:
         plan = self._plans.get(ref) or self._plan(ref)
         fields = _read(plan, value, start)
         try:
-            payload = _payload(plan, fields)
+            fields["payload"] = _payload(plan, fields)
             for name in _EMPTY_IS_NONE:
                 fields[name] = fields.get(name) or None
             metadata = fields.get("metadata")
-            fields["metadata"] = orjson.loads(metadata) if metadata else {}
-            return event_from_fields(fields, payload)
+            fields["metadata"] = orjson.loads(metadata) if metadata else None
+            return event_of(msgspec.convert(fields, Envelope))
         except CodecError:
             raise
         except Exception as error:  # foreign bytes may break any of the steps: one error for all of it
