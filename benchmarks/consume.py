@@ -37,6 +37,7 @@ from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import to_json
 from soma_common.events.rows import SELECT
 from soma_common.events.store import EventStore
+from soma_common.garbage import calm_collector
 from soma_common.inbox import consumer_id
 from soma_common.kafka.member import SourceSettings
 from soma_common.kafka.source import KafkaSource
@@ -82,8 +83,9 @@ Contender = Callable[[Bench], Awaitable[float]]
 
 
 async def main() -> None:
-    """Measure everything on one server each."""
+    """Measure everything on one server each; with the collector as `Soma.run` has it, for all alike."""
     with ExitStack() as stack:
+        stack.enter_context(calm_collector())
         server = stack.enter_context(PostgresServer.start(18))
         broker = stack.enter_context(KafkaServer.start(lasting=True))
         await upgrade(server.dsn)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 
 from soma_common.errors import ServiceEnded
+from soma_common.garbage import calm_collector
 from soma_common.tasks import end
 
 
@@ -70,8 +72,13 @@ class Service(ABC):
 async def run_until_signalled(*services: Service, patience: float = 30.0) -> None:
     """Run services until SIGTERM or SIGINT, or until one ends; then stop all, the last started first.
 
-    Raises what ended a service.
+    The process is theirs meanwhile: the garbage collector is calmed. Raises what ended a service.
     """
+    with calm_collector():
+        await _run_until_signalled(services, patience)
+
+
+async def _run_until_signalled(services: Sequence[Service], patience: float) -> None:
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
