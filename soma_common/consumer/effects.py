@@ -22,7 +22,6 @@ from soma_common.consumer.handlers import (
 from soma_common.consumer.lanes import Lane, Running, Work
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
 from soma_common.errors import (
-    ClockAhead,
     ConfigurationError,
     DatabaseUnavailable,
     HandlerFailed,
@@ -161,7 +160,7 @@ class Effects:
         """Append what the handlers published; which of them is to blame for a refusal is not known."""
         try:
             await self._append(events, tx)
-        except (*ENDING, ClockAhead):
+        except ENDING:
             raise
         except Exception as error:
             raise self._meaning(lane, tx, None, error) from error

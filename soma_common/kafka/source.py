@@ -223,7 +223,7 @@ class KafkaSource:
             return
         with suppress(KafkaError, OSError, TimeoutError):
             ids = await self._ids(self._consumer)
-            if any(owned.is_of_another(p.name, ids) for p, owned in self._owned.items()):
+            if any(owned.is_of_another(p.name, ids) for p, owned in self._owned.items() if p not in self._halted):
                 await self.rewind()
 
     async def _probe(self, consumer: AIOKafkaConsumer) -> None:
