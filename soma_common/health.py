@@ -100,10 +100,10 @@ class HealthServer:
         except (TimeoutError, OSError):
             log.debug("A probe went away or was too slow")
         finally:
-            with suppress(OSError):
-                writer.close()
-                await writer.wait_closed()
-            self._serving.discard(task)
+            try:
+                await _hang_up(writer)
+            finally:
+                self._serving.discard(task)
 
     def _answer(self, line: bytes) -> bytes:
         parts = line.split(b" ")
@@ -146,6 +146,16 @@ def _digits(value: float) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """Send what is left. Who does not read it is cut off, and keeps no place from others."""
+    writer.close()
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await writer.wait_closed()
+    except (TimeoutError, OSError):
+        writer.transport.abort()
 
 
 async def _first_line(reader: asyncio.StreamReader) -> bytes:

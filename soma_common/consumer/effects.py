@@ -22,7 +22,6 @@ from soma_common.consumer.handlers import (
 from soma_common.consumer.lanes import Lane, Running, Work
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
 from soma_common.errors import (
-    ClockAhead,
     ConfigurationError,
     DatabaseUnavailable,
     HandlerFailed,
@@ -114,7 +113,7 @@ class Effects:
             raise _overdue(lane, place) from None
         except Exception as error:
             raise self._meaning(lane, context.tx, place, error) from error
-        _check_open(context.tx, place)
+        _check_ended(lane, context.tx, place)
 
     async def _many(
         self,
@@ -134,7 +133,7 @@ class Effects:
             raise _overdue(lane, place) from None
         except Exception as error:
             raise self._meaning(lane, tx, place, error) from error
-        _check_open(tx, place)
+        _check_ended(lane, tx, place)
 
     async def _in_thread(
         self, tx: ThreadTx, lane: Lane, handled: Sequence[Handled], collected: list[Event], delivery: Delivery
@@ -161,13 +160,16 @@ class Effects:
         """Append what the handlers published; which of them is to blame for a refusal is not known."""
         try:
             await self._append(events, tx)
-        except (*ENDING, ClockAhead):
+        except ENDING:
             raise
         except Exception as error:
             raise self._meaning(lane, tx, None, error) from error
 
     def _meaning(self, lane: Lane, tx: Any, place: int | None, error: Exception) -> Exception:
-        """What an error in a handler is: a conflict, the loss of our connection, or the event's."""
+        """What an error in a handler is: late, a conflict, the loss of our connection, or the event's."""
+        late = _late(lane)
+        if late is not None:  # it made something else of its cancellation
+            return late
         lost = tx.is_closed() or isinstance(translate(error), DatabaseUnavailable)
         took = lane.work.running.took if lane.work.running else 0.0
         if lost and took > self._timeout:  # nobody could cancel it (it blocked the process), and PostgreSQL hung up
@@ -192,21 +194,34 @@ async def _call(handler: Handler, subject: Any, context: HandlerContext | BatchC
 
 def _overdue(lane: Lane, place: int | None) -> BaseException:
     """What a cancellation in a handler means: it took too long, the batch is given up, or it is the handler's own."""
+    late = _late(lane)
+    if late is not None:
+        return late
     task = asyncio.current_task()
+    if task is None or task.cancelling():
+        return asyncio.CancelledError()
+    return Blamed(place, HandlerFailed("The handler was cancelled from within."))
+
+
+def _late(lane: Lane) -> Blamed | None:
+    """Whether a handler was cancelled for taking too long; from now on it is not, whatever it made of that."""
     running, lane.overdue = lane.overdue, None
     if running is None:
-        if task is None or task.cancelling():
-            return asyncio.CancelledError()
-        return Blamed(place, HandlerFailed("The handler was cancelled from within."))
+        return None
+    task = asyncio.current_task()
     if task is not None:
         task.uncancel()
     late = HandlerTimeout(f"The handler did not end within {running.took:.1f} s.")
     # Kept in the lane as well: the rollback may find that PostgreSQL has hung up meanwhile.
-    lane.blame = Blamed(running.place, late)
-    return lane.blame
+    lane.blame = blamed = Blamed(running.place, late)
+    return blamed
 
 
-def _check_open(tx: Any, place: int | None) -> None:
+def _check_ended(lane: Lane, tx: Any, place: int | None) -> None:
+    """A handler returned: in time, and with its transaction still open."""
+    late = _late(lane)
+    if late is not None:  # it swallowed its cancellation, and what was to follow did not happen
+        raise late
     if not tx.is_in_transaction():
         log.error("A handler ended its transaction: what it committed of a replay is not undone.")
         raise Blamed(place, ConfigurationError("A handler ended the transaction of its batch.", cure=_KEEP_OPEN))

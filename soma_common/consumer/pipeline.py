@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -15,7 +15,7 @@ from soma_common.consumer.gate import Gate
 from soma_common.consumer.lanes import Again, Lane
 from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.retries import ErrorClass, RetryPolicy, stage_of
-from soma_common.consumer.source import Place, Record
+from soma_common.consumer.source import Partition, Place, Record
 from soma_common.consumer.tally import Tally
 from soma_common.dlq.alerts import Alerts
 from soma_common.dlq.failures import Failure
@@ -27,6 +27,7 @@ from soma_common.errors import (
     HandlerTimeout,
     InfrastructureError,
     LeaseLost,
+    OffsetLost,
     SomaError,
     TransactionConflict,
     UnhandledType,
@@ -89,6 +90,7 @@ class Memory:
         self.condemned: dict[Place, Exception] = {}
         self.alone: set[Place] = set()
         self.begun: set[Place] = set()  # by this process in single file
+        self.halted: dict[Partition, OffsetLost] = {}  # why; those count that the source halts
 
     def condemn(self, record: Record, error: Exception) -> None:
         """The next time the record becomes a letter without being handled."""
@@ -105,12 +107,11 @@ class Memory:
         """Whether one of these is to be tried alone."""
         return bool(self.alone) and any(record.place in self.alone for record in records)
 
-    def settled(self, record: Record) -> _Tries | None:
-        """Nothing more is to be remembered of a record; how often it was tried."""
-        place = record.place
+    def settled(self, place: Place) -> None:
+        """Nothing more is to be remembered of a record."""
         self.condemned.pop(place, None)
         self.alone.discard(place)
-        return self.tries.pop(place, None)
+        self.tries.pop(place, None)
 
     def __bool__(self) -> bool:
         return bool(self.tries or self.condemned or self.alone)
@@ -125,7 +126,16 @@ class Pipeline:
 
     def __init__(self, parts: Parts, gate: Gate, tally: Tally, memory: Memory, settle: Settle) -> None:
         self._p, self.gate, self.tally, self._memory, self._settle = parts, gate, tally, memory, settle
-        self.away: str | None = None
+        self._waiting: dict[Place, str] = {}
+
+    @property
+    def away(self) -> str | None:
+        """What handlers wait for, by the event that failed last."""
+        return next(reversed(self._waiting.values()), None)
+
+    def forget(self, partitions: Collection[Partition]) -> None:
+        """They are not ours any more: nothing of them waits here."""
+        self._waiting = {place: told for place, told in self._waiting.items() if place[0] not in partitions}
 
     async def apply(self, lane: Lane, batch: Sequence[Record]) -> Sequence[Again]:
         """Settle a batch as far as it goes; returns what is to be tried again, followers included.
@@ -177,7 +187,9 @@ class Pipeline:
                     await self._behind(lane, records[blamed.place :], again)
                 return False
         if len(records) == 1:
-            raise TransactionConflict(f"{_named(records[0])} met other transactions {MOST_CONFLICTS} times.")
+            told = f"{_named(records[0])} met other transactions {MOST_CONFLICTS} times."
+            log.warning("%s All that is in flight begins again.", told)
+            raise TransactionConflict(told)
         return await self._in_halves(lane, records, again)
 
     async def _in_halves(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> bool:
@@ -289,9 +301,8 @@ class Pipeline:
     def _done(self, records: Sequence[Record]) -> None:
         if self._memory:
             for record in records:
-                tries = self._memory.settled(record)
-                if tries is not None and tries.outages:
-                    self.away = None
+                self._memory.settled(record.place)
+                self._waiting.pop(record.place, None)
         self._settle(records)
 
     async def _failed(self, lane: Lane, record: Record, cause: Exception, again: dict[bytes, list[Again]]) -> None:
@@ -300,8 +311,9 @@ class Pipeline:
         known = self._memory.tries.get(place, _Tries())
         if self._p.retry.classify(cause) is ErrorClass.INFRASTRUCTURE:
             known = known._replace(outages=known.outages + 1)
-            self._wait_for_world(cause)
+            self._wait_for_world(place, cause)
         else:
+            self._waiting.pop(place, None)
             known = known._replace(failures=known.failures + 1, outages=0)
             self.tally.timeouts += isinstance(cause, HandlerTimeout)
         failures = self._p.retry.tries if place in self._memory.condemned else known.failures
@@ -355,11 +367,11 @@ class Pipeline:
                 _named(record), retry_in, failure.error_type, failure.message, exc_info=cause,
             )  # fmt: skip
 
-    def _wait_for_world(self, cause: Exception) -> None:
+    def _wait_for_world(self, place: Place, cause: Exception) -> None:
         told = getattr(cause, "message", None) or str(cause) or type(cause).__name__
         if self.away is None:
             log.warning("A handler waits: %s", told)
-        self.away = told
+        self._waiting[place] = told
 
 
 def _named(record: Record) -> str:

@@ -27,6 +27,11 @@ class _Track:
     bytes: int = 0
     settled: Record | None = None
 
+    def drop_passed(self) -> None:
+        """Forget when those were fetched that went."""
+        while self.fetched and self.fetched[0][0] <= self.passed:
+            self.fetched.popleft()
+
 
 class Positions:
     """Knows, for each partition, the last record before which everything is settled.
@@ -61,6 +66,7 @@ class Positions:
         now = time.monotonic()
         for partition in {record.partition for record in records}:
             track = self._tracks[partition]
+            track.drop_passed()
             track.fetched.append((track.passed + len(track.open), now))
 
     def settle(self, records: Iterable[Record]) -> None:
@@ -109,8 +115,7 @@ class Positions:
         now = oldest
         for track in self._tracks.values():
             if track.open:
-                while track.fetched[0][0] <= track.passed:
-                    track.fetched.popleft()
+                track.drop_passed()
                 oldest = min(oldest, track.fetched[0][1])
             else:
                 track.fetched.clear()

@@ -27,6 +27,7 @@ from soma_common.errors import (
     PoisonEvent,
     SomaError,
     TransactionConflict,
+    UnhandledType,
     ValidationError,
 )
 from soma_common.events.models import RecordedEvent
@@ -170,6 +171,8 @@ class Redriver:
         known = letter.letter.event.event_id
         if known is not None and event.event_id != known:
             raise ValidationError(f"The edited value is another event: {event.event_id}, not {known}.")
+        if self._p.refuse_unknown and not self._p.effects.handlers.of(event.event_type):
+            raise UnhandledType(f"No handler takes {event.event_type}.")
         return event
 
     async def _applied(self, turn: _Turn, letters: Sequence[FullLetter], events: Sequence[RecordedEvent]) -> Outcome:

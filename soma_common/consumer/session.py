@@ -54,7 +54,6 @@ class Session:
         )  # fmt: skip
         self._saving = asyncio.Lock()
         self._fetches, self._saves = Beat(), Beat()
-        self.failures: dict[Partition, OffsetLost] = {}
 
     @property
     def held(self) -> int:
@@ -131,7 +130,7 @@ class Session:
             return False
         if isinstance(record.error, OffsetLost):
             self._source.halt(record.partition)
-            self.failures[record.partition] = record.error
+            self._memory.halted[record.partition] = record.error
             log.error("Consuming of %s stopped: %s", record.partition, record.error)
             return False
         return True
@@ -147,8 +146,7 @@ class Session:
             self._abandon(partitions)
         self.positions.forget(partitions)
         self._suspects.forget(list(partitions))
-        for partition in partitions:
-            self.failures.pop(partition, None)
+        self.pipeline.forget(partitions)
 
     def _abandon(self, partitions: Collection[Partition]) -> None:
         for lane in self._lanes:
@@ -200,6 +198,7 @@ class Session:
             self.positions.forget(lost)
             self._lanes.drop(lost)
             self._suspects.forget(list(lost))
+            self.pipeline.forget(lost)
 
     async def _check_lanes(self, tx: object, counts: Sequence[LaneCount]) -> None:
         columns = ([count.lane_id for count in counts], [count.batches for count in counts])

@@ -108,6 +108,7 @@ class ConsumerWorker(Service):
         """How it stands now."""
         session, idle = self._session, self._progress.idle
         self._tally.alerts, self._tally.alerts_lost = self._alerts.told, self._alerts.lost
+        stopped = self.source.halted
         away = self._away or (session.pipeline.away if session else None)
         return ConsumerStats(
             consumer=self.consumer,
@@ -117,7 +118,7 @@ class ConsumerWorker(Service):
             held=session.held if session else 0,
             oldest=session.positions.age() if session else 0.0,
             lag=self.source.lag(),
-            halted=dict(session.failures) if session else {},
+            halted={partition: why for partition, why in self._memory.halted.items() if partition in stopped},
             away=away,
             running=self._running,
             idle=idle,

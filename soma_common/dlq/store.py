@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from soma_common.dlq.failures import Failure, storable
@@ -18,6 +18,8 @@ from soma_common.events.models import RecordedEvent
 from soma_common.inbox import Inbox, LaneCount
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
+
+_MOST_CLAIMED: Final = 2600  # bytes of an event's names that fit into a row of an index, whose limit is 2704
 
 
 class Outcome(StrEnum):
@@ -198,7 +200,9 @@ class DeadLetters:
 def _can_be_claimed(event: RecordedEvent) -> bool:
     """Whether the inbox can hold its names. A foreign event may have failed for the very reason that it cannot."""
     names = (event.tenant_id, event.service_id, event.idempotency_key)
-    return all(storable(name, len(name) * 4) == name for name in names)
+    if any(storable(name, len(name) * 4) != name for name in names):
+        return False
+    return sum(len(name.encode()) for name in names) <= _MOST_CLAIMED
 
 
 def _outcome(said: str, letter: FullLetter) -> Outcome:

@@ -95,8 +95,7 @@ class KafkaSource:
         assert self._consumer is not None, "start() comes first"
         try:
             if self._moving:  # what we hold may be another member's by now: claiming would disturb it
-                await asyncio.sleep(_MOVING)
-                await self._probe(self._consumer)
+                await self._stay(self._consumer, _MOVING)
                 return []
             if self._claimed != self._generation:
                 await self._claim(self._consumer)
@@ -108,8 +107,7 @@ class KafkaSource:
     async def _records(self, consumer: AIOKafkaConsumer, most: int, without: Collection[Partition]) -> list[Record]:
         wanted = [TopicPartition(*p) for p in self._owned if p not in self._halted and p not in without]
         if not wanted:  # getmany() without partitions would mean all of them
-            await asyncio.sleep(self.settings.wait)
-            await self._probe(consumer)
+            await self._stay(consumer, self.settings.wait)
             return []
         if not self._ahead:
             self._ahead.begin(self._read(consumer, wanted, most, _BRIEFLY if without else self.settings.wait))
@@ -124,6 +122,21 @@ class KafkaSource:
         if len(read) >= most:  # there is more already: read it while these are applied
             self._ahead.begin(self._read(consumer, wanted, most, self.settings.wait))
         return records
+
+    async def _stay(self, consumer: AIOKafkaConsumer, seconds: float) -> None:
+        """Wait, as one who reads.
+
+        aiokafka takes a member out of the group that asks for no records for five minutes, and joins again only once it
+        asks; errors of the group it tells nobody else, and does nothing more before it has told them.
+        """
+        try:
+            consumer._coordinator.check_errors()
+        except KafkaError:
+            await self._leave()
+            raise
+        with consumer._subscription.fetch_context():
+            await asyncio.sleep(seconds)
+        await self._probe(consumer)
 
     async def _read_ahead(self) -> list[Record]:
         try:
@@ -210,7 +223,7 @@ class KafkaSource:
             return
         with suppress(KafkaError, OSError, TimeoutError):
             ids = await self._ids(self._consumer)
-            if any(owned.is_of_another(p.name, ids) for p, owned in self._owned.items()):
+            if any(owned.is_of_another(p.name, ids) for p, owned in self._owned.items() if p not in self._halted):
                 await self.rewind()
 
     async def _probe(self, consumer: AIOKafkaConsumer) -> None:

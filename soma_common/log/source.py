@@ -115,8 +115,7 @@ class LogSource:
     async def _register(self) -> None:
         if not await self._shards.states():
             await self._shards.register(self.settings.shards)
-        count = len(await self._shards.states())
-        if count != self.settings.shards:
+        if (count := len(await self._shards.states())) != self.settings.shards:
             raise ConfigurationError(
                 f"{self.reader} has {count} shards, not {self.settings.shards}.",
                 cure=f"use {count}; the number is fixed when a consumer first starts.",
@@ -157,7 +156,8 @@ class LogSource:
         for number in surplus:
             self._mine[number].leaving = True
         self._purge()
-        await drain([Partition(self.reader, number) for number in surplus])
+        async with self._shards.kept():
+            await drain([Partition(self.reader, number) for number in surplus])
         await self._shards.release(surplus)
         self._adopt()
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from soma_common.errors import InfrastructureError, TransactionConflict
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
+from soma_common.tasks import end
 
 
 def worker_name() -> str:
@@ -60,11 +64,7 @@ class Shards:
 
     async def share(self) -> frozenset[int]:
         """Renew and claim, so that ``owned`` is what this worker owns; returns shards to drain and release."""
-        await self._pool.fetch(_sql("alive"), self.reader, self.worker, self.lease)
-        epochs = [lease.epoch for lease in self.owned.values()]
-        renewed = await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease, list(self.owned), epochs)
-        kept = {row[0] for row in renewed}
-        self.owned = {shard: lease for shard, lease in self.owned.items() if shard in kept}
+        await self.renew()
         workers, shards = (await self._pool.fetch(_sql("census"), self.reader))[0]
         fair = -(-shards // max(1, workers))
         if len(self.owned) < fair:
@@ -72,6 +72,29 @@ class Shards:
             for row in await self._pool.fetch(_sql("claim"), self.reader, self.worker, self.lease, wanted):
                 self.owned[row[0]] = Lease(row[0], row[1], Cursor(*row[2:7]))
         return frozenset(sorted(self.owned)[fair:])
+
+    async def renew(self) -> None:
+        """Say that this worker is alive, and keep what it owns; what it has lost is not in ``owned`` any more."""
+        await self._pool.fetch(_sql("alive"), self.reader, self.worker, self.lease)
+        epochs = [lease.epoch for lease in self.owned.values()]
+        renewed = await self._pool.fetch(_sql("renew"), self.reader, self.worker, self.lease, list(self.owned), epochs)
+        kept = {row[0] for row in renewed}
+        self.owned = {shard: lease for shard, lease in self.owned.items() if shard in kept}
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """What this worker owns stays its own however long the block takes: else others would take it, undrained."""
+        renewing = asyncio.create_task(self._keep_renewing(), name=f"{self.reader} kept")
+        try:
+            yield
+        finally:
+            await end(renewing)
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            await asyncio.sleep(self.lease.total_seconds() / 3)
+            with suppress(InfrastructureError, TransactionConflict):
+                await self.renew()
 
     async def reclaim(self) -> None:
         """Begin a new epoch of what this worker owns: what it has in flight will be refused.

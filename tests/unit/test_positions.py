@@ -46,6 +46,17 @@ def test_age_is_told_whatever_the_order() -> None:
     assert positions.age() >= 0
 
 
+def test_what_nobody_asks_for_is_not_kept() -> None:
+    """Where no probe asks how old the oldest record is, what is needed to tell must not pile up."""
+    positions = Positions(100, 10_000)
+    for offset in range(1000):
+        here = records(offset)
+        positions.open(here)
+        positions.settle(here)
+    (track,) = positions._tracks.values()
+    assert len(track.fetched) <= 2
+
+
 def test_what_is_forgotten_counts_no_more() -> None:
     positions = Positions(2, 10_000)
     here = records(740, 378)

@@ -1,0 +1,62 @@
+"""Handlers that take too long, and make something else of their cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import pytest
+
+from tests.waiting import until
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("made_of_it", ["nothing", "another error"])
+async def test_one_that_makes_something_else_of_its_cancellation_is_late_all_the_same(
+    world: Any, apply: Any, settings: Any, made_of_it: str, batch: bool
+) -> None:
+    """Its event fails as one that took too long, and the next event that does so is cancelled too."""
+
+    async def one(event: Any, ctx: Any) -> None:
+        if event.payload["n"] == 1:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            if made_of_it == "another error":
+                raise ValueError("not what happened")
+        elif event.payload["n"] == 3:
+            await asyncio.Event().wait()
+        await apply(event, ctx)
+
+    async def several(events: Any, ctx: Any) -> None:
+        for event in events:
+            await one(event, ctx)
+
+    await world.publish(5, keys=5)
+    handle: Any = several if batch else one
+    async with world.log_worker(handle, settings=settings(timeout=0.3, lanes=1), batch=batch) as worker:
+        await until(lambda: worker.stats().tally.settled == 5)
+        assert worker.stats().tally.timeouts == 2
+    letters = await world.letters()
+    assert {letter.letter.error_type for letter in letters} == {"soma_common.errors.HandlerTimeout"}
+    assert [letter.letter.status for letter in letters] == ["dead", "dead"]
+    assert await world.count() == 3
+
+
+async def test_a_stop_is_not_taken_for_lateness(world: Any, apply: Any, settings: Any) -> None:
+    """After a handler that was late and swallowed that, the next cancellation in its lane is what it is."""
+    begun = asyncio.Event()
+
+    async def handle(event: Any, ctx: Any) -> None:
+        with suppress(asyncio.CancelledError) if event.payload["n"] == 0 else nullcontext():
+            if event.payload["n"] == 1:
+                begun.set()
+            await asyncio.Event().wait()
+        await apply(event, ctx)
+
+    events = await world.publish(2, keys=2)
+    async with world.log_worker(handle, settings=settings(timeout=2.0, lanes=1, drain=0.0, batch=1)):
+        await asyncio.wait_for(begun.wait(), 60.0)
+    async with world.log_worker():
+        await until(lambda: world.count())
+    assert [letter.letter.event.event_id for letter in await world.letters()] == [events[0].event_id]
