@@ -6,6 +6,7 @@ import asyncio
 import signal
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from typing import Self
 
 from soma_common.errors import ServiceEnded
 from soma_common.tasks import end
@@ -59,7 +60,7 @@ class Service(ABC):
                 await self.stopping.wait()
         return self.stopping.is_set()
 
-    async def __aenter__(self) -> Service:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

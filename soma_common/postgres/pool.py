@@ -7,7 +7,7 @@ import logging
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,6 +48,9 @@ class Tx(Protocol):
 
     async def fetchval(self, query: str, *args: Any) -> Any:
         """The first column of the first row."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """A savepoint: ``async with tx.transaction():``."""
 
 
 class RunsStatements(ABC):
