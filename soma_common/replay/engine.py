@@ -20,6 +20,7 @@ from soma_common.events.models import Event
 from soma_common.inbox import Inbox
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.threads import Connect, Threads, connecting
+from soma_common.ranges import check_settings
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.archived import Archived
 from soma_common.replay.checkpoints import Checkpoints
@@ -64,12 +65,14 @@ class ReplaySettings:
     rebuild: RebuildSettings = field(default_factory=RebuildSettings)
 
     def __post_init__(self) -> None:
+        check_settings(
+            self, batch=(1, 10_000), page=(1, 10_000), lease=(0.1, 86_400), idle_timeout=(0.05, 2_000_000),
+            backoff=Backoff, rebuild=RebuildSettings,
+        )  # fmt: skip
         if not 1 <= self.batch <= self.page <= 10_000:
             raise ConfigurationError(
                 f"A batch of {self.batch} of pages of {self.page}.", cure="use 1 <= batch <= page <= 10000."
             )
-        if not self.lease > 0:
-            raise ConfigurationError(f"A lease of {self.lease} s.", cure="use a positive number of seconds.")
 
 
 class ReplayEngine:
