@@ -44,6 +44,7 @@ class SomaConfig:
         topic: where events go unless the application routes them itself; empty: ``soma.<service_id>.events``.
         folder: files of the embedded database and of caches.
         exactly_once: relay in Kafka transactions.
+        instance: a name of this process that survives its restarts (static membership in Kafka's groups), or None.
         health_port: where ``Soma.run`` serves health and metrics; 0 chooses a free port, None serves none.
     """
 
@@ -59,6 +60,7 @@ class SomaConfig:
     topic: str = ""
     folder: Path = Path(".soma")
     exactly_once: bool = False
+    instance: str | None = None
     health_port: int | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class SomaConfig:
             topic=check_topic("SOMA_TOPIC", given.get("SOMA_TOPIC", f"soma.{service}.events")),
             folder=_folder(given),
             exactly_once=_choice(given, "SOMA_EXACTLY_ONCE", "false", ("false", "true")) == "true",
+            instance=_instance(given),
             health_port=_number(given, "SOMA_HEALTH_PORT", 0, 0, 65535) if given.get("SOMA_HEALTH_PORT") else None,
         )
 
@@ -162,6 +165,15 @@ def _registry(env: Mapping[str, str], mode: DeployMode) -> str:
             f"SOMASTACK_REGISTRY_URL {url!r:.120} is not a web address.", cure="write http://apicurio:8085 or the like."
         )
     return url.rstrip("/")
+
+
+def _instance(env: Mapping[str, str]) -> str | None:
+    name = env.get("SOMA_INSTANCE") or None
+    if name is not None and not _TOPIC.fullmatch(name):  # Kafka takes the same names
+        raise ConfigurationError(
+            f"SOMA_INSTANCE is {name!r:.120}.", cure="use letters, digits, dots, _ and -, such as the name of a pod."
+        )
+    return name
 
 
 def _folder(env: Mapping[str, str]) -> Path:

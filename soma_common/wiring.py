@@ -53,6 +53,7 @@ class Ground:
             security=self.config.kafka_security,
             group=f"soma.{self.config.service_id}.{consumer}",
             topics=tuple(topics),
+            instance=self.config.instance,
         )
         return KafkaSource(self.pool, settings, self.store.settings.codec)
 

@@ -163,11 +163,13 @@ class ReplayEngine:
         _check_rate(rate)
         audit = _text("requested_by", requested_by), _text("reason", reason)
         if mode is ReplayMode.FORCE and not all(text.strip() for text in audit):
-            raise ReplayRefused("A forced replay says who wants it, and why.", cure="pass requested_by and reason.")
+            raise ReplayRefused(
+                "A forced replay says who wants it, and why.", cure="pass requested_by and reason (--by and --why)."
+            )
         if (mode is ReplayMode.REBUILD) != (projection is not None):
             raise ReplayRefused(
                 f"A replay of mode {mode} {'names no' if projection is None else 'fills no new'} tables.",
-                cure="pass a projection with mode=REBUILD, and only there.",
+                cure="pass a projection (--table) with mode=REBUILD, and only there.",
             )
         covered = await self._scopes.covered(wanted, mode, _source(source))
         order: dict[str, Any] = {"rate": rate, "requested_by": requested_by, "reason": reason}

@@ -75,6 +75,7 @@ def test_secrets_come_from_files_and_are_not_shown(tmp_path: Path) -> None:
         ({"SOMA_TOPIC": "my topic"}, "SOMA_TOPIC: 'my topic' is no name"),
         ({"SOMA_TOPIC": ".."}, "is no name"),
         ({"SOMA_TOPIC": "t" * 250}, "is no name"),
+        ({"SOMA_INSTANCE": "no name"}, "SOMA_INSTANCE is 'no name'"),
         ({"SOMA_FOLDER": ""}, "SOMA_FOLDER is empty"),
         ({"SOMA_FOLDER": "~nobody-of-this-name/x"}, "SOMA_FOLDER"),
         ({"SOMA_SERVICE_ID": "Bad Name"}, "not a service name"),

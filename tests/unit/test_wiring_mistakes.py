@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -9,6 +10,10 @@ import pytest
 from soma_common import DeployMode, Payload, PayloadModels, Soma, SomaConfig
 from soma_common.consumer.handlers import Handlers
 from soma_common.errors import ConfigurationError, SomaError
+from soma_common.events.append import AppendSettings
+from soma_common.events.store import EventStore
+from soma_common.kafka.source import KafkaSource
+from soma_common.wiring import Ground, make_pool
 
 
 class OrderPlaced(Payload, event_type="order.placed"):
@@ -96,6 +101,22 @@ def test_arguments_of_another_kind_are_refused(arguments: dict[str, Any]) -> Non
 
 def test_right_arguments_are_taken() -> None:
     soma(models=PayloadModels(OrderPlaced), reads={"orders": ("a.b", "c_d")}, topics={"order.placed": "o-1"})
+
+
+def test_the_name_of_a_process_reaches_its_membership() -> None:
+    """Static membership could not be had: nothing led from the settings of an application to it."""
+    env = {
+        "SOMA_DEPLOY_MODE": "k8s",
+        "SOMASTACK_POSTGRES_DSN": "postgresql://127.0.0.1:1/d",
+        "SOMASTACK_KAFKA_BOOTSTRAP": "127.0.0.1:1",
+        "SOMA_INSTANCE": "shop-0",
+    }
+    for given, instance in ((env, "shop-0"), (env | {"SOMA_INSTANCE": ""}, None)):
+        config = SomaConfig.from_env(given)
+        pool = make_pool(config)
+        source = Ground(config, pool, EventStore(pool, AppendSettings("shop")), AsyncExitStack()).source("a", ["t"])
+        assert isinstance(source, KafkaSource)
+        assert source.settings.instance == instance
 
 
 def test_a_configuration_made_by_hand_is_whole() -> None:
