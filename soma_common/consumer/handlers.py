@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from soma_common.errors import ConfigurationError
-from soma_common.events.keys import check_name
+from soma_common.events.keys import MAX_PART_BYTES
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import Payload, check_payload
 from soma_common.events.types import check_event_type
@@ -218,10 +218,13 @@ def check_consumer(name: str) -> None:
     """That a consumer may be called so.
 
     Raises:
-        ConfigurationError: it is the name of a relay's letters.
-        ValidationError: it is empty, too long, or no text.
+        ConfigurationError: it is empty, too long, no text, or the name of a relay's letters.
     """
-    if check_name("consumer", name).startswith(_RELAY):
+    if not isinstance(name, str) or not name or "\0" in name or len(name.encode(errors="replace")) > MAX_PART_BYTES:
+        raise ConfigurationError(
+            f"A consumer cannot be called {name!r:.80}.", cure=f"use a text of 1 to {MAX_PART_BYTES} bytes."
+        )
+    if name.startswith(_RELAY):
         raise ConfigurationError(
             f"A consumer cannot be called {name!r:.200}: the dead letters of relays are.",
             cure=f"choose a name that does not begin with {_RELAY!r}.",

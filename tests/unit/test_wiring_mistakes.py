@@ -75,7 +75,7 @@ def test_a_refused_handler_leaves_no_consumer_behind() -> None:
     assert application.consumers == ()
 
 
-@pytest.mark.parametrize("name", ["", "a\nb", "x" * 513, 3, "relay:shop"])
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 513, "é" * 257, 3, None, "relay:shop"])
 def test_what_no_consumer_can_be_called(name: Any) -> None:
     with pytest.raises(SomaError):
         soma().handler("order.placed", consumer=name)
