@@ -88,7 +88,7 @@ class Ground:
         if failed:
             raise HandlerFailed(
                 f"{failed} of the events that consumer {worker.consumer} met failed: see its dead letters.",
-                cure=f"see `somastack dlq list --consumer {worker.consumer}`.",
+                cure=f"see `somastack dlq list --all-tenants --consumer {worker.consumer}`.",
             )
 
     async def close(self) -> None:

@@ -17,7 +17,7 @@ import click
 
 from soma_common.app import Soma
 from soma_common.cli.db import dsn_of
-from soma_common.cli.show import as_json, as_line, show_events, show_plan, watch
+from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_state, watch
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
@@ -199,7 +199,7 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
                 show_plan(await plan, json=json)
             elif not applies:
                 run = await (engine.pause(acts["pause"]) if acts["pause"] else engine.cancel(acts["cancel"]))
-                click.echo(f"replay {run.run_id} is {run.state}")
+                show_state(run, json=json)
             else:
                 run_id = acts["resume"]
                 if run_id is None:

@@ -248,4 +248,4 @@ def _reason(why: str | None) -> str | None:
 
 
 def _not_found(letter_id: UUID) -> LetterNotFound:
-    return LetterNotFound(f"There is no dead letter {letter_id}.", cure="see `somastack dlq list`.")
+    return LetterNotFound(f"There is no dead letter {letter_id}.", cure="see `somastack dlq list --all-tenants`.")

@@ -159,6 +159,7 @@ async def test_replay_fails_is_resumed_and_is_done(replays: Any, somastack: Soma
     assert (done["state"], done["read"], done["applied"], done["fraction"]) == ("done", 60, 60, 1.0)
     assert [row[3] for row in await replays.effects()] == list(range(60))
     assert "is done" in somastack("replay", "--tenant", "acme", "--consumer", "billing", "--cancel", run, code=1)
+    assert "soma.replays" in somastack("replay", "--pause", "0" * 32, code=1)
     assert "who wants it" in somastack(*arguments, "--mode", "force", code=1)
     somastack(*arguments, "--mode", "force", "--by", "ann", "--why", "ticket 7", "--rate", "1000")
     assert await replays.count() == 120
@@ -190,7 +191,8 @@ async def test_rebuild_on_the_command_line(replays: Any, somastack: Somastack, t
     assert "bad luck" in somastack(*arguments, "--table", "effect", code=1)
     failed = (await replays.pool.fetch("SELECT run_id FROM soma.replays WHERE state = 'failed'"))[0][0]
     assert "is failed" in somastack(*arguments, "--table", "effect", code=1)
-    assert "is cancelled" in somastack("replay", "--consumer", "billing", "--cancel", str(failed), "--all-tenants")
+    cancelled = somastack("replay", "--consumer", "billing", "--cancel", str(failed), "--json")  # needs no tenant
+    assert json.loads(cancelled)["state"] == "cancelled"
     assert not await replays.pool.fetch("SELECT FROM pg_namespace WHERE nspname LIKE 'soma\\_rebuild%'")
     assert await replays.count() == 60
 
