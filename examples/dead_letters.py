@@ -23,7 +23,7 @@ CREATE TABLE account (owner text PRIMARY KEY, cents bigint NOT NULL DEFAULT 0 CH
 INSERT INTO account (owner) VALUES ('Ada'), ('Bob'), ('Cy')
 """
 BOOK = "UPDATE account SET cents = cents + $2 WHERE owner = $1"
-# Three tries within a second. Then no automatic ones (by default there are some, hours apart): a person decides.
+# Three tries within a second. Then no automatic ones (by default some follow, minutes to hours): a person decides.
 RETRY = RetryPolicy(tries=3, backoff=Backoff(base=0.1, maximum=0.5), parked=RedrivePolicy(tries=0))
 
 soma = Soma.from_env(service_id="bank", settings=ConsumerSettings(retry=RETRY))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from soma_common.config import SomaConfig
-from soma_common.consumer.handlers import Handle, Handlers
+from soma_common.config import SomaConfig, check_topic
+from soma_common.consumer.handlers import Handle, Handlers, check_consumer, check_types
 from soma_common.consumer.order import Order
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.worker import ConsumerWorker
@@ -17,6 +18,7 @@ from soma_common.events.append import Expected, Published
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import EventStore
+from soma_common.events.types import check_event_type
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
@@ -27,6 +29,10 @@ from soma_common.retention.reader import ArchiveReader
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
 from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
+
+log = logging.getLogger(__name__)
+
+Declared = TypeVar("Declared", bound=Handle)  # a handler keeps its own type: a unit test calls it plainly
 
 
 class Soma:
@@ -64,11 +70,19 @@ class Soma:
         settings: ConsumerSettings | None = None,
         django: str | None = None,
     ) -> None:
+        for name, given, kind in (
+            ("config", config, SomaConfig), ("models", models, PayloadModels), ("upcasters", upcasters, Upcasters),
+            ("settings", settings, ConsumerSettings),
+        ):  # fmt: skip
+            if given is not None and not isinstance(given, kind):
+                raise ConfigurationError(
+                    f"{name} is a {type(given).__name__}, not a {kind.__name__}.", cure=f"pass {kind.__name__}(…)."
+                )
         self.config = config
         self.models = models or PayloadModels()
         self.upcasters = upcasters or Upcasters()
-        self._topics = dict(topics or {})
-        self._reads = dict(reads or {})
+        self._topics = {check_event_type(kind): check_topic("topics", to) for kind, to in (topics or {}).items()}
+        self._reads = {consumer: _read(consumer, names) for consumer, names in (reads or {}).items()}
         if settings is not None and settings.mirror is not None and not config.uses_kafka:
             raise ConfigurationError(
                 "Dead letters cannot be copied to Kafka in standalone mode: there is none.",
@@ -91,16 +105,23 @@ class Soma:
 
     def handler(
         self, *types: str | type[Payload], consumer: str = "default", batch: bool = False
-    ) -> Callable[[Handle], Handle]:
+    ) -> Callable[[Declared], Declared]:
         """Declare an ``async def handle(event, ctx)`` for event types or payload models, or a plain ``def``.
 
         Each consumer has a position of its own; handlers of one consumer share a transaction. The function is returned
         as it is. With ``batch`` it takes a list of events. Plain functions run in threads, with psycopg's connections
         or Django's (see ``django``).
-        """
 
-        def declare(handle: Handle) -> Handle:
-            self._handlers.setdefault(consumer, Handlers(self._typed)).add(handle, *types, batch=batch)
+        Raises:
+            ConfigurationError: the function or a type is none that a handler can have, or the consumer has no name.
+        """
+        check_types(types)
+        check_consumer(consumer)
+
+        def declare(handle: Declared) -> Declared:
+            handlers = self._handlers.get(consumer) or Handlers(self._typed)
+            handlers.add(handle, *types, batch=batch)
+            self._handlers[consumer] = handlers
             return handle
 
         return declare
@@ -191,6 +212,8 @@ class Soma:
         ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
         """
         async with self:
+            for stranger in self._reads.keys() - self._handlers.keys():
+                log.warning("reads names consumer %s, which has no handler here: is that its name?", stranger)
             services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
             if relay and self.config.uses_kafka:
                 services.insert(0, self.relay())
@@ -255,6 +278,16 @@ class Soma:
 
     def _typed(self, event: RecordedEvent) -> RecordedEvent:
         return typed(event, self.models, self.upcasters)
+
+
+def _read(consumer: str, topics: Sequence[str]) -> tuple[str, ...]:
+    """The topics that a consumer reads; one text would be read as a topic per letter."""
+    check_consumer(consumer)
+    if isinstance(topics, str) or not topics:
+        raise ConfigurationError(
+            f"reads names {topics!r:.80} for consumer {consumer}.", cure="name its topics in a list of one at least."
+        )
+    return tuple(check_topic("reads", topic) for topic in topics)
 
 
 def _append(store: EventStore) -> Callable[[Any, Any], Any]:

@@ -13,6 +13,7 @@ from soma_common.deployment import MODE_VARIABLES, DeployMode, parse_mode
 from soma_common.errors import ConfigurationError
 
 _SERVICE = re.compile(r"^[a-z][a-z0-9_-]{0,99}$")
+_TOPIC = re.compile(r"^(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}$")
 _BROKER = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
 
 
@@ -40,9 +41,10 @@ class SomaConfig:
         kafka_bootstrap: ``host:port,host:port``. Empty in standalone.
         registry_url: Apicurio Registry. Empty: JSON without a registry.
         registry_token: bearer token for the registry, or None.
-        topic: where events go unless the application routes them itself.
+        topic: where events go unless the application routes them itself; empty: ``soma.<service_id>.events``.
         folder: files of the embedded database and of caches.
         exactly_once: relay in Kafka transactions.
+        instance: a name of this process that survives its restarts (static membership in Kafka's groups), or None.
         health_port: where ``Soma.run`` serves health and metrics; 0 chooses a free port, None serves none.
     """
 
@@ -58,7 +60,12 @@ class SomaConfig:
     topic: str = ""
     folder: Path = Path(".soma")
     exactly_once: bool = False
+    instance: str | None = None
     health_port: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", parse_mode(self.mode))
+        object.__setattr__(self, "topic", check_topic("topic", self.topic or f"soma.{self.service_id}.events"))
 
     @property
     def uses_kafka(self) -> bool:
@@ -91,11 +98,25 @@ class SomaConfig:
             kafka_security=_security(given),
             registry_url=_registry(given, mode),
             registry_token=_secret(given, "SOMASTACK_REGISTRY_TOKEN"),
-            topic=given.get("SOMA_TOPIC", f"soma.{service}.events"),
-            folder=Path(given.get("SOMA_FOLDER", ".soma")).expanduser(),
+            topic=check_topic("SOMA_TOPIC", given.get("SOMA_TOPIC", f"soma.{service}.events")),
+            folder=_folder(given),
             exactly_once=_choice(given, "SOMA_EXACTLY_ONCE", "false", ("false", "true")) == "true",
+            instance=_instance(given),
             health_port=_number(given, "SOMA_HEALTH_PORT", 0, 0, 65535) if given.get("SOMA_HEALTH_PORT") else None,
         )
+
+
+def check_topic(what: str, name: str) -> str:
+    """The name itself when Kafka takes a topic of it.
+
+    Raises:
+        ConfigurationError: it is none; the message says where it was given.
+    """
+    if not isinstance(name, str) or not _TOPIC.fullmatch(name):
+        raise ConfigurationError(
+            f"{what}: {name!r:.300} is no name of a topic.", cure="use letters, digits, dots, _ and -, at most 249."
+        )
+    return name
 
 
 def _mode(env: Mapping[str, str]) -> DeployMode:
@@ -109,7 +130,7 @@ def _postgres(env: Mapping[str, str], mode: DeployMode) -> str:
     dsn = _secret(env, "SOMASTACK_POSTGRES_DSN") or ""
     if not dsn and mode is not DeployMode.STANDALONE:
         raise _missing("SOMASTACK_POSTGRES_DSN", mode, "postgresql://user:password@postgres:5432/somastack")
-    if dsn and urlsplit(dsn).scheme not in ("postgresql", "postgres"):
+    if dsn and not _is_address(dsn, ("postgresql", "postgres")):
         raise ConfigurationError(
             "SOMASTACK_POSTGRES_DSN is not a PostgreSQL address.",
             cure="write it as postgresql://user:password@host:5432/database.",
@@ -130,6 +151,8 @@ def _kafka(env: Mapping[str, str], mode: DeployMode) -> str:
             raise ConfigurationError(
                 f"SOMASTACK_KAFKA_BOOTSTRAP has {broker!r:.120}.", cure="write host:port, several joined by commas."
             )
+    if not brokers:
+        raise _missing("SOMASTACK_KAFKA_BOOTSTRAP", mode, "kafka:9092")
     return ",".join(brokers)
 
 
@@ -137,11 +160,41 @@ def _registry(env: Mapping[str, str], mode: DeployMode) -> str:
     url = env.get("SOMASTACK_REGISTRY_URL", "")
     if mode is DeployMode.STANDALONE:
         return ""
-    if url and urlsplit(url).scheme not in ("http", "https"):
+    if url and not (_is_address(url, ("http", "https")) and urlsplit(url).hostname):
         raise ConfigurationError(
             f"SOMASTACK_REGISTRY_URL {url!r:.120} is not a web address.", cure="write http://apicurio:8085 or the like."
         )
     return url.rstrip("/")
+
+
+def _instance(env: Mapping[str, str]) -> str | None:
+    name = env.get("SOMA_INSTANCE") or None
+    if name is not None and not _TOPIC.fullmatch(name):  # Kafka takes the same names
+        raise ConfigurationError(
+            f"SOMA_INSTANCE is {name!r:.120}.", cure="use letters, digits, dots, _ and -, such as the name of a pod."
+        )
+    return name
+
+
+def _folder(env: Mapping[str, str]) -> Path:
+    text = env.get("SOMA_FOLDER", ".soma")
+    if not text.strip():
+        raise ConfigurationError("SOMA_FOLDER is empty.", cure="name a folder, or leave the variable out.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(f"SOMA_FOLDER {text!r:.200}: {error}", cure="write the whole path.") from error
+
+
+def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
+    """Whether this is an address of such a scheme, with ports that are ports. PostgreSQL's may name several hosts."""
+    try:
+        parts = urlsplit(text)
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        ports = [urlsplit(f"//{host}").port for host in hosts]
+        return parts.scheme in schemes and 0 not in ports
+    except ValueError:
+        return False
 
 
 def _security(env: Mapping[str, str]) -> KafkaSecurity:

@@ -149,7 +149,7 @@ class EventsArchived(LogError):
         super().__init__(
             message,
             cure=cure
-            or "apply the archives first, then say `somastack retention accept READER`: docs/how-to/retention.md.",
+            or "apply the archives, then `somastack retention accept READER --why …`: docs/how-to/retention.md.",
         )
 
 

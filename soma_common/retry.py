@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from soma_common.ranges import check_settings
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
@@ -17,6 +19,9 @@ class Backoff:
     base: float = 0.05
     factor: float = 2.0
     maximum: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_settings(self, base=(0.0001, 86_400), factor=(1.0, 1000), maximum=(0.0001, 86_400))
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the given attempt (0 is the first)."""

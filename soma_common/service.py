@@ -7,6 +7,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Self
 
 from soma_common.errors import ServiceEnded
 from soma_common.garbage import calm_collector
@@ -61,7 +62,7 @@ class Service(ABC):
                 await self.stopping.wait()
         return self.stopping.is_set()
 
-    async def __aenter__(self) -> Service:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -53,6 +53,7 @@ class Ground:
             security=self.config.kafka_security,
             group=f"soma.{self.config.service_id}.{consumer}",
             topics=tuple(topics),
+            instance=self.config.instance,
         )
         return KafkaSource(self.pool, settings, self.store.settings.codec)
 
@@ -87,7 +88,7 @@ class Ground:
         if failed:
             raise HandlerFailed(
                 f"{failed} of the events that consumer {worker.consumer} met failed: see its dead letters.",
-                cure=f"see `somastack dlq list --consumer {worker.consumer}`.",
+                cure=f"see `somastack dlq list --all-tenants --consumer {worker.consumer}`.",
             )
 
     async def close(self) -> None:

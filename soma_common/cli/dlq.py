@@ -15,11 +15,13 @@ import click
 from soma_common.cli import dlq_output as output
 from soma_common.cli import dlq_progress as progress
 from soma_common.cli.db import dsn_of
+from soma_common.cli.telling import complain
 from soma_common.config import SomaConfig
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.handler import DLQHandler
-from soma_common.dlq.models import Status
+from soma_common.dlq.models import OPEN, Status
+from soma_common.dlq.verbs import editable
 from soma_common.errors import DeadLetterError, SomaError, ValidationError
 from soma_common.events.store import ALL_TENANTS
 from soma_common.wiring import make_pool
@@ -54,6 +56,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a line.")
 _WHO = click.option("--who", default=getpass.getuser, help="Name in the history.  [default: your login]")
 
 
@@ -65,9 +68,7 @@ def _reports(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except SomaError as error:
-            click.secho(f"Error: {error.message}", fg="red", err=True)
-            if error.cure:
-                click.echo(f"Cure:  {error.cure}", err=True)
+            complain(error)
             sys.exit(1 if isinstance(error, DeadLetterError) else 2)
 
     return run
@@ -104,19 +105,21 @@ def show(letter_id: str, as_json: bool) -> None:
 @click.argument("letter_id")
 @click.option("--why", help="A reason for the history.")
 @click.option("--dry-run", is_flag=True, help="Show what stands there; change nothing.")
+@_JSON
 @_WHO
 @_reports
-def retry(letter_id: str, why: str | None, dry_run: bool, who: str) -> None:
+def retry(letter_id: str, why: str | None, dry_run: bool, as_json: bool, who: str) -> None:
     """Ask for another try of a letter and its whole sequence. The running consumer does it, in order."""
     if dry_run:
         letter = _run(who, lambda handler: handler.show(letter_id)).letter
         can = letter.status in (Status.DEAD, Status.RETRYING, Status.BLOCKED)
-        click.echo(f"{letter.letter_id} is {letter.status}: {'would be tried' if can else 'nothing would be done'}")
-        sys.exit(0 if can else 1)
-    if not _run(who, lambda handler: handler.retry_event(letter_id, why=why)):
-        click.echo("nothing to do: it was asked for before, or the letter is settled")
-        sys.exit(1)
-    click.echo("another try is asked for")
+        text = f"{letter.letter_id} is {letter.status}: {'would be tried' if can else 'nothing would be done'}"
+        output.told(text, can, as_json=as_json, letter_id=letter.letter_id, dry_run=True, status=letter.status)
+        return
+    done = _run(who, lambda handler: handler.retry_event(letter_id, why=why))
+    nothing = "nothing to do: it was asked for before, or the letter is settled"
+    text = "another try is asked for" if done else nothing
+    output.told(text, done, as_json=as_json, letter_id=letter_id, dry_run=False)
 
 
 @dlq.command(name="retry-all")
@@ -168,11 +171,12 @@ def retry_all(
 @click.option("--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read it from here.")
 @click.option("--raw", is_flag=True, help="Take bytes that are no JSON in place of JSON.")
 @click.option("--why", help="A reason for the history.")
-@click.option("--dry-run", is_flag=True, help="Check the letter; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Check letter and value; change nothing.")
+@_JSON
 @_WHO
 @_reports
 def edit(letter_id: str, value: str | None, path: Path | None, raw: bool, why: str | None, dry_run: bool,
-         who: str) -> None:  # fmt: skip
+         as_json: bool, who: str) -> None:  # fmt: skip
     """Give a letter another value for its next try. The original stays; your name stands beside the edit."""
     if (value is None) == (path is None):
         raise ValidationError("One new value is wanted.", cure="give --value or --file.")
@@ -181,29 +185,34 @@ def edit(letter_id: str, value: str | None, path: Path | None, raw: bool, why: s
     async def work(handler: DLQHandler) -> int:
         letter = await handler.show(letter_id)
         if dry_run:
-            return letter.letter.revision
+            return len(editable(letter, written, raw=raw))
         return await handler.edit(letter, written, why=why, raw=raw)
 
-    revision = _run(who, work)
-    click.echo(f"would be edited: {len(written)} bytes" if dry_run else f"edited: revision {revision}")
+    number = _run(who, work)
+    text = f"would be edited: {number} bytes" if dry_run else f"edited: revision {number}"
+    facts = {"size": number} if dry_run else {"revision": number}
+    output.told(text, True, as_json=as_json, letter_id=letter_id, dry_run=dry_run, **facts)
 
 
 @dlq.command()
 @click.argument("letter_id")
 @click.option("--reason", required=True, help="Why it is given up, for the history.")
 @click.option("--dry-run", is_flag=True, help="Show what stands there; change nothing.")
+@_JSON
 @_WHO
 @_reports
-def discard(letter_id: str, reason: str, dry_run: bool, who: str) -> None:
+def discard(letter_id: str, reason: str, dry_run: bool, as_json: bool, who: str) -> None:
     """Give a letter up. What stands behind it in its sequence goes on."""
     if dry_run:
         letter = _run(who, lambda handler: handler.show(letter_id)).letter
-        click.echo(f"{letter.letter_id} is {letter.status} ({letter.error_type or 'it waits behind another'})")
+        can, error = letter.status in OPEN, letter.error_type or "it waits behind another"
+        will = "would be discarded" if can else "nothing would be done"
+        text = f"{letter.letter_id} is {letter.status} ({error}): {will}"
+        output.told(text, can, as_json=as_json, letter_id=letter.letter_id, dry_run=True, status=letter.status)
         return
-    if not _run(who, lambda handler: handler.discard(letter_id, reason)):
-        click.echo("nothing to do: it was discarded before")
-        sys.exit(1)
-    click.echo("discarded")
+    done = _run(who, lambda handler: handler.discard(letter_id, reason))
+    text = "discarded" if done else "nothing to do: it was discarded before"
+    output.told(text, done, as_json=as_json, letter_id=letter_id, dry_run=False)
 
 
 @dlq.command()
@@ -216,10 +225,12 @@ def summary(as_json: bool, **given: Any) -> None:
 
 
 def _filter(given: dict[str, Any]) -> LetterFilter:
-    tenant = ALL_TENANTS if given.pop("all_tenants") else given.pop("tenant", None)
-    given.pop("tenant", None)
-    if tenant is None:
+    tenant, everyone = given.pop("tenant"), given.pop("all_tenants")
+    if everyone and tenant is not None:  # which of the two was meant nobody knows, and retry-all changes letters
+        raise ValidationError("--tenant and --all-tenants exclude each other.", cure="leave one of them out.")
+    if not everyone and not tenant:
         raise ValidationError("Whose letters?", cure="name a --tenant, or pass --all-tenants.")
+    tenant = ALL_TENANTS if everyone else tenant
     return LetterFilter(tenant_id=tenant, statuses=given.pop("status") or None, **given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,10 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from soma_common.cli.telling import warn
 from soma_common.dlq.careful import Redrive
 from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Summary
 
 _SHOWN = 2000  # bytes of a value
+_WIDE = 160  # columns of a terminal that has room for everything
+_WHOLE = ("letter", "example", "fingerprint", "status", "count")  # what the next command wants is never folded
+# Columns; those with a star are left out where there is no room for them.
+_LETTER = ("letter", "status", "consumer", "*event type", "*record", "*tries", "*parked", "error")
+_GROUP = ("count", "consumer", "status", "fingerprint", "*event type", "*oldest", "*newest", "*example", "error")
 
 
 def letters(page: LetterPage, *, as_json: bool) -> None:
@@ -24,12 +31,12 @@ def letters(page: LetterPage, *, as_json: bool) -> None:
     if as_json:
         _json({"letters": [_plain(letter) for letter in page.letters], "next_cursor": page.next_cursor})
         return
-    table = _table("letter", "status", "consumer", "event type", "record", "tries", "parked", "error")
-    for letter in page.letters:
-        _row(table, letter.letter_id, letter.status, letter.consumer, letter.event.event_type or "-", _place(letter),
-             letter.attempts, f"{letter.parked_at:%m-%d %H:%M:%S}",
-             _error(letter.error_type, letter.message))  # fmt: skip
-    _console().print(table)
+    _print(_console(), _LETTER, [
+        {"letter": letter.letter_id, "status": letter.status, "consumer": letter.consumer,
+         "event type": letter.event.event_type or "-", "record": _place(letter), "tries": letter.attempts,
+         "parked": f"{letter.parked_at:%m-%d %H:%M:%S}", "error": _error(letter.error_type, letter.message)}
+        for letter in page.letters
+    ])  # fmt: skip
     if page.next_cursor is not None:
         click.echo(f"more: --cursor {page.next_cursor}")
 
@@ -70,12 +77,24 @@ def summary(groups: Sequence[Summary], *, as_json: bool) -> None:
     if as_json:
         _json([_plain(group) for group in groups])
         return
-    table = _table("count", "consumer", "status", "fingerprint", "event type", "oldest", "newest", "example", "error")
-    for group in groups:
-        _row(table, group.count, group.consumer, group.status, group.fingerprint or "-", group.event_type or "-",
-             f"{group.oldest:%m-%d %H:%M:%S}", f"{group.newest:%m-%d %H:%M:%S}", group.example,
-             _error(group.error_type, group.message))  # fmt: skip
-    _console().print(table)
+    _print(_console(), _GROUP, [
+        {"count": group.count, "consumer": group.consumer, "status": group.status,
+         "fingerprint": group.fingerprint or "-",
+         "event type": group.event_type or "-", "oldest": f"{group.oldest:%m-%d %H:%M:%S}",
+         "newest": f"{group.newest:%m-%d %H:%M:%S}", "example": group.example,
+         "error": _error(group.error_type, group.message)}
+        for group in groups
+    ])  # fmt: skip
+
+
+def told(text: str, done: bool, *, as_json: bool, **facts: Any) -> None:
+    """What a verb did to one letter; the exit code is 1 when there was nothing to do."""
+    if as_json:
+        _json({"done": done} | facts)
+    else:
+        click.echo(text)
+    if not done:
+        sys.exit(1)
 
 
 def redriven(state: Redrive, *, dry_run: bool, as_json: bool) -> None:
@@ -86,16 +105,25 @@ def redriven(state: Redrive, *, dry_run: bool, as_json: bool) -> None:
         return
     click.echo(f"{state.marked} letters {'match' if dry_run else 'will be tried again'}")
     if state.stopped is not None:
-        click.secho(f"stopped: {state.stopped}", fg="red", err=True)
+        warn(f"stopped: {state.stopped}")
         for fingerprint in state.fingerprints:
             click.echo(f"  somastack dlq list --all-tenants --fingerprint {fingerprint}", err=True)
         click.echo(f"go on with: --after {state.cursor}; without it those that failed are tried first", err=True)
 
 
+def _print(console: Console, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """A table of as many columns as fit."""
+    shown = [name.lstrip("*") for name in columns if console.width >= _WIDE or not name.startswith("*")]
+    table = _table(*shown)
+    for row in rows:
+        _row(table, *(row[name] for name in shown))
+    console.print(table)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     return table
 
 

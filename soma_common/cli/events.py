@@ -17,12 +17,12 @@ import click
 
 from soma_common.app import Soma
 from soma_common.cli.db import dsn_of
-from soma_common.cli.show import as_json, as_line, show_events, show_plan, watch
+from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_state, watch
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import RecordedEvent
-from soma_common.events.store import ALL_TENANTS, EventFilter, EventStore
+from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
@@ -62,12 +62,17 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _conditions(given: dict[str, Any]) -> dict[str, Any]:
     """The options as conditions; times without an offset are UTC."""
-    if given.pop("all_tenants"):
-        if given["tenant_id"] is not None:
-            raise click.UsageError("--tenant and --all-tenants exclude each other.")
-        given["tenant_id"] = ALL_TENANTS
+    given["tenant_id"] = _tenant(given["tenant_id"], given.pop("all_tenants"))
     times = {name: _utc(given[name]) for name in ("since", "until")}
     return given | times
+
+
+def _tenant(name: str | None, everyone: bool) -> str | AllTenants:
+    if everyone and name is not None:
+        raise click.UsageError("--tenant and --all-tenants exclude each other.")
+    if not everyone and not name:
+        raise ValidationError("Whose events?", cure="name a --tenant, or pass --all-tenants.")
+    return ALL_TENANTS if everyone or name is None else name
 
 
 def _utc(moment: datetime | None) -> datetime | None:
@@ -108,7 +113,7 @@ def list_events(
 @_archive
 def show(event_id: str, tenant_id: str | None, all_tenants: bool, place: str | None) -> None:
     """One event, whole, as indented JSON. Exit code 1 when there is none."""
-    wanted = EventFilter(event_id=event_id, tenant_id=ALL_TENANTS if all_tenants else tenant_id)
+    wanted = EventFilter(event_id=event_id, tenant_id=_tenant(tenant_id, all_tenants))
 
     async def query() -> None:
         async with _events_of(place) as source:
@@ -182,7 +187,8 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
     swap = not given.pop("no_swap")
     if sum(act is not None for act in acts.values()) + dry_run > 1:
         raise click.UsageError("--dry-run, --resume, --pause and --cancel exclude each other.")
-    conditions = _conditions(given)
+    # A run has its tenant: who takes one up, stops or ends it does not name it again.
+    conditions = _conditions(given) if not any(acts.values()) else {}
 
     async def work() -> None:
         applies = not dry_run and acts["pause"] is None and acts["cancel"] is None
@@ -193,7 +199,7 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
                 show_plan(await plan, json=json)
             elif not applies:
                 run = await (engine.pause(acts["pause"]) if acts["pause"] else engine.cancel(acts["cancel"]))
-                click.echo(f"replay {run.run_id} is {run.state}")
+                show_state(run, json=json)
             else:
                 run_id = acts["resume"]
                 if run_id is None:

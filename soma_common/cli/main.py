@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from soma_common import __version__
+from soma_common.cli.telling import complain
 from soma_common.errors import SomaError
 
 # Name -> (module, attribute, one line of help).
@@ -63,9 +64,7 @@ def main(args: Sequence[str] | None = None) -> Any:
     try:
         return somastack(args=args, prog_name="somastack")
     except SomaError as error:
-        click.secho(f"Error: {error.message}", fg="red", err=True)
-        if error.cure:
-            click.echo(f"Cure:  {error.cure}", err=True)
+        complain(error)
         sys.exit(1)
 
 

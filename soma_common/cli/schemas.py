@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from soma_common.cli.telling import complain, warn
 from soma_common.errors import ConfigurationError, IncompatibleSchema, SomaError
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.schemas.address import RegistryAuth
@@ -120,7 +121,7 @@ def _file_problems(folder: Path, found: Schemas) -> list[str]:
     except OSError as error:
         raise ConfigurationError(f"The folder {folder} cannot be read: {error}.") from error
     for line in problems:
-        click.secho(f"{folder}: {line}", fg="red", err=True)
+        warn(f"{folder}: {line}")
     return problems
 
 
@@ -138,7 +139,7 @@ async def _check(registry: Registry, found: Schemas) -> list[str]:
                 known = await registry.check(*key, schema)
             except IncompatibleSchema as error:
                 problems.append(str(error))
-                click.secho(str(error), fg="red", err=True)
+                warn(str(error))
             else:
                 click.echo(f"{artifact_id(*key)}: {'registered' if known else 'new, and would be accepted'}")
     return problems
@@ -161,7 +162,5 @@ class _Exits:
         if isinstance(error, OSError):
             error = ConfigurationError(f"The files cannot be written: {error}.")
         if isinstance(error, SomaError):
-            click.secho(f"Error: {error.message}", fg="red", err=True)
-            if error.cure:
-                click.echo(f"Cure:  {error.cure}", err=True)
+            complain(error)
             sys.exit(1 if isinstance(error, IncompatibleSchema) else 2)

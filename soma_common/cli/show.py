@@ -61,6 +61,14 @@ def show_plan(plan: Plan, *, json: bool) -> None:
             click.echo(f"  {title:<8} {plain(str(name)):<40} {count:>12}")
 
 
+def show_state(run: Run, *, json: bool) -> None:
+    """What a run was brought to."""
+    if json:
+        _tell(run, json=True)
+    else:
+        click.echo(f"replay {run.run_id} is {run.state}")
+
+
 async def watch(steps: AsyncIterator[Run], *, json: bool) -> None:
     """Follow a run to its end: a bar on a terminal, else a line every five seconds and at the end."""
     if not json and sys.stderr.isatty():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from soma_common.errors import ConfigurationError
+from soma_common.events.keys import MAX_PART_BYTES
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import Payload, check_payload
 from soma_common.events.types import check_event_type
@@ -17,6 +18,7 @@ Handle = Callable[[Any, Any], Awaitable[object] | object]
 Typed = Callable[[RecordedEvent], RecordedEvent]
 
 EVERY_TYPE: Final = "*"
+_RELAY: Final = "relay:"  # letters of relays go by names that begin so
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +161,19 @@ class Handlers:
             batch: it takes a list of events, as many as follow each other and have the same handlers.
 
         Raises:
-            ConfigurationError: no type, not a function, a generator, the same one twice for a type, or blocking beside
-                async.
+            ConfigurationError: no type, not a function of two arguments, a generator, the same one twice for a type, or
+                blocking beside async.
             ValidationError: not an event type.
         """
         name = getattr(handle, "__qualname__", repr(handle))
-        if not callable(handle):
-            raise ConfigurationError(f"Handler {name} cannot be called.", cure="pass a function.")
+        if not callable(handle) or isinstance(handle, type):
+            raise ConfigurationError(f"Handler {name:.200} is no function.", cure="pass a function of (event, ctx).")
         if _is(inspect.isgeneratorfunction, handle) or _is(inspect.isasyncgenfunction, handle):
             raise ConfigurationError(f"Handler {name} is a generator, and nobody would run it.", cure="remove `yield`.")
         if not types:
             raise ConfigurationError(f"Handler {name} names no event type.", cure="name types, models, or EVERY_TYPE.")
+        check_types(types)
+        _check_arguments(handle, name, batch)
         blocking = not _is_async(handle)
         if len(self) and blocking != self.blocking:
             raise ConfigurationError(
@@ -206,13 +210,63 @@ class Handlers:
 
 def _handler(handle: Handle, wanted: str | type[Payload], batch: bool, blocking: bool) -> Handler:
     if isinstance(wanted, str):
-        name = wanted if wanted == EVERY_TYPE else check_event_type(wanted)
-        return Handler(handle, name, None, batch, blocking)
-    if not hasattr(wanted, "event_type"):
-        raise ConfigurationError(
-            f"{wanted.__name__} has no event type.", cure=f"declare it: class {wanted.__name__}(Payload, event_type=…)."
-        )
+        return Handler(handle, wanted, None, batch, blocking)
     return Handler(handle, wanted.event_type, wanted, batch, blocking)
+
+
+def check_consumer(name: str) -> None:
+    """That a consumer may be called so.
+
+    Raises:
+        ConfigurationError: it is empty, too long, no text, or the name of a relay's letters.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or len(name.encode(errors="replace")) > MAX_PART_BYTES:
+        raise ConfigurationError(
+            f"A consumer cannot be called {name!r:.80}.", cure=f"use a text of 1 to {MAX_PART_BYTES} bytes."
+        )
+    if name.startswith(_RELAY):
+        raise ConfigurationError(
+            f"A consumer cannot be called {name!r:.200}: the dead letters of relays are.",
+            cure=f"choose a name that does not begin with {_RELAY!r}.",
+        )
+
+
+def check_types(types: Sequence[object]) -> None:
+    """That these are what a handler may name: event types, payload models, ``EVERY_TYPE``.
+
+    Raises:
+        ConfigurationError: something else; also a function, when a decorator was written without its parentheses.
+        ValidationError: a text that is no event type.
+    """
+    for wanted in types:
+        if isinstance(wanted, str):
+            if wanted != EVERY_TYPE:
+                check_event_type(wanted)
+        elif not isinstance(wanted, type) or not issubclass(wanted, Payload):
+            raise ConfigurationError(
+                f"{getattr(wanted, '__qualname__', repr(wanted)):.200} is no event type and no payload model.",
+                cure='name types, models, or EVERY_TYPE in parentheses: @soma.handler("order.placed").',
+            )
+        elif not hasattr(wanted, "event_type"):
+            raise ConfigurationError(
+                f"{wanted.__name__} has no event type.",
+                cure=f"declare it: class {wanted.__name__}(Payload, event_type=…).",
+            )
+
+
+def _check_arguments(handle: Handle, name: str, batch: bool) -> None:
+    """That it can be called as it will be: with another signature every event would fail, one after the other."""
+    try:
+        signature = inspect.signature(handle)
+    except (TypeError, ValueError):  # a callable that does not tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"Handler {name} cannot be called with {'events' if batch else 'an event'} and a context: {error}.",
+            cure=f"declare it as handle({'events' if batch else 'event'}, ctx).",
+        ) from error
 
 
 def require_done(said: object) -> None:

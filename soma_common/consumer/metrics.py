@@ -32,24 +32,23 @@ _COUNTERS: Final = {
 def consumer_health(workers: Sequence[ConsumerStats]) -> Health:
     """Live while every worker gets on or knows what it waits for; ready while none waits."""
     details = {
-        stats.consumer: {
-            "live": stats.live,
-            "ready": stats.ready,
-            "away": stats.away,
-            "halted": {str(partition): str(error) for partition, error in stats.halted.items()},
-            "partitions": len(stats.partitions),
-            "in_flight": stats.in_flight,
-            "idle_seconds": round(stats.idle, 3),
+        name: {
+            "live": all(s.live for s in of),
+            "ready": all(s.ready for s in of),
+            "away": next((s.away for s in of if s.away is not None), None),
+            "halted": {str(partition): str(error) for s in of for partition, error in s.halted.items()},
+            "partitions": sum(len(s.partitions) for s in of),
+            "in_flight": sum(s.in_flight for s in of),
+            "idle_seconds": round(max(s.idle for s in of), 3),
         }
-        for stats in workers
+        for name, of in _by_consumer(workers)
     }
     return Health(all(s.live for s in workers), {"consumers": details}, all(s.ready for s in workers))
 
 
 def consumer_metrics(workers: Iterable[ConsumerStats]) -> Iterator[Metric]:
     """One sample per consumer and figure, lag per partition; several workers of a consumer count as one."""
-    by_name = sorted(workers, key=lambda stats: stats.consumer)
-    every = [({"consumer": name}, list(group)) for name, group in groupby(by_name, key=lambda stats: stats.consumer)]
+    every = [({"consumer": name}, group) for name, group in _by_consumer(workers)]
     for name, words in _COUNTERS.items():
         for labels, group in every:
             total = sum(getattr(stats.tally, name) for stats in group)
@@ -61,6 +60,11 @@ def consumer_metrics(workers: Iterable[ConsumerStats]) -> Iterator[Metric]:
         for partition, lag in sorted(_lags(group).items()):
             where = labels | {"topic": partition.name, "partition": str(partition.number)}
             yield Metric("soma_consumer_lag", "gauge", _LAG, float(lag), where)
+
+
+def _by_consumer(workers: Iterable[ConsumerStats]) -> list[tuple[str, list[ConsumerStats]]]:
+    by_name = sorted(workers, key=lambda stats: stats.consumer)
+    return [(name, list(group)) for name, group in groupby(by_name, key=lambda stats: stats.consumer)]
 
 
 _LAG: Final = "Offsets (in standalone: positions of the log) from the stored place to the end."

@@ -18,6 +18,7 @@ from soma_common.errors import (
     TransactionConflict,
     ValidationError,
 )
+from soma_common.ranges import check_settings
 from soma_common.retry import Backoff
 
 
@@ -78,8 +79,9 @@ class RetryPolicy:
     away: Backoff = field(default_factory=lambda: Backoff(base=0.2, maximum=10.0))
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tries <= 100:
-            raise ConfigurationError(f"{self.tries} tries in a lane.", cure="use 1 to 100.")
+        check_settings(
+            self, tries=(1, 100), backoff=Backoff, parked=RedrivePolicy, away=Backoff, classes=Mapping,
+        )  # fmt: skip
         for kind, known in self.classes.items():
             if not (isinstance(kind, type) and issubclass(kind, BaseException) and isinstance(known, ErrorClass)):
                 raise ConfigurationError(f"{kind!r}: {known!r} is no class of an error.", cure="name an ErrorClass.")

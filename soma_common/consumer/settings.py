@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from soma_common.consumer.order import Order
 from soma_common.consumer.retries import RetryPolicy
 from soma_common.dlq.mirror import MirrorSettings
 from soma_common.dlq.models import LetterNotice
 from soma_common.errors import ConfigurationError
+from soma_common.ranges import check_settings
 from soma_common.retry import Backoff
 
 
@@ -71,14 +72,13 @@ class ConsumerSettings:
     mirror: MirrorSettings | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in _RANGES:
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ConfigurationError(f"{name}={value!r}.", cure=f"use {least} to {most}.")
+        check_settings(self, **_WANTED)
         if self.unknown not in ("ignore", "refuse"):
             raise ConfigurationError(f"unknown={self.unknown!r}.", cure="use 'ignore' or 'refuse'.")
         if self.on_dead_letter is not None and not callable(self.on_dead_letter):
             raise ConfigurationError(f"on_dead_letter={self.on_dead_letter!r:.80}.", cure="pass a function.")
+        if self.mirror is not None:
+            check_settings(self, mirror=MirrorSettings)
         if self.idle_timeout < self.timeout:
             raise ConfigurationError(
                 f"idle_timeout={self.idle_timeout} is less than timeout={self.timeout}.",
@@ -87,21 +87,24 @@ class ConsumerSettings:
         object.__setattr__(self, "order", _order(self.order))
 
 
-_RANGES = (
-    ("lanes", 1, 1000),
-    ("batch", 1, 10_000),
-    ("ahead", 1, 1_000_000),
-    ("ahead_bytes", 1024, 1 << 40),
-    ("timeout", 0.05, 86_400),
-    ("drain", 0.0, 3600),
-    ("save_every", 0.001, 60),
-    ("redrives", 0, 100),
-    ("redrive_every", 0.01, 3600),
-    ("poison_claims", 1, 1000),
-    ("poison_tries", 1, 1000),
-    ("poison_wait", 0.0, 3600),
-    ("stuck", 0.1, 86_400),
-)
+_WANTED: Final[dict[str, tuple[float, float] | type]] = {
+    "lanes": (1, 1000),
+    "batch": (1, 10_000),
+    "ahead": (1, 1_000_000),
+    "ahead_bytes": (1024, 1 << 40),
+    "timeout": (0.05, 86_400),
+    "idle_timeout": (0.05, 2_000_000),  # PostgreSQL counts milliseconds in 31 bits
+    "retry": RetryPolicy,
+    "drain": (0.0, 3600),
+    "save_every": (0.001, 60),
+    "redrives": (0, 100),
+    "redrive_every": (0.01, 3600),
+    "poison_claims": (1, 1000),
+    "poison_tries": (1, 1000),
+    "poison_wait": (0.0, 3600),
+    "backoff": Backoff,
+    "stuck": (0.1, 86_400),
+}
 
 
 def _order(given: str) -> Order:

@@ -47,8 +47,10 @@ class RedriveRules:
     wait: bool = False
 
     def __post_init__(self) -> None:
+        given = (self.rate or 1, self.window, self.failures, self.ahead, self.patience)
         fits = (
-            (self.rate is None or 0 < self.rate <= 1e6)
+            all(isinstance(value, int | float) for value in given)
+            and (self.rate is None or 0 < self.rate <= 1e6)
             and 1 <= self.window <= 100_000
             and 0 < self.failures <= 2
             and 1 <= self.ahead <= 100_000

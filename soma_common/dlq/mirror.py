@@ -13,6 +13,7 @@ from uuid import UUID
 
 import orjson
 
+from soma_common.config import check_topic
 from soma_common.dlq.failures import Failure, Stage, storable
 from soma_common.dlq.models import Headers, Known, RawRecord, Status
 from soma_common.errors import ConfigurationError
@@ -20,7 +21,6 @@ from soma_common.events.keys import murmur2
 from soma_common.postgres.pool import fetch
 from soma_common.sql.loader import blocks
 
-_MOST_TOPIC: Final = 249  # Kafka's limit
 _TYPE: Final = "soma.dead_letter"
 
 
@@ -46,11 +46,7 @@ class MirrorSettings:
     style: HeaderStyle = HeaderStyle.SOMA
 
     def __post_init__(self) -> None:
-        fits = self.topic.replace(".", "").replace("_", "").replace("-", "")
-        if not (fits.isascii() and fits.isalnum() and len(self.topic) <= _MOST_TOPIC):
-            raise ConfigurationError(
-                f"{self.topic!r:.300} is no name of a topic.", cure="use letters, digits, dots, _ and -, at most 249."
-            )
+        check_topic("mirror", self.topic)
         try:
             object.__setattr__(self, "style", HeaderStyle(self.style))
         except ValueError:

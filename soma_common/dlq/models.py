@@ -131,7 +131,13 @@ class RedrivePolicy:
     most: float = 86_400.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.tries <= 1000 and 0 < self.after <= self.most <= 365 * 86_400 and 1 <= self.factor <= 100):
+        numbers = all(isinstance(value, int | float) for value in (self.after, self.tries, self.factor, self.most))
+        if not (
+            numbers
+            and 0 <= self.tries <= 1000
+            and 0 < self.after <= self.most <= 365 * 86_400
+            and 1 <= self.factor <= 100
+        ):
             raise ValidationError(
                 f"{self} cannot be followed.",
                 cure="0 to 1000 tries, 0 < after <= most <= a year (seconds), factor 1 to 100.",

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from soma_common.dlq.failures import storable
 from soma_common.dlq.filters import LetterFilter, cursor_of, letter_id_of, where
-from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Status, Summary
+from soma_common.dlq.models import OPEN, FullLetter, HistoryEntry, Letter, LetterPage, Status, Summary
 from soma_common.dlq.rows import FULL_LETTERS, LETTERS, full_letter_of, letter_of
 from soma_common.errors import EventTooLarge, LetterChanged, LetterNotFound, ValidationError
 from soma_common.events.payloads import to_json
@@ -152,12 +152,7 @@ async def edit(
         ValidationError, EventTooLarge: the value cannot be a record's, or the letter is a relay's.
         LetterNotFound, LetterChanged: it is gone, settled, or was edited meanwhile.
     """
-    if letter.letter.consumer.startswith(_RELAY):
-        raise ValidationError(
-            "The event of this letter is recorded in the log: its bytes cannot be changed.",
-            cure="mend the topic and retry it, or discard it and publish another event.",
-        )
-    written = _bytes_of(value, letter.record.value, raw=raw)
+    written = editable(letter, value, raw=raw)
     known = letter.letter
     args = (known.letter_id, written, storable(who, 512), _reason(why), known.revision)
     async with pool.transaction(synchronous=True) as tx:
@@ -168,9 +163,28 @@ async def edit(
     if not now:
         raise _not_found(known.letter_id)
     raise LetterChanged(
-        f"Letter {known.letter_id} is {now[0][0]} at revision {now[0][1]}, not at {known.revision}.",
+        f"Letter {known.letter_id} is {now[0][0]} at revision {now[0][1]}, not {known.status} at {known.revision}.",
         cure="show it again; a settled letter cannot be edited.",
     )
+
+
+def editable(letter: FullLetter, value: Any, *, raw: bool = False) -> bytes:
+    """The bytes that an edit would write, if the letter, as it was shown, can be edited so.
+
+    Raises:
+        ValidationError, EventTooLarge, LetterChanged: as :func:`edit`.
+    """
+    known = letter.letter
+    if known.consumer.startswith(_RELAY):
+        raise ValidationError(
+            "The event of this letter is recorded in the log: its bytes cannot be changed.",
+            cure="mend the topic and retry it, or discard it and publish another event.",
+        )
+    if known.status not in OPEN:
+        raise LetterChanged(
+            f"Letter {known.letter_id} is {known.status}.", cure="a settled letter cannot be edited: nothing follows."
+        )
+    return _bytes_of(value, letter.record.value, raw=raw)
 
 
 async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -> bool:
@@ -234,4 +248,4 @@ def _reason(why: str | None) -> str | None:
 
 
 def _not_found(letter_id: UUID) -> LetterNotFound:
-    return LetterNotFound(f"There is no dead letter {letter_id}.", cure="see `somastack dlq list`.")
+    return LetterNotFound(f"There is no dead letter {letter_id}.", cure="see `somastack dlq list --all-tenants`.")

@@ -16,6 +16,7 @@ from soma_common.config import KafkaSecurity
 from soma_common.errors import ConfigurationError
 from soma_common.kafka.bounded import bounded
 from soma_common.kafka.clients import client_arguments
+from soma_common.ranges import check_settings
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,12 @@ class SourceSettings:
     instance: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.topics:
-            raise ConfigurationError(f"Group {self.group} has no topic.", cure="name at least one.")
+        if not self.topics or isinstance(self.topics, str):  # one text would be a topic per letter
+            raise ConfigurationError(f"Group {self.group} has no topic.", cure="name at least one, in a tuple.")
+        check_settings(
+            self, wait=(0.001, 300), session=(0.1, 3600), rebalance=(0.1, 3600), commit_every=(0.01, 3600),
+            probe_every=(0.01, 3600), metadata_age=(0.01, 86_400),
+        )  # fmt: skip
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

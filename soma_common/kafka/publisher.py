@@ -15,12 +15,14 @@ from soma_common.kafka.batches import Batch, batches_of
 from soma_common.kafka.clients import client_arguments, unreachable
 from soma_common.kafka.endings import Ending, Endings
 from soma_common.outbox.publishing import Delivery, Sending
+from soma_common.ranges import check_settings
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
 
 log = logging.getLogger(__name__)
 
+_COMPRESSIONS: Final = ("snappy", "lz4", "zstd", "gzip", None)
 _FORGET_ATTEMPTS: Final = 20
 CURSOR_TOPIC: Final = "soma.relay.cursors"
 # Errors of a batch that will be the same next time (names in org.apache.kafka.common.protocol.Errors).
@@ -46,6 +48,16 @@ class PublisherSettings:
     delivery_timeout: float = 30.0
     open_timeout: float = 15.0
     transaction_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, batch_bytes=(1, 1 << 30), delivery_timeout=(0.01, 86_400), open_timeout=(0.01, 86_400),
+            transaction_timeout=(0.1, 86_400),
+        )  # fmt: skip
+        if self.compression not in _COMPRESSIONS:
+            raise ConfigurationError(
+                f"compression={self.compression!r:.80}.", cure=f"use one of: {', '.join(map(str, _COMPRESSIONS))}."
+            )
 
 
 class KafkaPublisher:

@@ -20,6 +20,7 @@ from soma_common.events.models import RecordedEvent
 from soma_common.kafka.bounded import bounded
 from soma_common.kafka.clients import client_arguments, unreachable
 from soma_common.kafka.records import Decoder
+from soma_common.ranges import check_settings
 
 _CALL: Final = 10.0  # seconds that a question to the broker may take
 
@@ -32,6 +33,9 @@ class ReaderSettings:
     security: KafkaSecurity = field(default_factory=KafkaSecurity)
     wait: float = 0.5
     patience: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_settings(self, wait=(0.001, 300), patience=(0.01, 86_400))
 
 
 class TopicReader:

@@ -25,14 +25,14 @@ from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.postgres.shards import Shards, worker_name
+from soma_common.ranges import check_settings
 from soma_common.sql.loader import blocks
 from soma_common.tasks import end
 
 log = logging.getLogger(__name__)
 
-_KEY_HASH = 20  # its column in a row of SELECT
+_KEY_HASH, _PAYLOAD = 20, 5  # columns in a row of SELECT
 _LEAST_IDLE = 0.002
-_PAYLOAD = 5  # another one
 _ENVELOPE = 500  # bytes, about
 _CODEC = JsonCodec()
 _BRIEFLY = 0.02  # seconds of rest while a full partition may have room again
@@ -52,8 +52,7 @@ class LogSettings:
     Args:
         shards: into how many parts the keys are split, a power of two; fixed when the consumer first starts.
         lease: seconds after which the shards of a silent process go to others.
-        page: most events fetched by one query.
-        most_idle: most seconds between two looks when nothing happens.
+        page, most_idle: most events fetched by one query; most seconds between two looks when nothing happens.
         worker: a name of this process, unique among the consumer's processes.
     """
 
@@ -64,7 +63,8 @@ class LogSettings:
     worker: str = field(default_factory=worker_name)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shards <= 1024 or self.shards & (self.shards - 1):
+        check_settings(self, shards=(1, 1024), lease=(0.05, 86_400), page=(1, 100_000), most_idle=(0.002, 3600))
+        if self.shards & (self.shards - 1):
             raise ConfigurationError(f"{self.shards} shards.", cure="use a power of two up to 1024.")
 
 

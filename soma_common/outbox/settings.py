@@ -12,6 +12,7 @@ from soma_common.outbox.topics import Topics
 from soma_common.postgres.cursor import TickReader
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.shards import Shards
+from soma_common.ranges import check_settings
 from soma_common.retry import Backoff
 
 ParkedHook = Callable[[str, bytes, int, str], None]
@@ -44,6 +45,13 @@ class RelaySettings:
     stuck: float = 60.0
     backoff: Backoff = field(default_factory=lambda: Backoff(base=0.1, maximum=5.0))
     on_parked: ParkedHook | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, rows=(1, 10_000_000), transaction_rows=(1, 10_000_000), least_idle=(0.0001, 3600),
+            most_idle=(0.0001, 3600), save_idle=(0.001, 3600), maintenance=(0.001, 86_400), slow=(0.001, 86_400),
+            drain=(0.0, 86_400), stuck=(0.1, 86_400), backoff=Backoff,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,7 @@ _LOST = (
     "called on a free connection holder",
 )
 
+_ADDRESS = "mend the parameters of SOMASTACK_POSTGRES_DSN (postgresql://user:password@host:5432/database?sslmode=…)."
 _CONNECT = "check that the server runs and that SOMASTACK_POSTGRES_DSN names it."
 
 
@@ -81,6 +82,8 @@ def translate(error: BaseException) -> errors.SomaError | None:
         return kind(f"PostgreSQL refused: {text}.", cure=cure) if cure else kind(f"PostgreSQL refused: {text}.")
     if state is not None and state.startswith(_AWAY):
         return errors.DatabaseUnavailable(f"PostgreSQL is not available: {text}.", cure=_CONNECT)
+    if _is_wrong_address(error):
+        return errors.ConfigurationError(f"The PostgreSQL address cannot be used: {text}.", cure=_ADDRESS)
     if is_connection_loss(error):
         return errors.DatabaseUnavailable(f"The connection to PostgreSQL failed: {text}.", cure=_CONNECT)
     return None
@@ -102,6 +105,11 @@ def is_connection_loss(error: BaseException) -> bool:
         text = str(error)
         return any(words in text for words in _LOST)
     return False
+
+
+def _is_wrong_address(error: BaseException) -> bool:
+    """Whether the driver could not read its address; told when it first connects."""
+    return any(kind.__name__ == "ClientConfigurationError" for kind in type(error).__mro__)
 
 
 def _of_driver(error: BaseException) -> BaseException:

@@ -7,7 +7,7 @@ import logging
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from soma_common.errors import ConfigurationError
 from soma_common.postgres.arrays import literals
 from soma_common.postgres.errors import translated, translated_around_callers
+from soma_common.ranges import check_settings
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
 
@@ -48,6 +49,9 @@ class Tx(Protocol):
 
     async def fetchval(self, query: str, *args: Any) -> Any:
         """The first column of the first row."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """A savepoint: ``async with tx.transaction():``."""
 
 
 class RunsStatements(ABC):
@@ -89,6 +93,9 @@ class PoolSettings:
     timeout: float = 10.0
     transaction_pooler: bool = False
     settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_settings(self, dsn=str, size=(1, 10_000), timeout=(0.01, 86_400), settings=dict)
 
 
 class Lent:

@@ -55,7 +55,10 @@ class Checkpoints:
         """
         rows = await self._pool.fetch(_sql("columns") + "\n" + _sql("by_id"), _run_id(run_id))
         if not rows:
-            raise ReplayRefused(f"There is no replay {run_id}.", cure="take its id from the list of replays.")
+            raise ReplayRefused(
+                f"There is no replay {run_id}.",
+                cure="its id was printed when it began; the table soma.replays has all.",
+            )
         return _progress(rows[0])
 
     async def newest(self, limit: int = 20) -> list[Progress]:

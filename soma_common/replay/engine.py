@@ -20,6 +20,7 @@ from soma_common.events.models import Event
 from soma_common.inbox import Inbox
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.threads import Connect, Threads, connecting
+from soma_common.ranges import check_settings
 from soma_common.replay.applying import Batches, ForcedInbox
 from soma_common.replay.archived import Archived
 from soma_common.replay.checkpoints import Checkpoints
@@ -64,12 +65,14 @@ class ReplaySettings:
     rebuild: RebuildSettings = field(default_factory=RebuildSettings)
 
     def __post_init__(self) -> None:
+        check_settings(
+            self, batch=(1, 10_000), page=(1, 10_000), lease=(0.1, 86_400), idle_timeout=(0.05, 2_000_000),
+            backoff=Backoff, rebuild=RebuildSettings,
+        )  # fmt: skip
         if not 1 <= self.batch <= self.page <= 10_000:
             raise ConfigurationError(
                 f"A batch of {self.batch} of pages of {self.page}.", cure="use 1 <= batch <= page <= 10000."
             )
-        if not self.lease > 0:
-            raise ConfigurationError(f"A lease of {self.lease} s.", cure="use a positive number of seconds.")
 
 
 class ReplayEngine:
@@ -160,11 +163,13 @@ class ReplayEngine:
         _check_rate(rate)
         audit = _text("requested_by", requested_by), _text("reason", reason)
         if mode is ReplayMode.FORCE and not all(text.strip() for text in audit):
-            raise ReplayRefused("A forced replay says who wants it, and why.", cure="pass requested_by and reason.")
+            raise ReplayRefused(
+                "A forced replay says who wants it, and why.", cure="pass requested_by and reason (--by and --why)."
+            )
         if (mode is ReplayMode.REBUILD) != (projection is not None):
             raise ReplayRefused(
                 f"A replay of mode {mode} {'names no' if projection is None else 'fills no new'} tables.",
-                cure="pass a projection with mode=REBUILD, and only there.",
+                cure="pass a projection (--table) with mode=REBUILD, and only there.",
             )
         covered = await self._scopes.covered(wanted, mode, _source(source))
         order: dict[str, Any] = {"rate": rate, "requested_by": requested_by, "reason": reason}

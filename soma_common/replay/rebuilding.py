@@ -15,10 +15,11 @@ from soma_common.ahead import Ahead
 from soma_common.consumer.effects import Effects
 from soma_common.consumer.pipeline import PASSING, Begin
 from soma_common.consumer.source import Record
-from soma_common.errors import ConfigurationError, HandlerFailed, LeaseLost, ReplayRefused, SomaError
+from soma_common.errors import HandlerFailed, LeaseLost, ReplayRefused, SomaError
 from soma_common.inbox import LaneCount
 from soma_common.pacing import TokenBucket
 from soma_common.postgres.pool import Pool, fetch
+from soma_common.ranges import check_settings
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.filling import Filling
 from soma_common.replay.mirror import mirrored
@@ -64,20 +65,10 @@ class RebuildSettings:
     swap_every: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least, most in _RANGES:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise ConfigurationError(f"{name}={value!r:.80}.", cure=f"use {least} to {most}.")
-
-
-_RANGES = (
-    ("lanes", 1, 100),
-    ("page", 1, 10_000),
-    ("swap_lag", 1, 1_000_000),
-    ("swap_wait", 0.001, 60),
-    ("swap_within", 0.1, 600),
-    ("swap_every", 0.001, 600),
-)
+        check_settings(
+            self, lanes=(1, 100), page=(1, 10_000), swap_lag=(1, 1_000_000), swap_wait=(0.001, 60),
+            swap_within=(0.1, 600), swap_every=(0.001, 600),
+        )  # fmt: skip
 
 
 class Rebuilder:

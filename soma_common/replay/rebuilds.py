@@ -38,7 +38,7 @@ class Rebuilds:
         if wanted != ReplayFilter(tenant_id=ALL_TENANTS):
             raise ReplayRefused(
                 "A rebuild covers all events: of others the new tables would lack the effects.",
-                cure="pass ReplayFilter(tenant_id=ALL_TENANTS), no more.",
+                cure="pass ReplayFilter(tenant_id=ALL_TENANTS) (--all-tenants), no more.",
             )
         await self._make_room(scope.consumer_id)
         run_id = uuid4()

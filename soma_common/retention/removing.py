@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from soma_common.errors import ArchiveCorrupt
+from soma_common.ranges import check_settings
 from soma_common.retention.catalog import Archive, Catalog, Force
 from soma_common.retry import Backoff
 
@@ -29,6 +30,9 @@ class Gently:
     batch: int = 1000
     pause: float = 0.05
     lock_tries: int = 20
+
+    def __post_init__(self) -> None:
+        check_settings(self, batch=(1, 1_000_000), pause=(0.0, 3600), lock_tries=(1, 100_000))
 
 
 class Remover:

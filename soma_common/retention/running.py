@@ -19,6 +19,7 @@ from soma_common.errors import (
     TransactionConflict,
 )
 from soma_common.postgres.pool import Pool
+from soma_common.ranges import check_settings
 from soma_common.retention.catalog import Archive, ArchiveState, Catalog, Force, Partition
 from soma_common.retention.exporting import Exporter
 from soma_common.retention.planning import Action, RetentionPlan, Step, make_plan, plan_steps
@@ -53,6 +54,12 @@ class RetentionSettings:
     lease: float = 30.0
     every: float = 900.0
     patience: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, gently=Gently, file_bytes=(1, 1 << 40), lease=(0.1, 86_400), every=(0.01, 30 * 86_400),
+            patience=(0.0, 86_400),
+        )  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)

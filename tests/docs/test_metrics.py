@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from soma_common.consumer.metrics import consumer_metrics
+from soma_common.consumer.metrics import consumer_health, consumer_metrics
 from soma_common.consumer.source import Partition
 from soma_common.consumer.tally import Tally
 from soma_common.consumer.worker import ConsumerStats
+from soma_common.errors import OffsetLost
 from soma_common.dlq.gauges import OpenLetters, letter_metrics
 from soma_common.health import Metric
 from soma_common.outbox.metrics import relay_metrics
@@ -21,12 +23,16 @@ RULES = ROOT / "deployments" / "config" / "prometheus" / "soma-alerts.yaml"
 ROW = re.compile(r"^\| `(soma_\w+)` \| (\w+) \|", re.MULTILINE)
 
 
-def samples() -> list[Metric]:
-    """What a process with a consumer and a relay prints."""
-    stats = ConsumerStats(
+def worker() -> ConsumerStats:
+    return ConsumerStats(
         consumer="billing", tally=Tally(), partitions=frozenset(), in_flight=0, held=0, oldest=0.0,
         lag={Partition("t", 0): 3}, halted={}, away=None, running=True, idle=0.0, single_file=False, live=True, ready=True,
     )  # fmt: skip
+
+
+def samples() -> list[Metric]:
+    """What a process with a consumer and a relay prints."""
+    stats = worker()
     relay = RelayStats(
         name="shop", worker="w", exactly_once=False, owned=(), relayed=0, rows_per_second=0.0, lag_rows=0,
         lag_seconds=0.0, parked=0, parked_now=0, errors=0, idle_for=0.0, away=(), refused_topics={}, lost_groups={},
@@ -58,6 +64,18 @@ def test_the_rules_ask_for_metrics_and_labels_that_are_printed() -> None:
         assert used <= allowed, rule
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"]
+
+
+def test_a_well_worker_does_not_hide_a_sick_one_of_its_consumer() -> None:
+    """The details told of the last worker only: not live, and nobody could see why."""
+    gone = {Partition("t", 1): OffsetLost("it is gone")}
+    sick = replace(worker(), away="PostgreSQL does not answer.", live=False, ready=False, idle=200.0, halted=gone)
+    for workers in ([sick, worker()], [worker(), sick]):
+        health = consumer_health(workers)
+        told = health.details["consumers"]["billing"]
+        assert (health.live, told["live"], told["ready"]) == (False, False, False)
+        assert (told["away"], told["idle_seconds"]) == ("PostgreSQL does not answer.", 200.0)
+        assert "it is gone" in str(told["halted"])
 
 
 def test_the_number_of_series_does_not_grow_with_the_data() -> None:

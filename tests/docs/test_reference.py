@@ -26,7 +26,7 @@ from soma_common.testing.backends import ADDRESSES, FORCE
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 ROW = re.compile(r"^\| `(\w+)` \| *([^|]*?) *\|", re.MULTILINE)
 SETTINGS = [
-    "soma_common.consumer.worker.ConsumerSettings",
+    "soma_common.consumer.settings.ConsumerSettings",
     "soma_common.consumer.retries.RetryPolicy",
     "soma_common.dlq.models.RedrivePolicy",
     "soma_common.retry.Backoff",

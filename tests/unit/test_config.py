@@ -59,12 +59,25 @@ def test_secrets_come_from_files_and_are_not_shown(tmp_path: Path) -> None:
     [
         ({"SOMASTACK_POSTGRES_DSN": ""}, "SOMASTACK_POSTGRES_DSN is missing in mode somastack"),
         ({"SOMASTACK_POSTGRES_DSN": "mysql://db"}, "not a PostgreSQL address"),
+        ({"SOMASTACK_POSTGRES_DSN": "postgresql://[db/soma"}, "not a PostgreSQL address"),
+        ({"SOMASTACK_POSTGRES_DSN": "postgresql://u:secret@db:port/soma"}, "not a PostgreSQL address"),
+        ({"SOMASTACK_POSTGRES_DSN": "postgresql://u:secret@a:1,b:x/soma"}, "not a PostgreSQL address"),
         ({"SOMASTACK_POSTGRES_DSN_FILE": "/no/such/file"}, "cannot be read"),
         ({"SOMASTACK_KAFKA_BOOTSTRAP": ""}, "SOMASTACK_KAFKA_BOOTSTRAP is missing"),
+        ({"SOMASTACK_KAFKA_BOOTSTRAP": " , "}, "SOMASTACK_KAFKA_BOOTSTRAP is missing"),
         ({"SOMASTACK_KAFKA_BOOTSTRAP": "kafka"}, "has 'kafka'"),
         ({"SOMASTACK_KAFKA_BOOTSTRAP": "kafka:0"}, "has 'kafka:0'"),
         ({"SOMASTACK_KAFKA_BOOTSTRAP": "kafka:99999"}, "has 'kafka:99999'"),
         ({"SOMASTACK_REGISTRY_URL": "apicurio:8085"}, "not a web address"),
+        ({"SOMASTACK_REGISTRY_URL": "http://[apicurio"}, "not a web address"),
+        ({"SOMASTACK_REGISTRY_URL": "http://"}, "not a web address"),
+        ({"SOMA_TOPIC": ""}, "SOMA_TOPIC: '' is no name of a topic"),
+        ({"SOMA_TOPIC": "my topic"}, "SOMA_TOPIC: 'my topic' is no name"),
+        ({"SOMA_TOPIC": ".."}, "is no name"),
+        ({"SOMA_TOPIC": "t" * 250}, "is no name"),
+        ({"SOMA_INSTANCE": "no name"}, "SOMA_INSTANCE is 'no name'"),
+        ({"SOMA_FOLDER": ""}, "SOMA_FOLDER is empty"),
+        ({"SOMA_FOLDER": "~nobody-of-this-name/x"}, "SOMA_FOLDER"),
         ({"SOMA_SERVICE_ID": "Bad Name"}, "not a service name"),
         ({"SOMA_SERVICE_ID": "name\n"}, "not a service name"),
         ({"SOMA_POOL_SIZE": "0"}, "whole number from 1 to 1000"),
@@ -82,3 +95,11 @@ def test_what_is_wrong_is_named(changes: dict[str, str], message: str) -> None:
         SomaConfig.from_env(STACK | changes)
     assert caught.value.cure
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["postgresql:///soma?host=/run/postgresql", "postgres://u:p@a:5432,b:5433/soma", "postgresql://u@[::1]:5432/soma"],
+)
+def test_what_postgresql_takes_for_an_address_is_taken(dsn: str) -> None:
+    assert SomaConfig.from_env(STACK | {"SOMASTACK_POSTGRES_DSN": dsn}).postgres_dsn == dsn

@@ -11,6 +11,7 @@ import pytest
 
 from soma_common import errors
 from soma_common.postgres.errors import is_connection_loss, translate, translated, translated_around_callers
+from soma_common.postgres.pool import Pool, PoolSettings
 
 
 def _tree(kind: type[errors.SomaError]) -> Iterator[type[errors.SomaError]]:
@@ -94,3 +95,11 @@ def test_every_error_can_be_made_without_arguments() -> None:
         parameters = list(inspect.signature(kind).parameters.values())
         if all(p.default is not p.empty for p in parameters):
             assert str(kind())
+
+
+async def test_an_address_that_the_driver_cannot_read_is_a_wrong_setting() -> None:
+    async with Pool(PoolSettings("postgresql://u:secret@127.0.0.1:1/d?sslmode=bogus")) as pool:
+        with pytest.raises(errors.ConfigurationError, match="sslmode") as caught:
+            await pool.fetch("SELECT 1")
+    assert "SOMASTACK_POSTGRES_DSN" in str(caught.value.cure)
+    assert "secret" not in str(caught.value)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -71,6 +72,22 @@ def test_list_show_and_summary(ask: Ask, run: Run) -> None:
     assert "ValueError" in run("summary", "--tenant", "t", "--status", "dead").output  # as it is shown
 
 
+@pytest.mark.parametrize("columns", ["80", "120", "200"])
+def test_what_the_next_command_wants_is_whole_on_a_terminal(
+    ask: Ask, run: Run, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """Ids and fingerprints were folded over four lines, and nobody could copy them."""
+    (letter,) = parked(ask, undelivered("a"))
+    (group,) = json.loads(run("summary", "--tenant", "t", "--json").output)
+    for name, value in (("FORCE_COLOR", "1"), ("NO_COLOR", "1"), ("COLUMNS", columns)):
+        monkeypatch.setenv(name, value)  # for rich this is a terminal of so many columns
+    listed = click.unstyle(run("list", "--tenant", "t").output)
+    assert letter in listed
+    assert ("record" in listed) == (columns == "200")
+    assert max(map(len, listed.splitlines())) <= int(columns)
+    assert group["fingerprint"] in run("summary", "--tenant", "t").output
+
+
 def test_retry_and_its_exit_codes(ask: Ask, run: Run) -> None:
     (letter,) = parked(ask, undelivered("a"))
     assert "would be tried" in run("retry", letter, "--dry-run").output
@@ -95,6 +112,9 @@ def test_retry_all(ask: Ask, run: Run) -> None:
 def test_edit_and_discard(ask: Ask, run: Run, tmp_path: Any) -> None:
     (letter,) = parked(ask, undelivered("a"))
     assert "would be edited" in run("edit", letter, "--value", "{}", "--dry-run").output
+    for value in ("notjson", "x" * 20):  # what the edit itself would refuse
+        tried = run("edit", letter, "--value", value, "--dry-run")
+        assert (tried.exit_code, "not JSON" in tried.output) == (2, True)
     assert "revision 1" in run("edit", letter, "--value", '{"n": 2}', "--who", "ann").output
     (tmp_path / "v").write_bytes(b"\xff")
     refused = run("edit", letter, "--file", str(tmp_path / "v"))
@@ -107,8 +127,37 @@ def test_edit_and_discard(ask: Ask, run: Run, tmp_path: Any) -> None:
     assert "is dead" in run("discard", letter, "--reason", "x", "--dry-run").output
     assert run("discard", letter, "--reason", "garbage").exit_code == 0
     assert run("discard", letter, "--reason", "garbage").exit_code == 1
-    gone = run("edit", letter, "--value", "{}")
-    assert (gone.exit_code, "is discarded" in gone.output) == (1, True)
+    for further in ((), ("--dry-run",)):
+        gone = run("edit", letter, "--value", "{}", *further)
+        assert (gone.exit_code, "is discarded" in gone.output) == (1, True)
+    again = run("discard", letter, "--reason", "x", "--dry-run")
+    assert (again.exit_code, "nothing would be done" in again.output) == (1, True)
+
+
+def test_verbs_of_one_letter_tell_programs_too(ask: Ask, run: Run) -> None:
+    (letter,) = parked(ask, undelivered("a"))
+    edit, discard = ("edit", letter, "--value", "{}"), ("discard", letter, "--reason", "x")
+    for arguments, code, facts in (
+        (("retry", letter, "--dry-run"), 0, {"done": True, "dry_run": True, "status": "dead"}),
+        (("retry", letter), 0, {"done": True, "dry_run": False}),
+        (("retry", letter), 1, {"done": False, "dry_run": False}),
+        ((*edit, "--dry-run"), 0, {"done": True, "dry_run": True, "size": 2}),
+        (edit, 0, {"done": True, "dry_run": False, "revision": 1}),
+        ((*discard, "--dry-run"), 0, {"done": True, "dry_run": True, "status": "redriving"}),
+        (discard, 0, {"done": True, "dry_run": False}),
+        (discard, 1, {"done": False, "dry_run": False}),
+    ):
+        done = run(*arguments, "--json")
+        assert (done.exit_code, json.loads(done.output)) == (code, facts | {"letter_id": letter})
+
+
+def test_one_tenant_and_all_of_them_exclude_each_other(ask: Ask, run: Run) -> None:
+    """All tenants' letters were tried again, though one was named."""
+    parked(ask, undelivered("a"))
+    for verb in ("list", "summary", "retry-all"):
+        done = run(verb, "--tenant", "nobody", "--all-tenants")
+        assert (done.exit_code, "exclude each other" in done.output) == (2, True)
+    assert json.loads(run("summary", "--tenant", "t", "--json").output)[0]["status"] == "dead"
 
 
 def test_errors_are_one_line_with_a_cure(run: Run) -> None:

@@ -120,6 +120,7 @@ async def test_a_forced_run_asks_for_a_reason_and_a_reader_is_let_on(retained: A
     rows = await retained.pool.fetch("SELECT reader, accepted_by, reason FROM soma.reader_gaps")
     assert [tuple(row) for row in rows] == [("consumer:billing", "ann", "it is rebuilt")]
     assert "reader is" in somastack.retention("accept", "a\nb", "--why", "x", code=1)
+    assert "consumer:billing" in somastack.retention("accept", "billing", "--why", "x", code=1)
 
 
 async def test_bad_input_is_one_line_with_a_cure(somastack: Somastack) -> None:

@@ -17,6 +17,10 @@ from tests.integration.retention.conftest import EVERYTHING
 from tests.s3_server import S3Server, s3_server
 
 
+# On a new machine the first of these builds the server, and the others wait for it.
+pytestmark = pytest.mark.timeout(1200)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with s3_server(tmp_path_factory.mktemp("s3") / "data", "event-archive", "other") as made:
