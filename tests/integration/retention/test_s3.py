@@ -16,7 +16,6 @@ from soma_common.retention.storage import FolderStorage, Storage
 from tests.integration.retention.conftest import EVERYTHING
 from tests.s3_server import S3Server, s3_server
 
-
 # On a new machine the first of these builds the server, and the others wait for it.
 pytestmark = pytest.mark.timeout(1200)
 
