@@ -16,7 +16,7 @@ from soma_common.consumer.retries import ErrorClass, stage_of
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
 from soma_common.consumer.tally import Tally
-from soma_common.dlq.failures import Failure
+from soma_common.dlq.failures import Failure, Stage
 from soma_common.dlq.models import FullLetter, Lease, LetterNotice, Status
 from soma_common.dlq.store import Outcome
 from soma_common.errors import (
@@ -27,6 +27,7 @@ from soma_common.errors import (
     PoisonEvent,
     SomaError,
     TransactionConflict,
+    UnhandledType,
     ValidationError,
 )
 from soma_common.events.models import RecordedEvent
@@ -170,6 +171,13 @@ class Redriver:
         known = letter.letter.event.event_id
         if known is not None and event.event_id != known:
             raise ValidationError(f"The edited value is another event: {event.event_id}, not {known}.")
+        # What could not even be decoded may be of a type that this consumer passes over. Any other letter was to be
+        # handled: without a handler it would be called resolved, and never have been applied.
+        passed_over = letter.letter.stage is Stage.DECODE and not self._p.refuse_unknown
+        if not passed_over and not self._p.effects.handlers.of(event.event_type):
+            raise UnhandledType(
+                f"No handler takes {event.event_type} now.", cure="run a consumer that has one and retry, or discard it."
+            )
         return event
 
     async def _applied(self, turn: _Turn, letters: Sequence[FullLetter], events: Sequence[RecordedEvent]) -> Outcome:

@@ -1,0 +1,62 @@
+"""Letters whose next try is not like the first: another set of handlers, a record met again, a server that is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.dlq.models import FullLetter, Status
+from soma_common.events.store import ALL_TENANTS
+from tests.waiting import until
+
+
+async def refuse(event: Any, ctx: Any) -> None:
+    raise ValueError("it is refused")
+
+
+async def dead(world: Any, handle: Any = refuse, *types: str, count: int = 1, **given: Any) -> list[FullLetter]:
+    """The dead letters of so many new events, each of a key of its own."""
+    worker = world.log_worker(handle, *types, **given)
+    async with worker:
+        await world.publish(count, keys=count)
+        await until(lambda: worker.stats().tally.dead == count, within=60)
+    letters: list[FullLetter] = await world.letters()
+    return letters
+
+
+async def until_status(world: Any, letter: FullLetter, *wanted: Status, seen: int = 0) -> FullLetter:
+    """The letter, once it has one of these statuses and so many tries behind it."""
+    found: list[FullLetter] = []
+
+    async def there() -> bool:
+        found[:] = [await world.dlq.show(letter.letter.letter_id)]
+        return found[0].letter.status in wanted and found[0].letter.attempts > seen
+
+    await until(there, within=60, what=f"the letter to be {wanted}")
+    return found[0]
+
+
+async def test_a_letter_that_no_handler_takes_any_more_is_not_resolved(world: Any, apply: Any) -> None:
+    """It was never applied. A worker of an older or newer version must not settle what another one would apply."""
+    (letter,) = await dead(world)
+    assert await world.dlq.retry_event(letter.letter.letter_id)
+    async with world.log_worker(apply, "order.shipped"):
+        after = await until_status(world, letter, Status.DEAD, Status.RESOLVED, seen=1)
+    assert after.letter.status is Status.DEAD
+    assert after.letter.error_type == "soma_common.errors.UnhandledType"
+    assert await world.count() == 0
+    assert await world.dlq.retry_event(letter.letter.letter_id)
+    async with world.log_worker(apply):
+        await until_status(world, letter, Status.RESOLVED)
+    assert await world.count() == 1
+
+
+async def test_a_refused_type_stays_refused_until_it_has_a_handler(world: Any, apply: Any, settings: Any) -> None:
+    strict = settings(unknown="refuse")
+    (letter,) = await dead(world, apply, "order.shipped", settings=strict)
+    assert await world.dlq.retry_event(letter.letter.letter_id)
+    async with world.log_worker(apply, "order.shipped", settings=strict):
+        after = await until_status(world, letter, Status.DEAD, Status.RESOLVED, seen=1)
+    assert after.letter.status is Status.DEAD
