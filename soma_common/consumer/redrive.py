@@ -176,7 +176,8 @@ class Redriver:
         passed_over = letter.letter.stage is Stage.DECODE and not self._p.refuse_unknown
         if not passed_over and not self._p.effects.handlers.of(event.event_type):
             raise UnhandledType(
-                f"No handler takes {event.event_type} now.", cure="run a consumer that has one and retry, or discard it."
+                f"No handler takes {event.event_type} now.",
+                cure="run a consumer that has one and retry, or discard it.",
             )
         return event
 

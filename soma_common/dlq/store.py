@@ -11,7 +11,7 @@ from uuid import UUID
 from soma_common.dlq.failures import Failure, storable
 from soma_common.dlq.mirror import Copied, Mirror
 from soma_common.dlq.models import FullLetter, Known, Lease, RawRecord, Status
-from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, record_columns
+from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, identities, record_columns
 from soma_common.errors import LeaseLost, LetterChanged
 from soma_common.events.ids import uuid7
 from soma_common.events.models import RecordedEvent
@@ -129,7 +129,10 @@ class DeadLetters:
             else (None,) * 5
         )
         args = (self._consumer_id, *columns, status.value, *told, *numbers, self._who)
-        return [row[0] for row in await fetch(tx, self._sql["write_letters"], args)]
+        written = [row[0] for row in await fetch(tx, self._sql["write_letters"], args)]
+        if len(written) < len(entries):
+            await fetch(tx, self._sql["know_letters"], (self._consumer_id, *identities(columns)))
+        return written
 
     async def lease_due(self, owner: str, *, most: int = 1, seconds: float = 30.0) -> list[Lease]:
         """Lease sequences whose first letter is due, longest waiting first, for so many seconds.

@@ -37,6 +37,10 @@ WITH given AS MATERIALIZED (
 )
 SELECT letter_id FROM written
 
+-- :name know_letters : records that have letters already are met again: those that knew no event learn it
+SELECT soma.know_letters($1::integer, $2::text[], $3::integer[], $4::bigint[], $5::bytea[], $6::uuid[], $7::text[],
+                         $8::text[], $9::text[], $10::text[], $11::uuid[])
+
 -- :name lease_due : lease sequences whose first letter is due, longest waiting first; passes over what others hold
 WITH due AS MATERIALIZED (
     SELECT d.sequence FROM soma.dead_sequences d

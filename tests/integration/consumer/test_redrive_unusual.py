@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from typing import Any
 
-from soma_common.consumer.settings import ConsumerSettings
 from soma_common.dlq.models import FullLetter, Status
-from soma_common.events.store import ALL_TENANTS
 from tests.waiting import until
 
 
@@ -60,3 +56,26 @@ async def test_a_refused_type_stays_refused_until_it_has_a_handler(world: Any, a
     async with world.log_worker(apply, "order.shipped", settings=strict):
         after = await until_status(world, letter, Status.DEAD, Status.RESOLVED, seen=1)
     assert after.letter.status is Status.DEAD
+
+
+FORGET = """
+DELETE FROM soma.dead_letter_history; DELETE FROM soma.dead_letters; DELETE FROM soma.dead_sequences;
+DELETE FROM soma.inbox; DELETE FROM soma.shards
+"""
+
+
+async def test_a_record_that_is_met_again_after_it_was_captured_without_its_event(world: Any, apply: Any) -> None:
+    """Whoever captured it could not read it; met again it can be read, and waits behind its own letter, which must
+    apply it. So it is with a record that could not be decoded, and is redelivered to a newer version that can.
+    """
+    (letter,) = await dead(world)
+    async with world.pool.connection() as connection:
+        await connection.execute(FORGET)  # the consumer begins anew: it will meet the record once more
+    assert await world.dlq.capture_failed_event("billing", letter.record, ValueError("it was not understood"))
+    worker = world.log_worker(apply)
+    async with worker:
+        await until(lambda: worker.stats().tally.blocked == 1, within=60)
+        (letter,) = await world.letters()
+        assert await world.dlq.retry_event(letter.letter.letter_id)
+        await until_status(world, letter, Status.RESOLVED)
+    assert await world.count() == 1
