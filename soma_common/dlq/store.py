@@ -160,6 +160,11 @@ class DeadLetters:
         """Give a sequence back before its lease ends; another worker may take it at once. Safe to call twice."""
         await self._pool.fetch(self._sql["release_lease"], self._consumer_id, lease.sequence, lease.token)
 
+    async def rest(self, lease: Lease, *, seconds: float) -> None:
+        """As ``release``, but nobody takes the sequence for so many seconds; those that are due go first."""
+        args = (self._consumer_id, lease.sequence, lease.token, seconds)
+        await self._pool.fetch(self._sql["rest_lease"], *args)
+
     async def letters(self, lease: Lease, *, most: int = 100) -> list[FullLetter]:
         """The next letters of a leased sequence, in the order in which they must be applied.
 

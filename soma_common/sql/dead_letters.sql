@@ -68,6 +68,11 @@ RETURNING d.leased_until
 UPDATE soma.dead_sequences d SET lease = NULL, lease_owner = NULL, leased_until = NULL, leases = 0
 WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid
 
+-- :name rest_lease : give a sequence back that nobody can try now: it stays due, behind all that are due, and rests
+UPDATE soma.dead_sequences d
+SET lease = NULL, lease_owner = NULL, leases = 0, next_at = soma.now(), leased_until = soma.now() + make_interval(secs => $4::float8)
+WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid
+
 -- :name fail : a try of a letter failed
 SELECT soma.fail_letter(
     $1::integer, $2::bytea, $3::uuid, $4::uuid, $5::integer, $6::text, make_interval(secs => $7::float8), $8::integer,

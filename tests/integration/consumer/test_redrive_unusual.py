@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import orjson
+import pytest
+
+from soma_common.consumer.retries import ErrorClass
 from soma_common.dlq.models import FullLetter, Status
+from soma_common.retry import Backoff
+from tests.integration.consumer.conftest import AT_ONCE
 from tests.waiting import until
 
 
@@ -79,3 +86,46 @@ async def test_a_record_that_is_met_again_after_it_was_captured_without_its_even
         assert await world.dlq.retry_event(letter.letter.letter_id)
         await until_status(world, letter, Status.RESOLVED)
     assert await world.count() == 1
+
+
+class ServerDown(Exception):
+    """What a handler needs is away."""
+
+
+async def test_letters_whose_server_is_away_do_not_hold_up_the_others(world: Any, apply: Any, settings: Any) -> None:
+    """They have waited longest, and there are more of them than this worker re-drives at once."""
+    down = True
+
+    async def handle(event: Any, ctx: Any) -> None:
+        if event.payload["n"] < 3 and down:
+            raise ServerDown("the mail server is away")
+        await apply(event, ctx)
+
+    letters = await dead(world, count=4)
+    for letter in letters:
+        assert await world.dlq.retry_event(letter.letter.letter_id)
+    retry = replace(AT_ONCE, classes={ServerDown: ErrorClass.INFRASTRUCTURE}, away=Backoff(base=1.0, maximum=600.0))
+    async with world.log_worker(handle, settings=settings(retry=retry, redrives=1)):
+        await until_status(world, letters[3], Status.RESOLVED)
+        waiting = [await world.dlq.show(letter.letter.letter_id) for letter in letters[:3]]
+        assert [letter.letter.status for letter in waiting] == [Status.REDRIVING] * 3
+        down = False
+        for letter in letters[:3]:
+            await until_status(world, letter, Status.RESOLVED)
+    assert await world.count() == 4
+
+
+@pytest.mark.parametrize("field", ["tenant_id", "service_id", "idempotency_key", "aggregate_id"])
+async def test_an_edit_cannot_make_another_event_of_a_letter(world: Any, apply: Any, field: str) -> None:
+    """Under another name it would be applied beside the inbox row of its own; under another key, out of order."""
+    (letter,) = await dead(world)
+    value = orjson.loads(letter.record.value) | {field: "another"}
+    assert await world.dlq.retry_event(letter.letter.letter_id, transform=lambda _: value)
+    async with world.log_worker(apply):
+        after = await until_status(world, letter, Status.DEAD, Status.RESOLVED, seen=1)
+        assert after.letter.status is Status.DEAD
+        assert field in (after.message or "")
+        value = orjson.loads(letter.record.value) | {"payload": {"n": 7}}
+        assert await world.dlq.retry_event(letter.letter.letter_id, transform=lambda _: value)
+        await until_status(world, letter, Status.RESOLVED)
+    assert [row[3] for row in await world.effects()] == [7]
