@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -19,7 +20,7 @@ from soma_common.config import SomaConfig
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.handler import DLQHandler
-from soma_common.dlq.models import Status
+from soma_common.dlq.models import OPEN, Letter, Status
 from soma_common.errors import DeadLetterError, SomaError, ValidationError
 from soma_common.events.store import ALL_TENANTS
 from soma_common.wiring import make_pool
@@ -54,7 +55,15 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_WHO = click.option("--who", default=getpass.getuser, help="Name in the history.  [default: your login]")
+def _login() -> str:
+    """The operator's name; a container may run under a number that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+_WHO = click.option("--who", default=_login, help="Name in the history.  [default: your login]")
 
 
 def _reports(command: Callable[..., None]) -> Callable[..., None]:
@@ -109,8 +118,11 @@ def show(letter_id: str, as_json: bool) -> None:
 def retry(letter_id: str, why: str | None, dry_run: bool, who: str) -> None:
     """Ask for another try of a letter and its whole sequence. The running consumer does it, in order."""
     if dry_run:
-        letter = _run(who, lambda handler: handler.show(letter_id)).letter
-        can = letter.status in (Status.DEAD, Status.RETRYING, Status.BLOCKED)
+
+        async def work(handler: DLQHandler) -> tuple[Letter, bool]:
+            return (await handler.show(letter_id)).letter, await handler.retry_event(letter_id, dry_run=True)
+
+        letter, can = _run(who, work)
         click.echo(f"{letter.letter_id} is {letter.status}: {'would be tried' if can else 'nothing would be done'}")
         sys.exit(0 if can else 1)
     if not _run(who, lambda handler: handler.retry_event(letter_id, why=why)):
@@ -150,7 +162,7 @@ def retry_all(
     rules = RedriveRules(rate=rate, window=window, failures=failures, ahead=ahead, patience=patience, wait=wait)
 
     async def work(handler: DLQHandler) -> Redrive:
-        total = await handler.retry_many(wanted, dry_run=True, most=most)
+        total = await handler.retry_many(wanted, dry_run=True, most=most, after=after)
         if dry_run:
             return Redrive(marked=total)
         steps = handler.redrive(wanted, rules=rules, most=most, why=why, after=after)
@@ -168,7 +180,7 @@ def retry_all(
 @click.option("--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read it from here.")
 @click.option("--raw", is_flag=True, help="Take bytes that are no JSON in place of JSON.")
 @click.option("--why", help="A reason for the history.")
-@click.option("--dry-run", is_flag=True, help="Check the letter; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Check letter and value; change nothing.")
 @_WHO
 @_reports
 def edit(letter_id: str, value: str | None, path: Path | None, raw: bool, why: str | None, dry_run: bool,
@@ -180,9 +192,7 @@ def edit(letter_id: str, value: str | None, path: Path | None, raw: bool, why: s
 
     async def work(handler: DLQHandler) -> int:
         letter = await handler.show(letter_id)
-        if dry_run:
-            return letter.letter.revision
-        return await handler.edit(letter, written, why=why, raw=raw)
+        return await handler.edit(letter, written, why=why, raw=raw, dry_run=dry_run)
 
     revision = _run(who, work)
     click.echo(f"would be edited: {len(written)} bytes" if dry_run else f"edited: revision {revision}")
@@ -198,8 +208,9 @@ def discard(letter_id: str, reason: str, dry_run: bool, who: str) -> None:
     """Give a letter up. What stands behind it in its sequence goes on."""
     if dry_run:
         letter = _run(who, lambda handler: handler.show(letter_id)).letter
-        click.echo(f"{letter.letter_id} is {letter.status} ({letter.error_type or 'it waits behind another'})")
-        return
+        can, why = letter.status in OPEN, letter.error_type or "it waits behind another"
+        click.echo(f"{letter.letter_id} is {letter.status} ({why}){'' if can else ': nothing would be done'}")
+        sys.exit(0 if can else 1)
     if not _run(who, lambda handler: handler.discard(letter_id, reason)):
         click.echo("nothing to do: it was discarded before")
         sys.exit(1)

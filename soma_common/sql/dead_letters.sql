@@ -156,6 +156,12 @@ ORDER BY count(*) DESC, c.name, l.status, l.fingerprint
 -- :name redrive : ask for another try of the whole sequences of letters; the letters that changed
 SELECT soma.redrive_any($1::uuid[], $2::text, $3::text)
 
+-- :name can_retry : whether the sequence of an open letter has something for which another try can be asked
+SELECT l.status IN ('retrying', 'blocked', 'dead', 'redriving') AND EXISTS (
+    SELECT FROM soma.dead_letters s
+    WHERE s.consumer_id = l.consumer_id AND s.sequence = l.sequence AND s.status IN ('retrying', 'dead'))
+FROM soma.dead_letters l WHERE l.letter_id = $1::uuid
+
 -- :name status : where a letter stands
 SELECT l.status, l.revision FROM soma.dead_letters l WHERE l.letter_id = $1::uuid
 

@@ -104,7 +104,7 @@ async def test_letters_whose_server_is_away_do_not_hold_up_the_others(world: Any
     letters = await dead(world, count=4)
     for letter in letters:
         assert await world.dlq.retry_event(letter.letter.letter_id)
-    retry = replace(AT_ONCE, classes={ServerDown: ErrorClass.INFRASTRUCTURE}, away=Backoff(base=1.0, maximum=600.0))
+    retry = replace(AT_ONCE, classes={ServerDown: ErrorClass.INFRASTRUCTURE}, away=Backoff(base=0.2, maximum=1.0))
     async with world.log_worker(handle, settings=settings(retry=retry, redrives=1)):
         await until_status(world, letters[3], Status.RESOLVED)
         waiting = [await world.dlq.show(letter.letter.letter_id) for letter in letters[:3]]

@@ -206,6 +206,26 @@ async def test_a_retry_with_a_transform(desk: Desk) -> None:
         await desk.dlq.discard(letter, "too late")
 
 
+async def test_a_transform_that_returns_nothing_is_refused(desk: Desk) -> None:
+    """Else `null` would be the new value, and the letter would be tried with it."""
+    one = undelivered("a")
+    await desk.park(one)
+    letter = await desk.id_of(one)
+    with pytest.raises(ValidationError, match="returned None"):
+        await desk.dlq.retry_event(letter, transform=lambda _: None)
+    assert (await desk.dlq.show(letter)).letter.status is Status.DEAD
+    assert (await desk.dlq.show(letter)).edited_value is None
+
+
+async def test_a_retry_of_a_settled_letter_leaves_its_sequence_alone(desk: Desk) -> None:
+    first, second = undelivered("a"), undelivered("a")
+    await desk.park(first, second)
+    assert await desk.dlq.discard(await desk.id_of(first), "garbage")
+    assert not await desk.dlq.retry_event(await desk.id_of(first), dry_run=True)
+    assert not await desk.dlq.retry_event(await desk.id_of(first))
+    assert await desk.rows() == [(first.record.offset, "discarded"), (second.record.offset, "dead")]
+
+
 async def test_discarding_wants_a_reason(desk: Desk) -> None:
     one = undelivered("a")
     await desk.park(one)
