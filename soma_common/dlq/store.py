@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from soma_common.dlq.failures import Failure, storable
@@ -18,6 +18,8 @@ from soma_common.events.models import RecordedEvent
 from soma_common.inbox import Inbox, LaneCount
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
+
+_PAGE_BYTES: Final = 16 * 1024 * 1024  # of values in memory at once: a hundred large ones could end the process
 
 
 class Outcome(StrEnum):
@@ -168,9 +170,10 @@ class DeadLetters:
     async def letters(self, lease: Lease, *, most: int = 100) -> list[FullLetter]:
         """The next letters of a leased sequence, in the order in which they must be applied.
 
-        They end before a letter that is dead or not due yet. None come when the lease was lost.
+        They end before a letter that is dead or not due yet, and when their values are 16 MiB and more. None come when
+        the lease was lost.
         """
-        args = (self._consumer_id, lease.sequence, lease.token, most)
+        args = (self._consumer_id, lease.sequence, lease.token, most, _PAGE_BYTES)
         return [full_letter_of(row) for row in await self._pool.fetch(FULL_LETTERS + self._sql["of_lease"], *args)]
 
     async def resolve(self, tx: Any, lease: Lease, *letters: FullLetter) -> Outcome:

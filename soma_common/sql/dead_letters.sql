@@ -99,7 +99,8 @@ FROM soma.dead_letters l JOIN soma.consumers c ON c.consumer_id = l.consumer_id
 -- :name by_id : one letter
 WHERE l.letter_id = $1::uuid
 
--- :name of_lease : the letters of a leased sequence that may be re-driven now, in order: up to one that is dead or not due
+-- :name of_lease : the letters of a leased sequence that may be re-driven now, in order: up to one that is dead or not due,
+-- and no more than so many bytes of values; one at least
 WHERE l.consumer_id = $1::integer AND l.sequence = $2::bytea
   AND l.status IN ('retrying', 'blocked', 'dead', 'redriving')
   AND EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea
@@ -110,6 +111,15 @@ WHERE l.consumer_id = $1::integer AND l.sequence = $2::bytea
         AND s.status IN ('retrying', 'blocked', 'dead', 'redriving')
         AND (s.status = 'dead' OR (s.status = 'retrying' AND s.next_at > (SELECT soma.now())))
       ORDER BY s.place LIMIT 1), 9223372036854775807)
+  AND l.place <= (
+      SELECT max(t.place) FROM (
+          SELECT f.place, sum(f.size) OVER (ORDER BY f.place) - f.size AS before FROM (
+              SELECT b.place, coalesce(octet_length(b.value), 0) + coalesce(octet_length(b.edited_value), 0) AS size
+              FROM soma.dead_letters b
+              WHERE b.consumer_id = $1::integer AND b.sequence = $2::bytea
+                AND b.status IN ('retrying', 'blocked', 'dead', 'redriving')
+              ORDER BY b.place LIMIT $4::integer) f) t
+      WHERE t.before < $5::bigint)
 ORDER BY l.place LIMIT $4::integer
 
 -- :name where_consumer : filter
