@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -20,8 +21,7 @@ from soma_common.config import SomaConfig
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.handler import DLQHandler
-from soma_common.dlq.models import OPEN, Status
-from soma_common.dlq.verbs import editable
+from soma_common.dlq.models import OPEN, Letter, Status
 from soma_common.errors import DeadLetterError, SomaError, ValidationError
 from soma_common.events.store import ALL_TENANTS
 from soma_common.wiring import make_pool
@@ -57,7 +57,17 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a line.")
-_WHO = click.option("--who", default=getpass.getuser, help="Name in the history.  [default: your login]")
+
+
+def _login() -> str:
+    """The operator's name; a container may run under a number that has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+_WHO = click.option("--who", default=_login, help="Name in the history.  [default: your login]")
 
 
 def _reports(command: Callable[..., None]) -> Callable[..., None]:
@@ -111,8 +121,11 @@ def show(letter_id: str, as_json: bool) -> None:
 def retry(letter_id: str, why: str | None, dry_run: bool, as_json: bool, who: str) -> None:
     """Ask for another try of a letter and its whole sequence. The running consumer does it, in order."""
     if dry_run:
-        letter = _run(who, lambda handler: handler.show(letter_id)).letter
-        can = letter.status in (Status.DEAD, Status.RETRYING, Status.BLOCKED)
+
+        async def work(handler: DLQHandler) -> tuple[Letter, bool]:
+            return (await handler.show(letter_id)).letter, await handler.retry_event(letter_id, dry_run=True)
+
+        letter, can = _run(who, work)
         text = f"{letter.letter_id} is {letter.status}: {'would be tried' if can else 'nothing would be done'}"
         output.told(text, can, as_json=as_json, letter_id=letter.letter_id, dry_run=True, status=letter.status)
         return
@@ -153,7 +166,7 @@ def retry_all(
     rules = RedriveRules(rate=rate, window=window, failures=failures, ahead=ahead, patience=patience, wait=wait)
 
     async def work(handler: DLQHandler) -> Redrive:
-        total = await handler.retry_many(wanted, dry_run=True, most=most)
+        total = await handler.retry_many(wanted, dry_run=True, most=most, after=after)
         if dry_run:
             return Redrive(marked=total)
         steps = handler.redrive(wanted, rules=rules, most=most, why=why, after=after)
@@ -184,13 +197,11 @@ def edit(letter_id: str, value: str | None, path: Path | None, raw: bool, why: s
 
     async def work(handler: DLQHandler) -> int:
         letter = await handler.show(letter_id)
-        if dry_run:
-            return len(editable(letter, written, raw=raw))
-        return await handler.edit(letter, written, why=why, raw=raw)
+        return await handler.edit(letter, written, why=why, raw=raw, dry_run=dry_run)
 
-    number = _run(who, work)
-    text = f"would be edited: {number} bytes" if dry_run else f"edited: revision {number}"
-    facts = {"size": number} if dry_run else {"revision": number}
+    revision = _run(who, work)
+    text = f"would be edited: {len(written)} bytes" if dry_run else f"edited: revision {revision}"
+    facts = {"size": len(written)} if dry_run else {"revision": revision}
     output.told(text, True, as_json=as_json, letter_id=letter_id, dry_run=dry_run, **facts)
 
 

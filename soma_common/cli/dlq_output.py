@@ -104,6 +104,8 @@ def redriven(state: Redrive, *, dry_run: bool, as_json: bool) -> None:
         _json({"letters": state.marked, "dry_run": dry_run} | known)
         return
     click.echo(f"{state.marked} letters {'match' if dry_run else 'will be tried again'}")
+    if state.resolved or state.failed:
+        click.echo(f"so far: {state.resolved} resolved, {state.failed} failed, {state.waiting} under way")
     if state.stopped is not None:
         warn(f"stopped: {state.stopped}")
         for fingerprint in state.fingerprints:

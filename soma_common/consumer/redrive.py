@@ -16,7 +16,7 @@ from soma_common.consumer.retries import ErrorClass, stage_of
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
 from soma_common.consumer.tally import Tally
-from soma_common.dlq.failures import Failure
+from soma_common.dlq.failures import Failure, Stage
 from soma_common.dlq.models import FullLetter, Lease, LetterNotice, Status
 from soma_common.dlq.store import Outcome
 from soma_common.errors import (
@@ -37,8 +37,11 @@ from soma_common.postgres.shards import worker_name
 
 log = logging.getLogger(__name__)
 
+_IDENTITY = ("event_id", "tenant_id", "service_id", "idempotency_key", "aggregate_type", "aggregate_id")
 _MOST_LEASES = 5  # owners of a sequence that may die over its first letter
 _PAGE = 100
+_BREATH = 0.05  # seconds after a try that found something away
+_MOST_REMEMBERED = 10_000  # sequences
 
 
 class _Away(Exception):
@@ -67,7 +70,7 @@ class Redriver:
         self._owner = worker_name()
         self._seconds = settings.idle_timeout  # who is silent for longer has lost its transaction too
         self.lanes = [Lane(count, 1, parts.sequence_of) for count in lanes]
-        self._outages = 0
+        self._outages: dict[bytes, int] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -111,7 +114,7 @@ class Redriver:
                 await self._p.letters.renew(turn.lease, seconds=self._seconds)
 
     async def _sequence(self, turn: _Turn) -> float:
-        """The letters of a sequence, as far as they go; seconds to wait because something is away."""
+        """The letters of a sequence, as far as they go; seconds to wait before the next sequence."""
         try:
             while letters := await self._p.letters.letters(turn.lease, most=_PAGE):
                 if not await self._page(turn, letters):
@@ -122,10 +125,16 @@ class Redriver:
         except LeaseLost:
             log.debug("The lease of a sequence of dead letters was lost.")
         except _Away:
-            await self._p.letters.release(turn.lease)
-            self._outages += 1
-            return self._settings.retry.away.delay(self._outages)
+            await self._rest(turn.lease)
+            return _BREATH
         return 0.0
+
+    async def _rest(self, lease: Lease) -> None:
+        """Something is away: the sequence waits, and others go first. What is away may concern this one alone."""
+        if len(self._outages) >= _MOST_REMEMBERED:
+            self._outages.clear()
+        outages = self._outages[lease.sequence] = self._outages.get(lease.sequence, 0) + 1
+        await self._p.letters.rest(lease, seconds=self._p.retry.away.delay(outages))
 
     async def _page(self, turn: _Turn, letters: Sequence[FullLetter]) -> bool:
         """Whether to read on in this sequence."""
@@ -159,7 +168,7 @@ class Redriver:
             if len(letters) > 1:
                 return None
             return await self._failed(turn, letters[0], error.cause if isinstance(error, Blamed) else error)
-        self._outages = 0
+        self._outages.pop(turn.lease.sequence, None)
         self._tally.redriven += len(letters)
         return outcome
 
@@ -171,9 +180,33 @@ class Redriver:
         known = letter.letter.event.event_id
         if known is not None and event.event_id != known:
             raise ValidationError(f"The edited value is another event: {event.event_id}, not {known}.")
-        if self._p.refuse_unknown and not self._p.effects.handlers.of(event.event_type):
-            raise UnhandledType(f"No handler takes {event.event_type}.")
+        if letter.edited_value is not None:
+            await self._check_edited(letter, event)
+        # What could not even be decoded may be of a type that this consumer passes over. Any other letter was to be
+        # handled: without a handler it would be called resolved, and never have been applied.
+        passed_over = letter.letter.stage is Stage.DECODE and not self._p.refuse_unknown
+        if not passed_over and not self._p.effects.handlers.of(event.event_type):
+            raise UnhandledType(
+                f"No handler takes {event.event_type} now.",
+                cure="run a consumer that has one and retry, or discard it.",
+            )
         return event
+
+    async def _check_edited(self, letter: FullLetter, event: RecordedEvent) -> None:
+        """Under another name an event would be applied beside its own inbox row; under another key, out of order."""
+        try:
+            original = await self._source.decode(letter.record)
+        except InfrastructureError as error:
+            raise _Away from error
+        except SomaError:
+            return  # nobody knows what it was
+        for name in _IDENTITY:
+            was, now = getattr(original, name), getattr(event, name)
+            if was != now:
+                raise ValidationError(
+                    f"The edited value is another event: its {name} is {now!r:.200}, not {was!r:.200}.",
+                    cure="edit it again; or discard the letter and publish another event.",
+                )
 
     async def _applied(self, turn: _Turn, letters: Sequence[FullLetter], events: Sequence[RecordedEvent]) -> Outcome:
         """Effects and the letters' end in one transaction."""

@@ -68,6 +68,9 @@ class Alerts:
             try:
                 if not doubtful or await self._exists(notice):
                     await self._call(notice)
+            except asyncio.CancelledError:
+                self._lost(notice, "the consumer stops")
+                raise
             finally:
                 self._waiting.task_done()
 

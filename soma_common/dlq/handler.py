@@ -10,7 +10,7 @@ from uuid import UUID
 from soma_common.dlq import careful, verbs
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.failures import Failure, Stage
-from soma_common.dlq.filters import LetterFilter
+from soma_common.dlq.filters import LetterFilter, cursor_of
 from soma_common.dlq.mirror import Mirror, MirrorSettings
 from soma_common.dlq.models import (
     FullLetter,
@@ -22,7 +22,7 @@ from soma_common.dlq.models import (
     sequence_of,
 )
 from soma_common.dlq.store import DeadLetters, Undelivered
-from soma_common.errors import RedriveStopped
+from soma_common.errors import RedriveStopped, ValidationError
 from soma_common.events.models import RecordedEvent
 from soma_common.inbox import Inbox, consumer_id
 from soma_common.postgres.pool import Pool
@@ -114,23 +114,37 @@ class DLQHandler:
         return await verbs.show(self.pool, letter_id)
 
     async def retry_event(
-        self, letter_id: UUID | str, *, transform: Transform | None = None, why: str | None = None
+        self,
+        letter_id: UUID | str,
+        *,
+        transform: Transform | None = None,
+        why: str | None = None,
+        dry_run: bool = False,
     ) -> bool:
         """Ask for another try of a letter's sequence; False when it was asked before or the letter is settled.
 
         Args:
             transform: makes the new value from the letter (bytes, or what is written as JSON); it may be a coroutine
                 function. The original stays, and ``who`` stands beside the edit.
+            dry_run: only say whether something would be asked for; ``transform`` is not called.
 
         Raises:
             LetterNotFound: there is no such letter.
             LetterChanged: it was settled or edited while ``transform`` ran.
             ValidationError, EventTooLarge: what ``transform`` returned cannot be a value.
         """
+        if dry_run:
+            return await verbs.can_retry(self.pool, letter_id)
         if transform is not None:
             letter = await self.show(letter_id)
             value = transform(letter)
-            await self.edit(letter, await value if inspect.isawaitable(value) else value, why=why)
+            if inspect.isawaitable(value):
+                value = await value
+            if value is None:
+                raise ValidationError(
+                    "transform returned None.", cure="return the new value: bytes, a dict or a model."
+                )
+            await self.edit(letter, value, why=why)
         return await verbs.retry(self.pool, letter_id, who=self.who, why=why)
 
     async def retry_many(
@@ -140,6 +154,7 @@ class DLQHandler:
         dry_run: bool = False,
         most: int | None = None,
         why: str | None = None,
+        after: str | None = None,
         rules: RedriveRules | None = None,
         **conditions: Any,
     ) -> int:
@@ -147,17 +162,17 @@ class DLQHandler:
 
         Whole sequences are marked, so that may be more than match. With ``dry_run`` nothing is marked, and the number
         is how many match. ``most`` bounds the matching letters, the oldest first. More than ``rules.ahead`` letters
-        are only asked for as the first ones end: see :meth:`redrive`.
+        are only asked for as the first ones end: see :meth:`redrive`, which says what ``after`` is.
 
         Raises:
             TenantRequired, ValidationError: as ``list_dlq_events``.
             RedriveStopped: too many failed again, or nobody tries them.
         """
         if dry_run:
-            count = await verbs.count_markable(self.pool, LetterFilter.of(wanted, conditions))
+            count = await verbs.count_markable(self.pool, LetterFilter.of(wanted, conditions), cursor_of(after))
             return count if most is None else min(count, most)
         state = Redrive()
-        async for step in self.redrive(wanted, most=most, why=why, rules=rules, **conditions):
+        async for step in self.redrive(wanted, most=most, why=why, after=after, rules=rules, **conditions):
             state = step
         if state.stopped is not None:
             raise RedriveStopped(
@@ -200,19 +215,22 @@ class DLQHandler:
         found = LetterFilter.of(wanted, conditions)
         return verbs.retry_many(self.pool, found, who=self.who, why=why, most=most)
 
-    async def edit(self, letter: FullLetter, value: Any, *, why: str | None = None, raw: bool = False) -> int:
+    async def edit(
+        self, letter: FullLetter, value: Any, *, why: str | None = None, raw: bool = False, dry_run: bool = False
+    ) -> int:
         """Give an open letter another value for its next try; the original stays. Returns the new revision.
 
         Args:
             letter: as ``show`` returned it: an edit by somebody else in between is refused.
             value: bytes, or what is written as JSON. Where the original is JSON, bytes must be JSON too, unless
                 ``raw``.
+            dry_run: only say what would be refused; returns the revision that there is.
 
         Raises:
             ValidationError, EventTooLarge: the value cannot be a record's.
             LetterNotFound, LetterChanged: it is gone, settled, or was edited meanwhile.
         """
-        return await verbs.edit(self.pool, letter, value, who=self.who, why=why, raw=raw)
+        return await verbs.edit(self.pool, letter, value, who=self.who, why=why, raw=raw, dry_run=dry_run)
 
     async def discard(self, letter_id: UUID | str, reason: str) -> bool:
         """Give an open letter up for a reason; what stands behind it goes on. False when it was discarded before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from soma_common.events.keys import murmur2
 from soma_common.postgres.pool import fetch
 from soma_common.sql.loader import blocks
 
+_MOST_KEY: Final = 1024  # bytes
 _TYPE: Final = "soma.dead_letter"
 
 
@@ -85,7 +87,7 @@ class Mirror:
             tx,
             blocks("dead_letters")["mirror"],
             (
-                self.settings.topic, murmur2(key), key, copied.letter_id, copied.event.event_type or _TYPE,
+                self.settings.topic, murmur2(key), _indexed(key), copied.letter_id, copied.event.event_type or _TYPE,
                 record.value or b"", raw_headers(record, headers_of(self.settings.style, copied)),
             ),
         )  # fmt: skip
@@ -94,11 +96,14 @@ class Mirror:
 def raw_headers(record: RawRecord, more: Headers) -> str:
     """The outbox's headers of a record that is sent as it is: ``{"raw": [[name, base64 or null], …], "null": […]}``.
 
-    ``null`` names which of key and value are null: the outbox itself holds bytes only.
+    ``null`` names which of key and value are null: the outbox itself holds bytes only. ``key`` is there in base64 where
+    it is too long for the outbox, which has its SHA-256 then.
     """
     names = [(_readable(name), _text(value)) for name, value in (*record.headers, *more)]
     nulls = [name for name, value in (("key", record.key), ("value", record.value)) if value is None]
-    return orjson.dumps({"raw": names, "null": nulls}).decode()
+    key = record.key or b""
+    long = {} if _indexed(key) is key else {"key": _text(key)}
+    return orjson.dumps({"raw": names, "null": nulls} | long).decode()
 
 
 def headers_of(style: HeaderStyle, copied: Copied) -> Headers:
@@ -182,6 +187,11 @@ def _bytes(value: str | bytes) -> bytes:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()
+
+
+def _indexed(key: bytes) -> bytes:
+    """A key by which the relay can park the row: an entry of an index has its limit, a record's key has none."""
+    return key if len(key) <= _MOST_KEY else b"sha256:" + hashlib.sha256(key).digest()
 
 
 def _readable(name: str) -> str:

@@ -14,6 +14,7 @@ _SQL = blocks("dead_letters")
 LETTERS: Final = f"{_SQL['columns']}\n{_SQL['source']}\n"
 FULL_LETTERS: Final = f"{_SQL['columns']}\n{_SQL['content']}\n{_SQL['source']}\n"
 _HEAD = 27  # columns of a letter without its bytes
+_PLACE, _EVENT = slice(2, 5), slice(11, None)  # of record_columns: where a record is; its digest and its event
 
 
 def letter_of(row: Sequence[Any]) -> Letter:
@@ -67,6 +68,11 @@ def record_columns(entries: Sequence[tuple[UUID, bytes, RawRecord, Known]]) -> l
         [known.idempotency_key for *_, known in entries],
         [known.trace_id for *_, known in entries],
     ]
+
+
+def identities(columns: Sequence[list[Any]]) -> list[list[Any]]:
+    """Of these columns, those that say which records they are, and which events."""
+    return [*columns[_PLACE], *columns[_EVENT]]
 
 
 def _name(name: str) -> bytes:

@@ -11,7 +11,7 @@ from uuid import UUID
 from soma_common.dlq.failures import Failure, storable
 from soma_common.dlq.mirror import Copied, Mirror
 from soma_common.dlq.models import FullLetter, Known, Lease, RawRecord, Status
-from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, record_columns
+from soma_common.dlq.rows import FULL_LETTERS, full_letter_of, identities, record_columns
 from soma_common.errors import LeaseLost, LetterChanged
 from soma_common.events.ids import uuid7
 from soma_common.events.models import RecordedEvent
@@ -20,6 +20,7 @@ from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
 _MOST_CLAIMED: Final = 2600  # bytes of an event's names that fit into a row of an index, whose limit is 2704
+_PAGE_BYTES: Final = 16 * 1024 * 1024  # of values in memory at once: a hundred large ones could end the process
 
 
 class Outcome(StrEnum):
@@ -131,7 +132,10 @@ class DeadLetters:
             else (None,) * 5
         )
         args = (self._consumer_id, *columns, status.value, *told, *numbers, self._who)
-        return [row[0] for row in await fetch(tx, self._sql["write_letters"], args)]
+        written = [row[0] for row in await fetch(tx, self._sql["write_letters"], args)]
+        if len(written) < len(entries):
+            await fetch(tx, self._sql["know_letters"], (self._consumer_id, *identities(columns)))
+        return written
 
     async def lease_due(self, owner: str, *, most: int = 1, seconds: float = 30.0) -> list[Lease]:
         """Lease sequences whose first letter is due, longest waiting first, for so many seconds.
@@ -159,12 +163,18 @@ class DeadLetters:
         """Give a sequence back before its lease ends; another worker may take it at once. Safe to call twice."""
         await self._pool.fetch(self._sql["release_lease"], self._consumer_id, lease.sequence, lease.token)
 
+    async def rest(self, lease: Lease, *, seconds: float) -> None:
+        """As ``release``, but nobody takes the sequence for so many seconds; those that are due go first."""
+        args = (self._consumer_id, lease.sequence, lease.token, seconds)
+        await self._pool.fetch(self._sql["rest_lease"], *args)
+
     async def letters(self, lease: Lease, *, most: int = 100) -> list[FullLetter]:
         """The next letters of a leased sequence, in the order in which they must be applied.
 
-        They end before a letter that is dead or not due yet. None come when the lease was lost.
+        They end before a letter that is dead or not due yet, and when their values are 16 MiB and more. None come when
+        the lease was lost.
         """
-        args = (self._consumer_id, lease.sequence, lease.token, most)
+        args = (self._consumer_id, lease.sequence, lease.token, most, _PAGE_BYTES)
         return [full_letter_of(row) for row in await self._pool.fetch(FULL_LETTERS + self._sql["of_lease"], *args)]
 
     async def resolve(self, tx: Any, lease: Lease, *letters: FullLetter) -> Outcome:

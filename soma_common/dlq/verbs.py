@@ -69,10 +69,10 @@ async def show(pool: Pool, letter_id: UUID | str) -> FullLetter:
     return full_letter_of(rows[0])
 
 
-async def summary(pool: Pool, wanted: LetterFilter) -> list[Summary]:
-    """Letters counted by consumer, status and fingerprint; the largest groups first."""
+async def summary(pool: Pool, wanted: LetterFilter, after: int | None = None) -> list[Summary]:
+    """Letters counted by consumer, status and fingerprint, behind a place; the largest groups first."""
     sql = blocks("dead_letters")
-    clause, args = where(wanted.conditions())
+    clause, args = where(wanted.conditions() | ({} if after is None else {"after": after}))
     rows = await pool.fetch_planned(f"{sql['summary']}\n{sql['source']}\n{clause}{sql['summary_groups']}", *args)
     return [
         Summary(row[0], Status(row[1]), row[2], row[3], row[4], row[5], UUID(int=row[6].int), *row[7:]) for row in rows
@@ -90,6 +90,19 @@ async def retry(pool: Pool, letter_id: UUID | str, *, who: str, why: str | None 
     if not marked and not await pool.fetch(blocks("dead_letters")["status"], given):
         raise _not_found(given)
     return bool(marked)
+
+
+async def can_retry(pool: Pool, letter_id: UUID | str) -> bool:
+    """Whether ``retry`` would ask for something.
+
+    Raises:
+        LetterNotFound: there is no such letter.
+    """
+    given = letter_id_of(letter_id)
+    rows = await pool.fetch(blocks("dead_letters")["can_retry"], given)
+    if not rows:
+        raise _not_found(given)
+    return bool(rows[0][0])
 
 
 async def retry_many(
@@ -121,9 +134,9 @@ async def page_of_markable(pool: Pool, wanted: LetterFilter, after: int | None, 
     return [letter_of(row) for row in await pool.fetch_planned(sql, *args)]
 
 
-async def count_markable(pool: Pool, wanted: LetterFilter) -> int:
-    """How many dead and retrying letters match."""
-    return sum(group.count for group in await summary(pool, markable(wanted)))
+async def count_markable(pool: Pool, wanted: LetterFilter, after: int | None = None) -> int:
+    """How many dead and retrying letters match, behind a place."""
+    return sum(group.count for group in await summary(pool, markable(wanted), after))
 
 
 def markable(wanted: LetterFilter) -> LetterFilter:
@@ -140,20 +153,24 @@ async def mark(pool: Pool, letters: list[UUID], who: str, why: str | None) -> li
 
 
 async def edit(
-    pool: Pool, letter: FullLetter, value: Any, *, who: str, why: str | None = None, raw: bool = False
-) -> int:
+    pool: Pool, letter: FullLetter, value: Any, *,
+    who: str, why: str | None = None, raw: bool = False, dry_run: bool = False,
+) -> int:  # fmt: skip
     """Give an open letter another value; the original stays. Returns the new revision.
 
     Args:
         letter: as it was shown: an edit by somebody else in between is refused.
         value: bytes, or what is written as JSON. Where the original is JSON, bytes must be JSON too, unless ``raw``.
+        dry_run: only say what would be refused; returns the revision that there is.
 
     Raises:
         ValidationError, EventTooLarge: the value cannot be a record's, or the letter is a relay's.
         LetterNotFound, LetterChanged: it is gone, settled, or was edited meanwhile.
     """
-    written = editable(letter, value, raw=raw)
+    written = _editable(letter, value, raw=raw)
     known = letter.letter
+    if dry_run:
+        return known.revision
     args = (known.letter_id, written, storable(who, 512), _reason(why), known.revision)
     async with pool.transaction(synchronous=True) as tx:
         rows = await fetch(tx, blocks("dead_letters")["edit"], args)
@@ -162,13 +179,10 @@ async def edit(
     now = await pool.fetch(blocks("dead_letters")["status"], known.letter_id)
     if not now:
         raise _not_found(known.letter_id)
-    raise LetterChanged(
-        f"Letter {known.letter_id} is {now[0][0]} at revision {now[0][1]}, not {known.status} at {known.revision}.",
-        cure="show it again; a settled letter cannot be edited.",
-    )
+    raise _changed(known, *now[0])
 
 
-def editable(letter: FullLetter, value: Any, *, raw: bool = False) -> bytes:
+def _editable(letter: FullLetter, value: Any, *, raw: bool = False) -> bytes:
     """The bytes that an edit would write, if the letter, as it was shown, can be edited so.
 
     Raises:
@@ -181,9 +195,7 @@ def editable(letter: FullLetter, value: Any, *, raw: bool = False) -> bytes:
             cure="mend the topic and retry it, or discard it and publish another event.",
         )
     if known.status not in OPEN:
-        raise LetterChanged(
-            f"Letter {known.letter_id} is {known.status}.", cure="a settled letter cannot be edited: nothing follows."
-        )
+        raise _changed(known, known.status, known.revision)
     return _bytes_of(value, letter.record.value, raw=raw)
 
 
@@ -245,6 +257,13 @@ def _is_json(value: bytes | None) -> bool:
 
 def _reason(why: str | None) -> str | None:
     return None if why is None else storable(why, 2000)
+
+
+def _changed(known: Letter, status: str, revision: int) -> LetterChanged:
+    at = f"revision {revision}" if revision == known.revision else f"revision {revision}, not at {known.revision}"
+    return LetterChanged(
+        f"Letter {known.letter_id} is {status} at {at}.", cure="show it again; a settled letter cannot be edited."
+    )
 
 
 def _not_found(letter_id: UUID) -> LetterNotFound:

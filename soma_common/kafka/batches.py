@@ -108,4 +108,5 @@ def _verbatim(row: Row, given: dict[str, Any]) -> _Record:
     """A record that is sent as it is, as dlq/mirror.py writes it."""
     headers = [(name, None if value is None else b64decode(value)) for name, value in given["raw"]]
     nulls = given.get("null", ())
-    return None if "key" in nulls else row[KEY], None if "value" in nulls else row[VALUE], headers
+    key = b64decode(given["key"]) if "key" in given else row[KEY]
+    return None if "key" in nulls else key, None if "value" in nulls else row[VALUE], headers

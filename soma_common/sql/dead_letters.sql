@@ -37,6 +37,10 @@ WITH given AS MATERIALIZED (
 )
 SELECT letter_id FROM written
 
+-- :name know_letters : records that have letters already are met again: those that knew no event learn it
+SELECT soma.know_letters($1::integer, $2::text[], $3::integer[], $4::bigint[], $5::bytea[], $6::uuid[], $7::text[],
+                         $8::text[], $9::text[], $10::text[], $11::uuid[])
+
 -- :name lease_due : lease sequences whose first letter is due, longest waiting first; passes over what others hold
 WITH due AS MATERIALIZED (
     SELECT d.sequence FROM soma.dead_sequences d
@@ -62,6 +66,11 @@ RETURNING d.leased_until
 
 -- :name release_lease : give a sequence back
 UPDATE soma.dead_sequences d SET lease = NULL, lease_owner = NULL, leased_until = NULL, leases = 0
+WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid
+
+-- :name rest_lease : give a sequence back that nobody can try now: it stays due, behind all that are due, and rests
+UPDATE soma.dead_sequences d
+SET lease = NULL, lease_owner = NULL, leases = 0, next_at = soma.now(), leased_until = soma.now() + make_interval(secs => $4::float8)
 WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea AND d.lease = $3::uuid
 
 -- :name fail : a try of a letter failed
@@ -90,7 +99,8 @@ FROM soma.dead_letters l JOIN soma.consumers c ON c.consumer_id = l.consumer_id
 -- :name by_id : one letter
 WHERE l.letter_id = $1::uuid
 
--- :name of_lease : the letters of a leased sequence that may be re-driven now, in order: up to one that is dead or not due
+-- :name of_lease : the letters of a leased sequence that may be re-driven now, in order: up to one that is dead or not due,
+-- and no more than so many bytes of values; one at least
 WHERE l.consumer_id = $1::integer AND l.sequence = $2::bytea
   AND l.status IN ('retrying', 'blocked', 'dead', 'redriving')
   AND EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = $1::integer AND d.sequence = $2::bytea
@@ -101,6 +111,15 @@ WHERE l.consumer_id = $1::integer AND l.sequence = $2::bytea
         AND s.status IN ('retrying', 'blocked', 'dead', 'redriving')
         AND (s.status = 'dead' OR (s.status = 'retrying' AND s.next_at > (SELECT soma.now())))
       ORDER BY s.place LIMIT 1), 9223372036854775807)
+  AND l.place <= (
+      SELECT max(t.place) FROM (
+          SELECT f.place, sum(f.size) OVER (ORDER BY f.place) - f.size AS before FROM (
+              SELECT b.place, coalesce(octet_length(b.value), 0) + coalesce(octet_length(b.edited_value), 0) AS size
+              FROM soma.dead_letters b
+              WHERE b.consumer_id = $1::integer AND b.sequence = $2::bytea
+                AND b.status IN ('retrying', 'blocked', 'dead', 'redriving')
+              ORDER BY b.place LIMIT $4::integer) f) t
+      WHERE t.before < $5::bigint)
 ORDER BY l.place LIMIT $4::integer
 
 -- :name where_consumer : filter
@@ -146,6 +165,12 @@ ORDER BY count(*) DESC, c.name, l.status, l.fingerprint
 
 -- :name redrive : ask for another try of the whole sequences of letters; the letters that changed
 SELECT soma.redrive_any($1::uuid[], $2::text, $3::text)
+
+-- :name can_retry : whether the sequence of an open letter has something for which another try can be asked
+SELECT l.status IN ('retrying', 'blocked', 'dead', 'redriving') AND EXISTS (
+    SELECT FROM soma.dead_letters s
+    WHERE s.consumer_id = l.consumer_id AND s.sequence = l.sequence AND s.status IN ('retrying', 'dead'))
+FROM soma.dead_letters l WHERE l.letter_id = $1::uuid
 
 -- :name status : where a letter stands
 SELECT l.status, l.revision FROM soma.dead_letters l WHERE l.letter_id = $1::uuid

@@ -179,3 +179,20 @@ def notice_at(offset: int) -> LetterNotice:
     return LetterNotice(
         consumer="billing", status=Status.DEAD, record=record, event=Known(), failure=failure, attempts=1
     )
+
+
+async def test_an_alert_that_is_under_way_when_the_consumer_stops_is_counted(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = asyncio.Event()
+
+    async def hook(notice: LetterNotice) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    alerts = Alerts(hook, world.pool)
+    alerts.tell(notice_at(1))
+    await began.wait()
+    await alerts.stop(patience=0.0)
+    assert (alerts.told, alerts.lost) == (0, 1)
+    assert "the consumer stops" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -85,16 +86,17 @@ async def test_a_stock_consumer_reads_the_record_and_what_went_wrong(world: Any,
         {"value": b"", "key": b""},
         {"value": b"without a key", "key": None},
         {"value": None, "key": b"tombstone"},
+        {"value": b"a key longer than an entry of an index", "key": random.Random(1).randbytes(5000)},
     ]
     events = await world.publish(3, start=-1)
     async with copies.relay(world.pool), world.worker(topic.source(world.pool), refuse, settings=copies.settings()):
         for record in hostile:
             await topic.send(**record)
         await topic.produce(events)
-        found = await copies.read(5)
-    assert len(found) == 5
+        found = await copies.read(6)
+    assert len(found) == 6
     letters = {str(letter.letter.letter_id): letter for letter in await world.letters()}
-    assert len(letters) == 5
+    assert len(letters) == 6
     by_id = {dict(record.headers)["soma_dlq_letter_id"].decode(): record for record in found}
     assert by_id.keys() == letters.keys()
     for name, record in by_id.items():

@@ -220,6 +220,18 @@ async def test_the_command_stops_with_an_exit_code_of_its_own(world: Any, cause:
         assert told.stderr == ""
 
 
+async def test_the_command_says_in_the_end_what_became_of_the_letters(world: Any, cause: Cause) -> None:
+    """Few enough failed for it to end well; but they did."""
+    await many(world, 5, 5)
+    call, env = command(world, "--consumer", "billing", "--wait")
+    async with world.log_worker(cause.handle, settings=SETTINGS):
+        done = await asyncio.to_thread(
+            subprocess.run, call, env=env, capture_output=True, text=True, timeout=170, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert "0 resolved, 5 failed, 0 under way" in done.stdout
+
+
 @pytest.mark.parametrize(
     "given",
     [{"rate": 0.0}, {"rate": float("nan")}, {"window": 0}, {"failures": -1.0}, {"ahead": 0}, {"patience": 0.0}],

@@ -172,3 +172,46 @@ def test_errors_are_one_line_with_a_cure(run: Run) -> None:
         assert done.exit_code == code, done.output
         assert words in done.output
         assert "Traceback" not in done.output
+
+
+def test_a_dry_run_says_what_the_command_would_do(ask: Ask, run: Run) -> None:
+    first, later = undelivered("a"), undelivered("a")
+
+    async def work(desk: Desk) -> list[str]:
+        await desk.park(first)
+        await desk.block(later)
+        return [str(await desk.id_of(each)) for each in (first, later)]
+
+    ids = ask(work)
+    refused = run("edit", ids[0], "--value", "no json", "--dry-run")
+    assert (refused.exit_code, "not JSON" in refused.output) == (2, True)
+    assert "would be edited" in run("edit", ids[0], "--value", "no json", "--raw", "--dry-run").output
+    assert run("retry", ids[1], "--dry-run").exit_code == 0
+    assert run("retry", ids[1]).exit_code == 0
+    for each in ids:  # they wait for their try already
+        assert (run("retry", each, "--dry-run").exit_code, run("retry", each).exit_code) == (1, 1)
+    for verb in (("discard", "--reason", "x"), ("edit", "--value", "{}")):
+        assert run(verb[0], ids[0], *verb[1:], "--dry-run").exit_code == 0
+    assert run("discard", ids[0], "--reason", "garbage").exit_code == 0
+    for verb in (("discard", "--reason", "x"), ("edit", "--value", "{}"), ("retry",)):
+        assert run(verb[0], ids[0], *verb[1:], "--dry-run").exit_code == 1, verb
+        assert run(verb[0], ids[0], *verb[1:]).exit_code == 1, verb
+    assert ask(lambda desk: desk.rows()) == [(first.record.offset, "discarded"), (later.record.offset, "blocked")]
+
+
+def test_a_dry_run_counts_what_lies_behind_the_cursor(ask: Ask, run: Run) -> None:
+    parked(ask, *(undelivered(f"k{n}") for n in range(5)))
+    cursor = run("list", "--tenant", "t", "--limit", "2").output.split("--cursor ")[1].strip()
+    assert "3 letters match" in run("retry-all", "--tenant", "t", "--after", cursor, "--dry-run").output
+    assert "3 letters will be tried again" in run("retry-all", "--tenant", "t", "--after", cursor).output
+
+
+def test_who_acts_where_the_login_has_no_name(ask: Ask, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of its own."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 1234567)
+    (letter,) = parked(ask, undelivered("a"))
+    done = run("retry", letter)
+    assert done.exit_code == 0, done.output
+    assert ask(lambda desk: desk.dlq.history(letter))[-1].who == "uid 1234567"

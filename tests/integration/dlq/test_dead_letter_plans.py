@@ -64,7 +64,7 @@ def test_the_hot_statements(filled: Any) -> None:
         "lock_open": (sql["lock_open"], [1, r"{\\x6b31}"], {"dead_sequences_pkey"}),
         "lease_due": (sql["lease_due"], [1, 1, "w", 30], {"dead_sequences_due_idx", "dead_sequences_pkey"}),
         "renew_lease": (sql["renew_lease"], [1, r"\x6b31", UUID_, 30], {"dead_sequences_pkey"}),
-        "of_lease": (FULL_LETTERS + sql["of_lease"], [1, r"\x6b31", UUID_, 100], of_sequence),
+        "of_lease": (FULL_LETTERS + sql["of_lease"], [1, r"\x6b31", UUID_, 100, 10**7], of_sequence),
         "by_id": (FULL_LETTERS + sql["by_id"], [UUID_], {"dead_letters_pkey", "consumers_pkey"}),
         "history": (sql["history"], [UUID_], {"dead_letter_history_pkey"}),
         "gauges": (sql["gauges"], [], {"dead_letters_gauge_idx", "consumers_pkey"}),

@@ -36,6 +36,20 @@ async def test_what_is_not_due_is_not_leased(desk: Desk) -> None:
     assert lease.sequence == b"klater"
 
 
+async def test_large_letters_are_not_all_read_at_once(desk: Desk) -> None:
+    """A hundred of the largest records would be more than a worker has memory for, and its death counts as theirs."""
+    many = [undelivered("a", value=bytes(6 * 1024 * 1024)) for _ in range(5)]
+    huge = undelivered("b", value=bytes(20 * 1024 * 1024))
+    await desk.park(many[0], huge, retry_in=0)
+    assert await desk.block(*many[1:])
+    first, second = await desk.letters.lease_due("w", most=2)
+    assert len(await desk.letters.letters(first)) == 3
+    assert len(await desk.letters.letters(second)) == 1
+    await desk.letters.release(first)
+    await desk.letters.release(second)
+    assert await desk.redrive() == [*offsets(many), huge.record.offset]
+
+
 async def test_a_failed_try_waits_again_and_ends_the_lease(desk: Desk) -> None:
     one = undelivered("a")
     await desk.park(one, retry_in=0)
@@ -204,6 +218,26 @@ async def test_a_retry_with_a_transform(desk: Desk) -> None:
         await desk.dlq.retry_event(letter, transform=lambda _: b"{}")
     with pytest.raises(LetterChanged, match="resolved"):
         await desk.dlq.discard(letter, "too late")
+
+
+async def test_a_transform_that_returns_nothing_is_refused(desk: Desk) -> None:
+    """Else `null` would be the new value, and the letter would be tried with it."""
+    one = undelivered("a")
+    await desk.park(one)
+    letter = await desk.id_of(one)
+    with pytest.raises(ValidationError, match="returned None"):
+        await desk.dlq.retry_event(letter, transform=lambda _: None)
+    assert (await desk.dlq.show(letter)).letter.status is Status.DEAD
+    assert (await desk.dlq.show(letter)).edited_value is None
+
+
+async def test_a_retry_of_a_settled_letter_leaves_its_sequence_alone(desk: Desk) -> None:
+    first, second = undelivered("a"), undelivered("a")
+    await desk.park(first, second)
+    assert await desk.dlq.discard(await desk.id_of(first), "garbage")
+    assert not await desk.dlq.retry_event(await desk.id_of(first), dry_run=True)
+    assert not await desk.dlq.retry_event(await desk.id_of(first))
+    assert await desk.rows() == [(first.record.offset, "discarded"), (second.record.offset, "dead")]
 
 
 async def test_discarding_wants_a_reason(desk: Desk) -> None:

@@ -19,6 +19,7 @@ from soma_common.errors import LetterChanged, ValidationError
 from soma_common.events.models import RecordedEvent
 from soma_common.events.store import ALL_TENANTS
 from soma_common.outbox.parking import list_parked
+from soma_common.sql.loader import blocks
 from soma_common.testing.backends import KafkaHandle
 from soma_common.testing.lane.kafka_wire import Topic
 from tests.integration.relay.lab import RelayProcess, World, check, make
@@ -292,6 +293,26 @@ async def test_the_triggers_find_letters_by_their_record(lab: World) -> None:
     began = asyncio.get_running_loop().time()
     assert await desk(lab).retry_many(consumer="relay:big", tenant_id=ALL_TENANTS, stage="publish", most=1) >= 1
     assert asyncio.get_running_loop().time() - began < 30
+
+
+async def test_a_row_of_a_key_that_is_being_sent_is_not_given_up(lab: World) -> None:
+    """The relay sends whole keys, so also rows that were parked behind the others since the try was asked for."""
+    insert = """
+        INSERT INTO soma.outbox_parked (reader, position, topic, key, key_hash, event_id, event_type, version, "timestamp",
+                                        value, headers, reason, parked_at)
+        VALUES ('relay:r', $1, 't', 'k', 0, gen_random_uuid(), 'e', 1, now(), 'v', '{}', $2, now())
+    """
+    async with lab.pool.connection() as one:
+        await one.execute(insert, 1, "no")
+    (head,) = await letters(lab, consumer="relay:r")
+    assert await desk(lab).retry_event(head.letter_id)
+    async with lab.pool.connection() as one:
+        await one.execute(insert, 2, None)
+        taken = await one.fetch(blocks("outbox")["wanted"], "relay:r", [0], 10)
+    assert [row[0] for row in taken] == [1, 2]  # both are in the relay's hands
+    behind = (await letters(lab, consumer="relay:r"))[1]
+    with pytest.raises(LetterChanged, match="being sent"):
+        await desk(lab).discard(behind.letter_id, "too late")
 
 
 async def test_the_runtime_role_may_park_try_and_give_up(lab: World) -> None:
