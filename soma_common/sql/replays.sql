@@ -77,5 +77,12 @@ FROM soma.events e
 -- :name counted : by what
 GROUP BY 1, 2, 3
 
--- :name held : sequences of a consumer that have open dead letters
-SELECT d.sequence FROM soma.dead_sequences d WHERE d.consumer_id = $1::integer AND d.sequence = ANY ($2::bytea[])
+-- :name held : of these events, by their numbers from 1, those with an open dead letter of the consumer, or whose key or
+-- partition has one; while nothing is dead this is one look into an empty index
+SELECT g.number FROM unnest($2::uuid[], $3::bytea[], $4::bytea[]) WITH ORDINALITY AS g (event_id, key, part, number)
+WHERE EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = $1::integer)
+  AND (EXISTS (SELECT FROM soma.dead_sequences d
+               WHERE d.consumer_id = $1::integer AND d.sequence = ANY (ARRAY[g.key, g.part]))
+       OR EXISTS (SELECT FROM soma.dead_letters l
+                  WHERE l.event_id = g.event_id AND l.consumer_id = $1::integer
+                    AND l.status IN ('retrying', 'blocked', 'dead', 'redriving')))
