@@ -94,7 +94,7 @@ class Shadow:
             await fetch(tx, row[0], ())
 
     async def detach(self, tx: Any) -> None:
-        """Let serial sequences that only the old tables draw from go with them: new ones may bring their names along."""
+        """Let serial sequences that only the old tables draw from go with them: new ones may bring the same names."""
         rows = await fetch(tx, _sql("outgrown"), (self.live_schema, list(self.tables), f"{self.schema}_old"))
         for statement in (each for row in rows for each in row):
             await fetch(tx, statement, ())
