@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from soma_common.consumer.effects import ENDING, Blamed, Effects
@@ -21,6 +21,8 @@ from soma_common.postgres.pool import fetch
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Counts, Progress
 from soma_common.sql.loader import blocks
+
+_MOST_CAUSE: Final = 2000  # characters of what a handler said
 
 
 class ForcedInbox(Inbox):
@@ -141,6 +143,12 @@ def failed(record: Record, cause: Exception) -> HandlerFailed:
     assert event is not None
     return HandlerFailed(
         f"Event {event.event_id} ({event.event_type}) of key {event.stream} at {record.offset} failed: "
-        f"{type(cause).__name__}: {cause}",
+        f"{type(cause).__name__}: {_shown(str(cause))}",
         cure="mend the handler or the event and resume the replay; it goes on exactly here.",
     )
+
+
+def _shown(text: str) -> str:
+    """What a handler said, for logs and terminals: it may quote a payload."""
+    cut = text if len(text) <= _MOST_CAUSE else text[:_MOST_CAUSE] + " [truncated]"
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from soma_common.consumer.settings import ConsumerSettings
-from soma_common.errors import BrokerUnavailable
+from soma_common.errors import BrokerUnavailable, HandlerFailed
 from soma_common.replay.models import ReplayState
 from tests.integration.consumer.conftest import AT_ONCE, apply
 from tests.integration.replay.test_rebuild_letters import settled
@@ -86,3 +86,20 @@ async def test_what_a_handler_needs_is_away(replays: Any) -> None:
         assert (await replays.finish(engine, await engine.start(replays.everything))).state is ReplayState.DONE
     assert len(asked) == 3
     await replays.check(events)
+
+
+async def test_what_a_handler_says_does_not_steer_a_terminal(replays: Any) -> None:
+    async def quotes(event: Any, ctx: Any) -> None:
+        raise ValueError("\x1b[2J\u202e\nsecond line " + "x" * 100_000)
+
+    await replays.publish(3)
+    await replays.passed_by()
+    await replays.forget()
+    async with replays.engine(quotes) as engine:
+        run = await engine.start(replays.everything)
+        with pytest.raises(HandlerFailed) as failed:
+            await replays.finish(engine, run)
+        told = (await engine.progress(run.run_id)).error
+    assert told == failed.value.message
+    assert all(c.isprintable() or c == "\n" for c in told)
+    assert len(told) < 3000
