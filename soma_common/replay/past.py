@@ -95,7 +95,7 @@ class LogPast:
             return await _rows(connection, diff, limit, reader)
         except EventsArchived as error:
             raise ReplayRefused(
-                "Events of this rebuild went into archives. It reads the log only: its tables would lack their effects.",
+                "Events of this rebuild went into archives. It reads the log, and its tables would lack their effects.",
                 cure="cancel it; or, if the tables shall begin with what is left, say"
                 f" `somastack retention accept {reader}` and resume it.",
             ) from error

@@ -7,6 +7,10 @@ SELECT s.from_tick, s.from_token FROM soma.shards s WHERE s.reader = $1::text OR
 -- :name reads_kafka : whether a consumer has positions in Kafka
 SELECT EXISTS (SELECT FROM soma.consumer_offsets WHERE consumer_id = $1::integer)
 
+-- :name topic_ids : which topics a consumer has read in Kafka, by their ids
+SELECT DISTINCT ON (o.topic) o.topic, o.topic_id FROM soma.consumer_offsets o
+WHERE o.consumer_id = $1::integer AND o.topic_id IS NOT NULL ORDER BY o.topic
+
 -- :name open : record a run
 SELECT soma.open_replay($1::uuid, $2::integer, $3::integer, $4::text, $5::text, $6::json, $7::timestamptz, $8::bigint,
                         $9::bigint, $10::bigint, $11::bigint, $12::double precision, $13::text, $14::text)

@@ -53,15 +53,17 @@ async def test_offsets_that_are_not_there_are_no_broker_that_is_away(replays: An
         assert (await engine.progress(run.run_id)).state is ReplayState.FAILED
 
 
-async def test_a_consumer_that_was_set_back_under_a_rebuild(replays: Any, topic: Any) -> None:
+async def test_a_consumer_that_was_set_back_under_a_run(replays: Any, topic: Any) -> None:
     await make_tables(replays)
     await topic.produce(await replays.publish(100, keys=30))
     await consumed(replays, topic, 100, book)
     async with replays.engine(book, bootstrap=topic.bootstrap) as engine:
+        run = await engine.start(replays.everything)
         rebuild = await engine.start(replays.everything, "rebuild", projection=BOTH)
         await replays.finish(engine, rebuild, swap=False)
         await replays.pool.fetch("UPDATE soma.consumer_offsets SET next_offset = 0")
-        with pytest.raises(ReplayRefused, match="went back to 0"):
-            await replays.finish(engine, rebuild)
+        for one in (run, rebuild):
+            with pytest.raises(ReplayRefused, match="went back to 0"):
+                await replays.finish(engine, one)
         await engine.cancel(rebuild.run_id)
     assert await replays.count() == 100
