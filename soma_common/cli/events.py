@@ -132,7 +132,7 @@ def show(event_id: str, tenant_id: str | None, all_tenants: bool, place: str | N
 def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
     """The newest events, the oldest of them first."""
     conditions = _conditions(given)
-    wanted = EventFilter(**conditions)
+    wanted, live = EventFilter(**conditions), ReplayFilter(**conditions)
 
     def tell(event: RecordedEvent) -> None:
         click.echo(as_json(event) if json else as_line(event))
@@ -147,7 +147,7 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
             if not follow:
                 return
             async for event, _ in store.subscribe(after=Cursor(latest.tick_id, latest.token)):
-                if event.position not in told and _fits(event, conditions):
+                if event.position not in told and live.matches(event):
                     tell(event)
                     sys.stdout.flush()
 
@@ -288,8 +288,3 @@ def load_app(name: str) -> Soma:
     if not isinstance(found, Soma):
         raise ConfigurationError(f"{name!r:.100} is a {type(found).__name__}.", cure="name a Soma.")
     return found
-
-
-def _fits(event: RecordedEvent, conditions: dict[str, Any]) -> bool:
-    """Whether an event is one of those that a query with these conditions finds."""
-    return ReplayFilter(**conditions).matches(event)

@@ -119,4 +119,15 @@ def plain(text: str) -> str:
 
 
 def _json(value: Any, *, indent: bool = False) -> str:
-    return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 if indent else None).decode()
+    """JSON in which nothing steers a terminal: orjson escapes what is below a space, and no other control characters,
+    bidirectional ones for instance. Such ones stand in strings only, so the text says the same."""
+    text = orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 if indent else None).decode()
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    """A character as JSON may write it."""
+    if character.isprintable() or character == "\n":  # orjson's own line breaks; those of strings are escaped already
+        return character
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
@@ -20,6 +21,7 @@ from soma_common.events.models import RecordedEvent
 from soma_common.kafka.bounded import bounded
 from soma_common.kafka.clients import client_arguments, unreachable
 from soma_common.kafka.records import Decoder
+from soma_common.kafka.topic_ids import topic_ids
 from soma_common.ranges import check_settings
 
 _CALL: Final = 10.0  # seconds that a question to the broker may take
@@ -67,6 +69,18 @@ class TopicReader:
             raise unreachable(self.settings.bootstrap, error) from error
         return {Partition(*tp): (first[tp], ends[tp]) for tp in wanted}
 
+    async def ids(self, names: Collection[str]) -> Mapping[str, UUID]:
+        """The ids of topics, as far as the broker tells them: one that was made anew under its name has another.
+
+        Raises:
+            BrokerUnavailable: no broker answers.
+        """
+        try:
+            consumer = await self._started()
+            return await bounded(topic_ids(consumer._client, names), _CALL)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise unreachable(self.settings.bootstrap, error) from error
+
     async def read(
         self, partition: Partition, offset: int, end: int, limit: int, *, wait: float | None = None
     ) -> tuple[list[Record], int]:
@@ -109,13 +123,18 @@ class TopicReader:
     async def _gone(self, partition: Partition, offset: int, error: BaseException) -> None:
         """Whether what was asked for is not there; else the broker is away."""
         self._at = None
-        first = offset + 1 if isinstance(error, OffsetOutOfRangeError) else 0
+        first, end = (offset + 1, offset) if isinstance(error, OffsetOutOfRangeError) else (0, offset)
         with suppress(BrokerUnavailable):
-            first = (await self.ranges([partition]))[partition][0]
+            first, end = (await self.ranges([partition]))[partition]
         if first > offset:
             raise ReplayRefused(
                 f"{partition} does not have offset {offset} any more: it begins at {first}.",
                 cure="cancel this replay; a new one begins with what the topic still has.",
+            ) from error
+        if isinstance(error, OffsetOutOfRangeError) and end < offset:
+            raise ReplayRefused(
+                f"{partition} does not have offset {offset}: it ends at {end}. It was made anew, or has lost records.",
+                cure="cancel this replay; see to the live consumer first, which stands there as well.",
             ) from error
 
     async def _started(self) -> AIOKafkaConsumer:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 from soma_common.consumer.effects import ENDING, Blamed, Effects
 from soma_common.consumer.handlers import Delivery
 from soma_common.consumer.lanes import Lane
 from soma_common.consumer.pipeline import PASSING, Begin
 from soma_common.consumer.source import Record
-from soma_common.dlq.models import sequence_of_key
+from soma_common.dlq.models import sequence_of_key, sequence_of_partition
 from soma_common.errors import HandlerFailed, LeaseLost, SomaError
 from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
@@ -20,6 +21,8 @@ from soma_common.postgres.pool import fetch
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Counts, Progress
 from soma_common.sql.loader import blocks
+
+_MOST_CAUSE: Final = 2000  # characters of what a handler said
 
 
 class ForcedInbox(Inbox):
@@ -33,14 +36,16 @@ class ForcedInbox(Inbox):
         return claim._replace(fresh=fresh)
 
 
-async def held_places(tx: Any, consumer_id: int, sequences: Sequence[bytes]) -> frozenset[int]:
-    """The places of the events whose key has open dead letters: they are left to the re-drive, which keeps the order.
+async def held_places(tx: Any, consumer_id: int, records: Sequence[Record]) -> frozenset[int]:
+    """The places of the events that are left to the re-drive, which keeps the order: those with an open dead letter of
+    their own, and those whose key or partition has one, whichever the consumer orders by.
 
     This is the one place where a replay asks about letters.
     """
-    rows = await fetch(tx, blocks("replays")["held"], (consumer_id, sequences))
-    held = {bytes(row[0]) for row in rows}
-    return frozenset(place for place, sequence in enumerate(sequences) if sequence in held)
+    columns = zip(*((_id(record), sequence_of(record), _by_partition(record)) for record in records), strict=True)
+    ids, keys, partitions = map(list, columns) if records else ([], [], [])
+    rows = await fetch(tx, blocks("replays")["held"], (consumer_id, ids, keys, partitions))
+    return frozenset(row[0] - 1 for row in rows)
 
 
 class Batches:
@@ -67,6 +72,8 @@ class Batches:
         try:
             return await self._commit(run, records)
         except Blamed as blamed:
+            if isinstance(blamed.cause, PASSING):  # something that a handler needs is away: no event is to blame
+                raise blamed.cause from blamed
             if len(records) == 1:
                 raise failed(records[0], blamed.cause) from blamed.cause
             place = blamed.place
@@ -95,8 +102,7 @@ class Batches:
         for place, record in enumerate(records):
             if record.event is not None and (handlers := of(record.event.event_type)):
                 handled.append((place, record.event, handlers))
-        sequences = [sequence_of(records[place]) for place, _, _ in handled]
-        held = await held_places(tx, run.scope.consumer_id, sequences)
+        held = await held_places(tx, run.scope.consumer_id, [records[place] for place, _, _ in handled])
         free = [entry for place, entry in enumerate(handled) if place not in held]
         claim = await self._inbox.claim(tx, [event for _, event, _ in free])
         fresh = [entry for entry, is_new in zip(free, claim.fresh, strict=True) if is_new]
@@ -122,12 +128,27 @@ def sequence_of(record: Record) -> bytes:
     return sequence_of_key(kafka_key(record.event.stream)[0])
 
 
+def _by_partition(record: Record) -> bytes:
+    return sequence_of_partition(*record.partition)
+
+
+def _id(record: Record) -> UUID:
+    assert record.event is not None, "it has handlers"
+    return record.event.event_id
+
+
 def failed(record: Record, cause: Exception) -> HandlerFailed:
     """The error that ends a run."""
     event = record.event
     assert event is not None
     return HandlerFailed(
         f"Event {event.event_id} ({event.event_type}) of key {event.stream} at {record.offset} failed: "
-        f"{type(cause).__name__}: {cause}",
+        f"{type(cause).__name__}: {_shown(str(cause))}",
         cure="mend the handler or the event and resume the replay; it goes on exactly here.",
     )
+
+
+def _shown(text: str) -> str:
+    """What a handler said, for logs and terminals: it may quote a payload."""
+    cut = text if len(text) <= _MOST_CAUSE else text[:_MOST_CAUSE] + " [truncated]"
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC
 from heapq import merge
-from typing import Any
+from typing import Any, Final
 
 from soma_common.errors import EventsArchived, ReplayRefused
 from soma_common.postgres.pool import Pool, Row
@@ -14,6 +14,8 @@ from soma_common.replay.models import ReplayFilter
 from soma_common.retention.format import value_of
 from soma_common.retention.reader import ArchiveReader
 from soma_common.sql.loader import blocks
+
+_PAGE: Final = 5000  # archived events that the log is asked about at once
 
 
 class Archived:
@@ -75,13 +77,32 @@ class Archived:
         return whole[:limit]
 
     async def counts(self, wanted: ReplayFilter, known: Sequence[Row]) -> list[Row]:
-        """Counts by (type, service, day) of archived events, beside those of the log; the inbox is not asked."""
+        """Counts by (type, service, day) of events that are in archives only, beside those of the log; the inbox is not
+        asked."""
         found: Counter[tuple[Any, ...]] = Counter()
+        page: list[Row] = []
         if self._reader is not None:
             async for row in self._reader.walk(wanted.conditions(), 0, 2**63 - 1):
-                day = value_of(row, "timestamp").astimezone(UTC).date()
-                found[value_of(row, "event_type"), value_of(row, "service_id"), day] += 1
+                page.append(row)
+                if len(page) == _PAGE:
+                    found.update(await self._removed(page))
+                    page.clear()
+            found.update(await self._removed(page))
         return [*known, *((*key, count, 0) for key, count in found.items())]
+
+    async def _removed(self, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        """(type, service, day) of those that the log does not have any more: an archive is made before they go."""
+        places = [row[0] for row in rows]
+        there = {row[0] for row in await self._pool.fetch(blocks("retention")["still_there"], places)}
+        return [
+            (
+                value_of(row, "event_type"),
+                value_of(row, "service_id"),
+                value_of(row, "timestamp").astimezone(UTC).date(),
+            )
+            for row in rows
+            if row[0] not in there
+        ]
 
 
 def _refused(message: str) -> ReplayRefused:

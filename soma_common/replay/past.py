@@ -8,6 +8,7 @@ from uuid import UUID
 
 from soma_common.consumer.source import Partition, Record
 from soma_common.dlq.models import RawRecord
+from soma_common.errors import EventsArchived, ReplayRefused
 from soma_common.events.codec import JsonCodec, placed
 from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
@@ -68,12 +69,13 @@ class LogPast:
 
         Raises:
             CursorLost: the database was promoted or restored to an earlier moment.
+            ReplayRefused: events were removed from the log, and nobody accepted that for this run.
         """
         diff = await self._diff()
         if diff is None:
             return None
         async with self._pool.connection() as connection:
-            rows = await _rows(connection, diff, limit, self._reader)
+            rows = await self._rows(connection, diff, limit)
         place = rows[-1][0] if rows else self._cursor.position
         full = len(rows) == limit
         self._cursor = diff.after(place) if full else diff.done()._replace(position=place)
@@ -85,6 +87,18 @@ class LogPast:
         rows = await self._pool.fetch(blocks("replays")["passed"], self._reader)
         self._end = await self._ticks.at(*rows[0])
         return await self._ticks.next_diff(self._cursor, self._end)
+
+    async def _rows(self, connection: Any, diff: Diff, limit: int) -> Sequence[Row]:
+        """A gap ends the run, also one that was accepted for the consumer: that may have applied what is gone."""
+        reader = self._partition.name
+        try:
+            return await _rows(connection, diff, limit, reader)
+        except EventsArchived as error:
+            raise ReplayRefused(
+                "Events of this rebuild went into archives. It reads the log, and its tables would lack their effects.",
+                cure="cancel it; or, if the tables shall begin with what is left, say"
+                f" `somastack retention accept {reader}` and resume it.",
+            ) from error
 
     def _record(self, diff: Diff, row: Row) -> Record:
         event = recorded_event(row)
@@ -103,7 +117,7 @@ class LogPast:
         """
         newest, cursor, records = Tick(*(await fetch(tx, _sql("newest_tick"), ()))[0]), self._cursor, list[Record]()
         while (diff := await self._ticks.next_diff(cursor, newest)) is not None:
-            rows = await _rows(tx, diff, most + 1, self._reader)
+            rows = await self._rows(tx, diff, most + 1)
             records += [self._record(diff, row) for row in rows]
             if len(records) > most:
                 raise TooMuch

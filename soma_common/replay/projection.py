@@ -88,6 +88,17 @@ class Shadow:
         for table in self.tables:
             await pool.fetch((await pool.fetch(_sql("analyze"), self.schema, table))[0][0])
 
+    async def lock(self, tx: Any) -> None:
+        """Keep everybody from the old tables until the transaction ends; in one order, so that two cannot deadlock."""
+        for row in await fetch(tx, _sql("lock_tables"), (self.live_schema, list(self.tables))):
+            await fetch(tx, row[0], ())
+
+    async def detach(self, tx: Any) -> None:
+        """Let serial sequences that only the old tables draw from go with them: new ones may bring the same names."""
+        rows = await fetch(tx, _sql("outgrown"), (self.live_schema, list(self.tables), f"{self.schema}_old"))
+        for statement in (each for row in rows for each in row):
+            await fetch(tx, statement, ())
+
     async def check(self, tx: Any) -> None:
         """That nothing came up since the rebuild began that the swap would break.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from soma_common.consumer.source import Partition, Record
 from soma_common.events.rows import SELECT, recorded_event
@@ -13,6 +13,8 @@ from soma_common.postgres.pool import Pool, Row
 from soma_common.replay.archived import Archived
 from soma_common.replay.models import Offset, Progress, ReplayFilter, Scope
 from soma_common.sql.loader import blocks
+
+_KEY_HASH: Final = 20  # its column in a row of SELECT
 
 
 class Page(NamedTuple):
@@ -40,7 +42,8 @@ class LogPages:
         self._pool, self._scope, self._wanted = pool, run.scope, run.wanted
         self._archived = archived or Archived(pool, None)
         self._ticks = TickReader(pool)
-        self._partition = Partition(f"replay:{run.run_id}", 0)
+        self._reader = f"consumer:{run.consumer}"
+        self._partitions: list[Partition] = []
         self._end: Tick | None = None
 
     async def next(self, cursor: Cursor, limit: int) -> Page | None:
@@ -52,6 +55,8 @@ class LogPages:
         """
         if self._end is None:
             self._end = await self._ticks.at(self._scope.end_tick, self._scope.end_token)
+            shards = (await self._pool.fetch(blocks("rebuilds")["shards"], self._reader))[0][0]
+            self._partitions = [Partition(self._reader, number) for number in range(shards)]
         diff = await self._ticks.next_diff(cursor, self._end)
         if diff is None:
             return None
@@ -68,7 +73,8 @@ class LogPages:
         return await self._archived.complete(rows, self._wanted, low, high, limit)
 
     def _record(self, diff: Diff, row: Row) -> Record:
-        return Record(self._partition, row[0], 0, diff.after(row[0]), recorded_event(row))
+        partition = self._partitions[row[_KEY_HASH] & (len(self._partitions) - 1)]  # where the live consumer has it
+        return Record(partition, row[0], 0, diff.after(row[0]), recorded_event(row))
 
 
 def _span(diff: Diff, scope: Scope) -> tuple[int, int]:

@@ -71,14 +71,15 @@ class Scopes:
                 f"Consumer {self._consumer} has no position in the log" + (": it reads Kafka." if kafka else "."),
                 cure="replay it from Kafka." if kafka else "run it first.",
             )
-        return await self._in_log(wanted, number, await TickReader(self._pool).at(*rows[0]))
+        return await self._in_log(wanted, mode, number, await TickReader(self._pool).at(*rows[0]))
 
     async def _reads_kafka(self, number: int) -> bool:
         return bool((await self._pool.fetch(blocks("replays")["reads_kafka"], number))[0][0])
 
-    async def _in_log(self, wanted: ReplayFilter, number: int, end: Tick) -> Coverage:
+    async def _in_log(self, wanted: ReplayFilter, mode: ReplayMode, number: int, end: Tick) -> Coverage:
         """Up to the newest tick that the live consumer has passed with all its keys: it is never overtaken."""
-        await self._archived.check(wanted, end.tick_id)
+        if mode is not ReplayMode.REBUILD:  # that reads no archives, and looks for gaps as it reads
+            await self._archived.check(wanted, end.tick_id)
         first, last = await self._archived.span(wanted, *await bounds(self._pool, wanted, end))
         return Coverage(
             Scope(
@@ -123,7 +124,8 @@ class Scopes:
         """The counts of what is covered."""
         if covered.stretches is None:
             rows = await counts(self._pool, wanted, covered.scope, covered.scope.consumer_id)
-            rows = await self._archived.counts(wanted, rows)
+            if mode is not ReplayMode.REBUILD:
+                rows = await self._archived.counts(wanted, rows)
         else:
             assert self._topics is not None, "they are covered"
             topics = self._topics()

@@ -16,8 +16,9 @@ from soma_common.consumer.effects import Blamed
 from soma_common.consumer.lanes import Lane
 from soma_common.consumer.pipeline import Begin
 from soma_common.consumer.source import Record
-from soma_common.errors import LeaseLost, ReplayRefused, TransactionConflict
+from soma_common.errors import LeaseLost, ReplayRefused, SomaError, TransactionConflict
 from soma_common.inbox import NO_LANE
+from soma_common.postgres.errors import is_from_driver
 from soma_common.postgres.pool import fetch
 from soma_common.replay.applying import failed, sequence_of
 from soma_common.replay.checkpoints import Checkpoints
@@ -77,7 +78,12 @@ class Swap:
                 raise NotNow(f"what is in use was not free within {patience:.2f} s") from error
             if took_too_long(error):
                 raise NotNow("PostgreSQL ended it") from error
-            raise
+            if isinstance(error, SomaError) or not is_from_driver(error):
+                raise
+            raise ReplayRefused(
+                f"The new tables cannot take the place of the old ones: {error}.",
+                cure="mend what PostgreSQL names and resume the rebuild; or cancel it and start again.",
+            ) from error
 
     async def _transaction(self, run: Progress, patience: float) -> None:
         async with self._begin() as tx:
@@ -86,7 +92,9 @@ class Swap:
                 raise LeaseLost(f"Replay {run.run_id} was taken over, paused or cancelled.")
             await self._check_forced(tx, run)
             await self._checkpoints.save(tx, run, run.cursor, await self._catch_up(tx, run))
+            await self._shadow.lock(tx)  # before the check: what somebody is just making is waited for, and then seen
             await self._shadow.check(tx)
+            await self._shadow.detach(tx)
             await fetch(tx, _sql("swap_tables"), (run.run_id,))
             if not (await fetch(tx, _sql("adopt_inbox"), (run.run_id, run.epoch)))[0][0]:
                 raise LeaseLost(f"Replay {run.run_id} was taken over, paused or cancelled.")

@@ -13,7 +13,7 @@ from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.replay.models import Offset, Progress
 from soma_common.replay.past import Rest, TooMuch
 from soma_common.replay.reading import Page
-from soma_common.replay.topics import Stretch, Topics
+from soma_common.replay.topics import Stretch, Topics, check_same, set_back
 from soma_common.sql.loader import blocks
 
 _BRIEFLY = 0.02  # seconds of a fetch while the live consumer stands still
@@ -49,12 +49,15 @@ class TopicPast:
     async def _look(self) -> None:
         """How far the live consumer is now."""
         if not self._stretches:
+            await check_same(self._pool, self._topics, self._run.scope.consumer_id)
             rows = await self._pool.fetch(blocks("replays")["offsets"], self._run.run_id)
             made = (Stretch(Partition(row[0], row[1]), *row[2:]) for row in rows)
             self._stretches = {stretch.partition: stretch for stretch in made}
         for partition, stored in _stored(await self._rows()).items():
             if partition not in self._stretches:
                 await self._add(partition)
+            if stored < self._stretches[partition].next:
+                raise set_back(partition, stored, self._stretches[partition].next)
             self._stretches[partition].end = stored
 
     async def _rows(self, tx: Any | None = None) -> Sequence[Row]:
@@ -69,7 +72,12 @@ class TopicPast:
         self._stretches[partition] = Stretch(partition, first, first, first)
 
     async def behind(self) -> int:
-        """How many offsets lie between the pages and the ends of the topics."""
+        """How many offsets lie between the pages and the ends of the topics.
+
+        Raises:
+            ReplayRefused: a topic is not the one any more that the consumer has read.
+        """
+        await check_same(self._pool, self._topics, self._run.scope.consumer_id)
         ranges = await self._topics.ranges(self._stretches)
         return sum(end - self._stretches[partition].next for partition, (_, end) in ranges.items())
 

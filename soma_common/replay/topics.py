@@ -29,6 +29,9 @@ class Topics(Protocol):
     async def ranges(self, partitions: Collection[Partition]) -> Mapping[Partition, tuple[int, int]]:
         """The first offset of each partition that is still there, and the one behind the last."""
 
+    async def ids(self, names: Collection[str]) -> Mapping[str, UUID]:
+        """The ids of topics, as far as the broker tells them."""
+
     async def read(
         self, partition: Partition, offset: int, end: int, limit: int, *, wait: float | None = None
     ) -> tuple[list[Record], int]:
@@ -65,12 +68,22 @@ class TopicPages:
             InfrastructureError: the broker or the registry is away.
         """
         if self._stretches is None:
-            rows = await self._pool.fetch(blocks("replays")["offsets"], self._run.run_id)
-            self._stretches = [Stretch(Partition(row[0], row[1]), *row[2:]) for row in rows]
+            await self._open()
+            assert self._stretches is not None
         for stretch in self._stretches:
             if stretch.next < stretch.end:
                 return await self._page(stretch, limit)
         return None
+
+    async def _open(self) -> None:
+        number = self._run.scope.consumer_id
+        await check_same(self._pool, self._topics, number)
+        rows = await self._pool.fetch(blocks("replays")["offsets"], self._run.run_id)
+        self._stretches = [Stretch(Partition(row[0], row[1]), *row[2:]) for row in rows]
+        stored = {Partition(*row[:2]): row[2] for row in await self._pool.fetch(blocks("consumer")["offsets"], number)}
+        for stretch in self._stretches:
+            if stored.get(stretch.partition, 0) < stretch.end:
+                raise set_back(stretch.partition, stored.get(stretch.partition, 0), stretch.end)
 
     async def _page(self, stretch: Stretch, limit: int) -> Page:
         read, following = await self._topics.read(stretch.partition, stretch.next, stretch.end, limit)
@@ -97,6 +110,7 @@ async def stretches(pool: Pool, topics: Topics, consumer_id: int) -> list[Stretc
     if not stored:
         raise ReplayRefused("This consumer has no position in Kafka.", cure="replay it from the log, or run it first.")
     ranges = await topics.ranges(stored)
+    await check_same(pool, topics, consumer_id)
     for partition, (first, end) in ranges.items():
         if not first <= stored[partition] <= end:
             raise ReplayRefused(
@@ -104,6 +118,31 @@ async def stretches(pool: Pool, topics: Topics, consumer_id: int) -> list[Stretc
                 cure="was the topic made anew, or its retention shorter than the consumer's pause? Mend that first.",
             )
     return [Stretch(p, ranges[p][0], ranges[p][0], stored[p]) for p in sorted(stored)]
+
+
+def set_back(partition: Partition, stored: int, covered: int) -> ReplayRefused:
+    """The refusal of a run that would be ahead of its consumer."""
+    return ReplayRefused(
+        f"The consumer went back to {stored} of {partition}, and this run covers {covered}: was the topic made anew?",
+        cure="cancel this run; a new one covers what the consumer has read.",
+    )
+
+
+async def check_same(pool: Pool, topics: Topics, consumer_id: int) -> None:
+    """That topics are still those that the consumer has read.
+
+    Raises:
+        ReplayRefused: one was deleted and made anew; at the stored offsets there are other records now, or none yet.
+        BrokerUnavailable: no broker answers.
+    """
+    read = {row[0]: row[1] for row in await pool.fetch(blocks("replays")["topic_ids"], consumer_id)}
+    ids = await topics.ids(read) if read else {}
+    anew = sorted(name for name, known_id in read.items() if name in ids and ids[name].int != known_id.int)
+    if anew:
+        raise ReplayRefused(
+            f"{', '.join(anew)} was deleted and made anew: what the consumer has read is gone.",
+            cure="see to the live consumer first, which stands still there; then begin a new replay.",
+        )
 
 
 class Scan:

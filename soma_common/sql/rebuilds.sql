@@ -31,6 +31,29 @@ SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', $1::text)
 -- :name analyze : statistics of a table
 SELECT format('ANALYZE %I.%I', $1::text, $2::text)
 
+-- :name lock_tables : hold everybody off these tables, in the order in which swap_tables does; names are quoted here,
+-- and those that are gone are left to the check.
+SELECT format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE',
+              string_agg(format('%I.%I', n.nspname, c.relname), ', ' ORDER BY c.relname COLLATE "C"))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1::text AND c.relname = ANY ($2::text[]) AND c.relkind IN ('r', 'p', 'v')
+HAVING count(*) > 0
+
+-- :name outgrown : sequences of serial columns that nothing but these tables draws from, to be moved away with them
+WITH old AS (
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1::text AND c.relname = ANY ($2::text[])
+)
+SELECT format('ALTER SEQUENCE %I.%I OWNED BY NONE', n.nspname, s.relname),
+       format('ALTER SEQUENCE %I.%I SET SCHEMA %I', n.nspname, s.relname, $3::text)
+FROM old JOIN pg_depend d ON d.refobjid = old.oid AND d.refclassid = 'pg_class'::regclass
+                         AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'
+JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace
+WHERE NOT EXISTS (
+    SELECT FROM pg_depend u LEFT JOIN pg_attrdef f ON u.classid = 'pg_attrdef'::regclass AND f.oid = u.objid
+    WHERE u.refclassid = 'pg_class'::regclass AND u.refobjid = s.oid
+      AND (f.adrelid IS NULL OR f.adrelid NOT IN (SELECT oid FROM old)))
+
 -- :name make_own : the new tables, by the caller's statements
 SELECT soma.make_own($1::text, $2::text)
 

@@ -7,6 +7,10 @@ SELECT s.from_tick, s.from_token FROM soma.shards s WHERE s.reader = $1::text OR
 -- :name reads_kafka : whether a consumer has positions in Kafka
 SELECT EXISTS (SELECT FROM soma.consumer_offsets WHERE consumer_id = $1::integer)
 
+-- :name topic_ids : which topics a consumer has read in Kafka, by their ids
+SELECT DISTINCT ON (o.topic) o.topic, o.topic_id FROM soma.consumer_offsets o
+WHERE o.consumer_id = $1::integer AND o.topic_id IS NOT NULL ORDER BY o.topic
+
 -- :name open : record a run
 SELECT soma.open_replay($1::uuid, $2::integer, $3::integer, $4::text, $5::text, $6::json, $7::timestamptz, $8::bigint,
                         $9::bigint, $10::bigint, $11::bigint, $12::double precision, $13::text, $14::text)
@@ -77,5 +81,12 @@ FROM soma.events e
 -- :name counted : by what
 GROUP BY 1, 2, 3
 
--- :name held : sequences of a consumer that have open dead letters
-SELECT d.sequence FROM soma.dead_sequences d WHERE d.consumer_id = $1::integer AND d.sequence = ANY ($2::bytea[])
+-- :name held : of these events, by their numbers from 1, those with an open dead letter of the consumer, or whose key or
+-- partition has one; while nothing is dead this is one look into an empty index
+SELECT g.number FROM unnest($2::uuid[], $3::bytea[], $4::bytea[]) WITH ORDINALITY AS g (event_id, key, part, number)
+WHERE EXISTS (SELECT FROM soma.dead_sequences d WHERE d.consumer_id = $1::integer)
+  AND (EXISTS (SELECT FROM soma.dead_sequences d
+               WHERE d.consumer_id = $1::integer AND d.sequence = ANY (ARRAY[g.key, g.part]))
+       OR EXISTS (SELECT FROM soma.dead_letters l
+                  WHERE l.event_id = g.event_id AND l.consumer_id = $1::integer
+                    AND l.status IN ('retrying', 'blocked', 'dead', 'redriving')))

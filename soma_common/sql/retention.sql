@@ -111,6 +111,9 @@ WHERE a.state IN ('removing', 'removed') AND ($1::text IS NULL OR $1::text = ANY
   AND ($2::timestamptz IS NULL OR a.last_timestamp >= $2::timestamptz)
   AND ($3::timestamptz IS NULL OR a.first_timestamp < $3::timestamptz)
 
+-- :name still_there : of these positions, those that the log has
+SELECT e.position FROM soma.events e WHERE e.position = ANY ($1::bigint[])
+
 -- :name require_kept : nothing between two positions was removed
 SELECT soma.require_kept($1::bigint, $2::bigint, $3::text)
 

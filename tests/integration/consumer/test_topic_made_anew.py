@@ -15,7 +15,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_d
 """
 
 
-async def _make_anew(topic: Any, partitions: int = 4) -> None:
+async def make_anew(topic: Any, partitions: int = 4) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=topic.bootstrap)
     await admin.start()
 
@@ -51,7 +51,7 @@ async def test_one_that_has_more_records_than_were_read(world: Any, topic: Any) 
     await topic.produce(events)
     async with world.worker(topic.source(world.pool)):
         await world.applied(40)
-    await _make_anew(topic)
+    await make_anew(topic)
     more = await world.publish(200, keys=20, start=40)
     await topic.produce(more)
     async with world.worker(topic.source(world.pool)) as worker:
@@ -78,7 +78,7 @@ async def test_one_that_is_made_anew_under_a_running_consumer(world: Any, topic:
     async with world.worker(source) as worker:
         await world.applied(40)
         await until(lambda: not worker.stats().in_flight)
-        await _make_anew(topic)
+        await make_anew(topic)
         more = await world.publish(200, keys=20, start=40)
         await topic.produce(more)
         await until(lambda: len(worker.stats().halted) == 4, within=60.0)

@@ -106,6 +106,8 @@ async def test_bad_input_is_one_line_with_a_cure(somastack: Somastack) -> None:
     assert "exclude each other" in somastack("list", "--tenant", "a", "--all-tenants", code=2)
     assert "not an id" in somastack("show", "x'; DROP TABLE soma.events", "--all-tenants", code=1)
     assert "--since" in somastack("list", "--all-tenants", "--since", "yesterday", code=2)
+    backwards = ("--since", "2026-02-01", "--until", "2026-01-01")
+    assert "is not before until" in somastack("tail", "--all-tenants", *backwards, "--follow", code=1)
     assert "trace_id" in somastack("list", "--all-tenants", "--trace", "zz", code=1)
     assert "No application" in somastack("replay", "--all-tenants", code=1)
     assert "cannot be loaded" in somastack("replay", "--all-tenants", "--app", "no.such:thing", code=1)
@@ -208,3 +210,37 @@ async def test_what_could_move_a_cursor_is_escaped(replays: Any, somastack: Soma
     assert "\u202e" not in somastack("list", "--all-tenants")
     assert plain("\x1b[2J\r\n") == r"\x1b[2J\r\n"
     assert plain("é 🔗") == "é 🔗"
+
+
+async def test_a_payload_does_not_steer_the_terminal(replays: Any, somastack: Somastack) -> None:
+    """JSON leaves C1 control characters (one of them begins a sequence as ESC [ does) and bidirectional ones as they are."""
+    hostile = "\x9b2J \u202eevil\u2066 \x7f \U000e0041 \u2028 plain \u00e9"
+    (event,) = await replays.store.publish(
+        [Event(payload={"x": hostile}, event_type="order.paid", tenant_id="a", aggregate_id="b")]
+    )
+    for told in (
+        somastack("show", str(event.event_id), "--all-tenants"),
+        somastack("list", "--all-tenants", "--json"),
+        somastack("tail", "--all-tenants", "--json"),
+    ):
+        assert all(character.isprintable() or character == "\n" for character in told)
+        assert json.loads(told)["payload"] == {"x": hostile}
+    assert "\u00e9" in told
+
+
+async def test_a_reader_that_has_seen_enough(replays: Any, somastack: Somastack) -> None:
+    """As in ``| head``: no traceback."""
+    await replays.publish(300)
+    following = somastack.follow("tail", "--all-tenants", "-n", "300", "--follow", "--json")
+    try:
+        assert following.stdout is not None
+        assert following.stderr is not None
+        following.stdout.readline()
+        following.stdout.close()
+        await replays.publish(2000, start=300)
+        assert following.wait(60) == 1
+        assert following.stderr.read() == ""
+    finally:
+        following.kill()
+        following.wait()
+        following.stderr.close()
