@@ -139,9 +139,10 @@ ORDER BY m.made_at DESC LIMIT 1
 -- :name maintain_inbox : partitions of the inbox ahead of need
 SELECT soma.maintain_inbox()
 
--- :name inbox : partitions of the inbox that hold rows and end before a moment
+-- :name inbox : partitions of the inbox that hold rows and end before a moment; no id is older than 1970, and uuid_at knows
+-- nothing before that
 SELECT p.name, p.from_id, p.until_id FROM soma.inbox_partitions() p
-WHERE p.until_id <= soma.uuid_at($1::timestamptz) AND p.bytes > 0
+WHERE p.until_id <= soma.uuid_at(greatest($1::timestamptz, 'epoch')) AND p.bytes > 0
 
 -- :name latest : when the last event of a range of ids was stamped: ids are made before that, sometimes long before
 SELECT max(e."timestamp") FROM soma.events e WHERE e.event_id >= $1::uuid AND e.event_id < $2::uuid
@@ -198,4 +199,5 @@ SELECT (SELECT count(*) FROM soma.inbox_keys k WHERE k.applied_at < $1::timestam
         WHERE l.status IN ('resolved', 'discarded') AND l.changed_at < $3::timestamptz),
        (SELECT count(*) FROM soma.replays r
         WHERE r.state IN ('done', 'cancelled') AND r.mode = 'missing' AND r.ended_at < $4::timestamptz),
-       (SELECT count(*) FROM soma.inbox_partitions() p WHERE p.until_id <= soma.uuid_at($1::timestamptz) AND p.bytes > 0)
+       (SELECT count(*) FROM soma.inbox_partitions() p
+        WHERE p.until_id <= soma.uuid_at(greatest($1::timestamptz, 'epoch')) AND p.bytes > 0)
