@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,6 +17,8 @@ from soma_common.retention.catalog import Archive, Catalog
 from soma_common.retention.format import decode, encode, event_type_of
 from soma_common.retention.manifest import NAME, ArchivedFile, Manifest
 from soma_common.retention.storage import Storage
+
+log = logging.getLogger(__name__)
 
 _PAGE_BYTES: Final = 8 * 2**20
 _FIRST_PAGE: Final = 100
@@ -84,8 +87,14 @@ class Exporter:
                 await asyncio.to_thread(self._storage.remove, f"{archive.location}/{file.name}")
 
     async def withdraw(self, archive: Archive) -> None:
-        """Take a bad archive's manifest away, so that no reader meets what is written anew elsewhere."""
-        await asyncio.to_thread(self._storage.remove, f"{archive.location}/{NAME}")
+        """Take a bad archive's manifest away, so that no reader meets what is written anew elsewhere.
+
+        Whoever may not delete there goes on: the database no longer names that place.
+        """
+        try:
+            await asyncio.to_thread(self._storage.remove, f"{archive.location}/{NAME}")
+        except ArchiveUnavailable as error:
+            log.warning("Move %s away, readers may meet it and fail: %s", archive.location, error)
 
     async def _write(self, archive: Archive, number: int, rows: list[Row]) -> ArchivedFile:
         encoded = await asyncio.to_thread(encode, f"part-{number:05d}.avro", rows)

@@ -215,8 +215,9 @@ class RetentionRun:
             if archive.state is ArchiveState.REMOVING:
                 raise
             log.info("Archive %s is written anew: %s", archive.location, error)
-            await exporter.withdraw(archive)
+            # First the row, under the lease: a run that was overtaken would take a good archive's manifest away.
             await self.catalog.relocate(archive, await self._location(archive))
+            await exporter.withdraw(archive)
             archive = await self._again(archive)
             await exporter.export(archive)
             manifest, digest = await exporter.verify(archive)
