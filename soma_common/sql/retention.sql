@@ -101,15 +101,19 @@ WHERE a.state <> 'removed' ORDER BY a.lower_position
 -- :name all : every one
 ORDER BY a.lower_position, a.started_at
 
--- :name gone : archives of which something was removed between two positions, the first one excluded
-SELECT a.archive_id, a.location FROM soma.archives a
+-- :name gone : archives of which something of a type was removed between two positions, the first one excluded
+SELECT a.archive_id, a.location, a.manifest_sha256, a.tick_id FROM soma.archives a
 WHERE a.state IN ('removing', 'removed') AND a.last_position > $1::bigint AND a.first_position <= $2::bigint
+  AND ($3::text IS NULL OR $3::text = ANY (a.event_types))
 
 -- :name gone_of : those of a type and a time
-SELECT a.archive_id, a.last_position, a.location, a.tick_id FROM soma.archives a
+SELECT a.archive_id, a.location, a.manifest_sha256, a.tick_id, a.last_position FROM soma.archives a
 WHERE a.state IN ('removing', 'removed') AND ($1::text IS NULL OR $1::text = ANY (a.event_types))
   AND ($2::timestamptz IS NULL OR a.last_timestamp >= $2::timestamptz)
   AND ($3::timestamptz IS NULL OR a.first_timestamp < $3::timestamptz)
+
+-- :name still_there : of these positions, those of which the log has the events yet
+SELECT e.position FROM soma.events e WHERE e.position = ANY ($1::bigint[])
 
 -- :name require_kept : nothing between two positions was removed
 SELECT soma.require_kept($1::bigint, $2::bigint, $3::text)
