@@ -126,7 +126,7 @@ class Catalog:
         if not await self.pool.fetch(_sql("claim"), self.owner, self.who, self.lease):
             who, until = (await self.pool.fetch(_sql("holder")))[0]
             raise RetentionError(
-                f"{who} is at it, and holds its lease until {until:%H:%M:%S}Z.", cure="wait until it ends."
+                f"{who} is at it, and holds its lease until {until:%Y-%m-%d %H:%M:%S}Z.", cure="wait until it ends."
             )
 
     async def renew(self) -> None:

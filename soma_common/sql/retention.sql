@@ -1,9 +1,10 @@
 -- :name owns : whether this role may remove: only the owner of the tables
 SELECT pg_has_role(current_user, c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = 'soma.events'::regclass
 
--- :name claim : become the one retention run; no row: another one is at it
+-- :name claim : become the one retention run; no row: another one is at it. No lease reaches a day ahead: such a one was
+-- written by a clock that has been set back since, and what its owner still does is fenced
 UPDATE soma.retention_lease l SET owner = $1::uuid, who = $2::text, leased_until = soma.now() + $3::interval
-WHERE l.leased_until <= soma.now() OR l.owner = $1::uuid
+WHERE l.leased_until <= soma.now() OR l.leased_until > soma.now() + interval '1 day' OR l.owner = $1::uuid
 RETURNING l.owner
 
 -- :name holder : who is at it, and until when at least
@@ -126,14 +127,16 @@ SET tick_id = excluded.tick_id, accepted_by = excluded.accepted_by, reason = exc
     accepted_at = excluded.accepted_at
 RETURNING tick_id
 
--- :name mark : remember which transactions have ended by now, once an hour; marks before the one that counts go
+-- :name mark : remember which transactions have ended by now, once an hour; marks before the one that counts go. One of the
+-- future, by a clock that has been set back since, does not stand against a new one
 WITH old AS (
     DELETE FROM soma.retention_marks m
     WHERE m.made_at < (SELECT max(c.made_at) FROM soma.retention_marks c WHERE c.made_at <= soma.now() - $1::interval)
 )
 INSERT INTO soma.retention_marks (made_at, ended_xid, era)
 SELECT soma.now(), pg_snapshot_xmin(pg_current_snapshot()), (SELECT era FROM soma.ticks ORDER BY tick_id DESC LIMIT 1)
-WHERE NOT EXISTS (SELECT FROM soma.retention_marks m WHERE m.made_at > soma.now() - interval '1 hour')
+WHERE NOT EXISTS (SELECT FROM soma.retention_marks m
+                  WHERE m.made_at > soma.now() - interval '1 hour' AND m.made_at <= soma.now())
 
 -- :name marked : the newest mark that is at least so old
 SELECT m.ended_xid::text, m.made_at FROM soma.retention_marks m
