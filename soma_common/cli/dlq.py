@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import sys
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -15,6 +14,7 @@ import click
 from soma_common.cli import dlq_output as output
 from soma_common.cli import dlq_progress as progress
 from soma_common.cli.db import dsn_of
+from soma_common.cli.show import login
 from soma_common.config import SomaConfig
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.filters import LetterFilter
@@ -54,7 +54,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_WHO = click.option("--who", default=getpass.getuser, help="Name in the history.  [default: your login]")
+_WHO = click.option("--who", default=login, help="Name in the history.  [default: your login]")
 
 
 def _reports(command: Callable[..., None]) -> Callable[..., None]:
