@@ -59,7 +59,7 @@ class ArchiveReader:
             if len(logs) > 1:
                 raise RetentionError(
                     f"{self.storage.uri} holds archives of {len(logs)} logs.",
-                    cure=f"name one of them: {', '.join(sorted(map(str, logs)))}.",
+                    cure=f"name the folder of one of them: {self.storage.uri}/ and {', '.join(sorted(map(str, logs)))}.",
                 )
             self._found = tuple(sorted(found, key=lambda each: (each.manifest.lower_position, each.location)))
         return self._found

@@ -258,6 +258,8 @@ class Retention(Service):
             try:
                 self.last, self.failed = await run.run(), None
                 log.info("Retention: %s archives, %s", len(self.last.removed), self.last.swept)
+                for what, waits in self.last.waiting.items():
+                    log.warning("Retention waits: %s: %s", what, waits)
             except ConfigurationError:
                 raise
             except SomaError as error:

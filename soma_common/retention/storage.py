@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -79,10 +79,11 @@ class FolderStorage:
         try:
             if not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, f"{self.root} is no folder")
-            found = [path.relative_to(self.root) for path in start.rglob(f"*{ending}") if path.is_file()]
+            found = [path.relative_to(self.root) for path in _files(start)]
         except OSError as error:
             raise _unavailable(f"{self.root} cannot be listed", error) from error
-        return sorted(str(PurePosixPath(path)) for path in found if not path.name.startswith("."))
+        paths = (str(PurePosixPath(path)) for path in found if not path.name.startswith("."))
+        return sorted(path for path in paths if path.endswith(ending))
 
     def remove(self, name: str) -> None:
         """The file, and its folder when it is empty then."""
@@ -108,6 +109,17 @@ def checked(name: str) -> str:
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
         raise ArchiveUnavailable(f"{name!r:.100} is no name of an archived file.", cure="check the manifest.")
     return name
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder. One that may not be read is an error: rglob would pass over it in silence."""
+    for where, _, names in os.walk(folder, onerror=_raise_but_gone):
+        yield from (Path(where, name) for name in names)
+
+
+def _raise_but_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sync(folder: Path) -> None:
