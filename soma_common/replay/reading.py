@@ -65,9 +65,7 @@ class LogPages:
             return []
         sql, args = page_query(self._wanted, low, high, diff.target.snapshot, limit)
         rows = await self._pool.fetch_planned(sql, *args)
-        return await self._archived.complete(
-            rows, self._wanted, low, high, limit, end_tick=self._scope.end_tick
-        )
+        return await self._archived.complete(rows, self._wanted, low, high, limit, end_tick=self._scope.end_tick)
 
     def _record(self, diff: Diff, row: Row) -> Record:
         return Record(self._partition, row[0], 0, diff.after(row[0]), recorded_event(row))

@@ -168,6 +168,12 @@ class Catalog:
         rows = await self.pool.fetch_planned(_sql("types"), lower, upper)
         return {row[0]: row[1] for row in rows}
 
+    async def reach(self, after: int, upper: int, types: Sequence[str] | None, rows: int, size: int) -> int | None:
+        """The last position of the next page, which has about so many bytes at most; None: there is none."""
+        found = await self.pool.fetch_planned(_sql("reach"), after, upper, types, rows, size)
+        last: int | None = found[0][0]
+        return last
+
     async def page(self, after: int, upper: int, types: Sequence[str] | None, limit: int) -> list[Row]:
         """The next rows of a partition."""
         return await self.pool.fetch_planned(SELECT + _sql("page"), after, upper, types, limit)

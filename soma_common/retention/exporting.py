@@ -21,7 +21,6 @@ from soma_common.retention.storage import Storage
 log = logging.getLogger(__name__)
 
 _PAGE_BYTES: Final = 8 * 2**20
-_FIRST_PAGE: Final = 100
 _LARGEST_PAGE: Final = 5000
 _ENVELOPE: Final = 500  # bytes of a row beside payload and metadata, about
 _PAYLOAD, _METADATA = 5, 16  # their columns
@@ -63,12 +62,12 @@ class Exporter:
         types = None if archive.whole else list(archive.event_types)
         counts: Counter[str] = Counter()
         rows: list[Row] = []
-        size, after, limit = 0, archive.lower_position - 1, _FIRST_PAGE
-        while page := await self._catalog.page(after, archive.upper_position, types, limit):
+        size, after, end = 0, archive.lower_position - 1, archive.upper_position
+        while (last := await self._catalog.reach(after, end, types, _LARGEST_PAGE, _PAGE_BYTES)) is not None:
             await self._alive()
-            fresh = sum(len(row[_PAYLOAD]) + len(row[_METADATA]) + _ENVELOPE for row in page)
-            size, after = size + fresh, page[-1][0]
-            limit = max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // fresh))
+            page = await self._catalog.page(after, last + 1, types, _LARGEST_PAGE)
+            size += sum(len(row[_PAYLOAD]) + len(row[_METADATA]) + _ENVELOPE for row in page)
+            after = last
             rows += page
             counts.update(map(event_type_of, page))
             if size >= self._file_bytes:

@@ -57,9 +57,10 @@ class ArchiveReader:
             found = [await self._manifest(name.removesuffix(f"/{NAME}")) for name in names]
             logs = {each.manifest.log_id for each in found}
             if len(logs) > 1:
+                known = ", ".join(sorted(map(str, logs)))
                 raise RetentionError(
                     f"{self.storage.uri} holds archives of {len(logs)} logs.",
-                    cure=f"name the folder of one of them: {self.storage.uri}/ and {', '.join(sorted(map(str, logs)))}.",
+                    cure=f"name the folder of one of them in it: {known}.",
                 )
             self._found = tuple(sorted(found, key=lambda each: (each.manifest.lower_position, each.location)))
         return self._found

@@ -47,6 +47,21 @@ FROM types t CROSS JOIN LATERAL (
     ORDER BY e.position DESC LIMIT 1) newest
 WHERE t.event_type IS NOT NULL
 
+-- :name reach : where the next page of so many rows and bytes ends. Nothing is decompressed for it: what is compressed counts
+-- as thirty times its size, and nothing as more than an event may have
+SELECT max(s.position) FROM (
+    SELECT w.position, sum(w.size) OVER (ORDER BY w.position) - w.size AS before FROM (
+        SELECT e.position,
+               least(1000000, pg_column_size(e.payload)
+                              * CASE WHEN pg_column_compression(e.payload) IS NULL THEN 1 ELSE 30 END)
+             + least(100000, pg_column_size(e.metadata)
+                             * CASE WHEN pg_column_compression(e.metadata) IS NULL THEN 1 ELSE 30 END) + 500 AS size
+        FROM soma.events e
+        WHERE e.position > $1::bigint AND e.position < $2::bigint
+          AND ($3::text[] IS NULL OR e.event_type = ANY ($3::text[]))
+        ORDER BY e.position LIMIT $4::bigint) w) s
+WHERE s.before < $5::bigint
+
 -- :name page : the next events of some types of a partition; without types, of all
 WHERE e.position > $1::bigint AND e.position < $2::bigint AND ($3::text[] IS NULL OR e.event_type = ANY ($3::text[]))
 ORDER BY e.position LIMIT $4::bigint

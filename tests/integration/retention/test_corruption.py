@@ -232,6 +232,7 @@ async def test_archives_of_two_logs_are_told_apart(retained: Any) -> None:
         await ArchiveReader(retained.storage).query(EVERYTHING)
     log_id = (await retained.pool.fetch("SELECT log_id FROM soma.log_start"))[0][0]
     assert len(await ArchiveReader(retained.storage, log_id=log_id).query(EVERYTHING)) == 100
+    assert len(await ArchiveReader(FolderStorage(retained.folder / str(log_id))).query(EVERYTHING)) == 100
 
 
 async def test_the_same_rows_give_the_same_bytes(retained: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 
 from soma_common.consumer.handlers import EVERY_TYPE, Handlers
 from soma_common.errors import ReplayRefused
+from soma_common.events.models import Event
 from soma_common.events.store import ALL_TENANTS
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
@@ -179,6 +181,33 @@ async def test_a_plan_counts_what_is_being_removed_once(retained: Any) -> None:
         assert (await engine.plan(EVERYTHING)).total == 300
         assert len((await retained.retain()).removed) == 3
         assert (await engine.plan(EVERYTHING)).total == 300
+
+
+async def test_large_events_behind_small_ones_are_read_a_few_at_a_time(retained: Any) -> None:
+    """Thousands of them at once would not fit into memory."""
+    await retained.partitions(500)
+    await retained.publish(300)
+    chance = random.Random(4)
+    for n in range(40):
+        payload = {"n": n, "x": chance.randbytes(300_000).hex() if n % 2 else "x" * 600_000}
+        large = Event(payload=payload, event_type="order.paid", tenant_id="acme", aggregate_id=f"large{n}")
+        await retained.store.publish(large)
+    await retained.publish(300)
+    await retained.pool.fetch("SELECT soma.maintain_events(500)")
+    events = await retained.log()
+    run = retained.run()
+    real, sizes = run.catalog.page, []
+
+    async def page(*given: Any) -> Any:
+        rows = await real(*given)
+        sizes.append(sum(len(row[5]) for row in rows))
+        return rows
+
+    run.catalog.page = page
+    assert len((await run.run()).removed) == 2
+    assert sum(sizes) > 20_000_000
+    assert max(sizes) < 16_000_000
+    await retained.whole(events)
 
 
 async def finish(engine: Any, run: Any) -> Any:
