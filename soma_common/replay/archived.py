@@ -117,7 +117,10 @@ class Archived:
         places: set[str] = set()
         for archive_id, location, digest, tick, *_ in gone:
             if end_tick is not None and tick > end_tick:
-                raise _refused(f"{location} was removed before the live consumer had passed it.")
+                raise ReplayRefused(
+                    f"{location} was removed before the live consumer had passed it.",
+                    cure="say `somastack retention accept`, and replay when the consumer has passed the rest.",
+                )
             same = [f for f in await self._reader.archives(again=afresh) if f.manifest.archive_id.int == archive_id.int]
             afresh = False
             if not same:

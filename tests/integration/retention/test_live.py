@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from soma_common.consumer.handlers import EVERY_TYPE, Handlers
-from soma_common.errors import ReplayRefused
+from soma_common.errors import EventsArchived, ReplayRefused
 from soma_common.events.models import Event
 from soma_common.events.store import ALL_TENANTS
 from soma_common.postgres.pool import Pool, PoolSettings
@@ -208,6 +208,43 @@ async def test_large_events_behind_small_ones_are_read_a_few_at_a_time(retained:
     assert sum(sizes) > 20_000_000
     assert max(sizes) < 16_000_000
     await retained.whole(events)
+
+
+async def test_an_overtaken_consumer_gets_what_it_missed_by_what_the_errors_say(retained: Any) -> None:
+    events = await retained.fill(400)
+    async with retained.log_worker():
+        await retained.applied(100)
+    assert len((await retained.retain(force=Force("ann", "no space"))).removed) == 4
+    overtaken = retained.log_worker()
+    await overtaken.start()
+    with pytest.raises(EventsArchived) as stopped:
+        async with asyncio.timeout(60):
+            await overtaken.wait()
+    with pytest.raises(EventsArchived):
+        await overtaken.stop()
+    retained.workers.remove(overtaken)
+    assert "--archive" in str(stopped.value.cure)
+    async with replaying(retained, archive=ArchiveReader(retained.storage)) as engine:
+        with pytest.raises(ReplayRefused) as refused:
+            await engine.start(EVERYTHING)
+        assert "retention accept" in str(refused.value.cure)
+        await retained.run().catalog.accept("consumer:billing", by="ann", why="the rest is replayed")
+        async with retained.log_worker():
+
+            async def has_passed() -> bool:
+                await retained.pool.fetch("SELECT soma.tick('0')")
+                left = {event.event_id for event in await retained.log()}
+                try:
+                    await engine.plan(EVERYTHING)
+                except ReplayRefused:
+                    return False
+                return {row[0] for row in await retained.effects()} >= left
+
+            await until(has_passed, what="the consumer behind the gap")
+        run = await engine.start(EVERYTHING)
+        assert (await finish(engine, run)).state == "done"
+    found = [row[0] for row in await retained.effects()]
+    assert len(found) == len(set(found)) == len(events)
 
 
 async def finish(engine: Any, run: Any) -> Any:
