@@ -46,6 +46,7 @@ class FolderStorage:
         path = self._path(name)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
+            known = next(folder for folder in path.parents if folder.exists())
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with draft.open("xb") as file:
@@ -59,12 +60,24 @@ class FolderStorage:
                 with suppress(OSError):
                     draft.unlink(missing_ok=True)
                 raise
-            for folder in (path.parent, *path.parent.parents):
-                _sync(folder)
-                if folder == self.root.parent:
-                    break
+            self._sync_folders(path, known)
         except OSError as error:
             raise _unavailable(f"{name} cannot be written into {self.root}", error) from error
+
+    def _sync_folders(self, path: Path, known: Path) -> None:
+        """Up to the one that holds the root, or to the one that was there already.
+
+        Above the root stands somebody else's folder, which we may not be allowed to read: then nothing was made in it.
+        """
+        last = min(known, self.root.parent, key=lambda folder: len(folder.parts))
+        for folder in path.parents:
+            try:
+                _sync(folder)
+            except PermissionError:
+                if folder not in self.root.parents:
+                    raise
+            if folder == last:
+                break
 
     def read(self, name: str) -> bytes:
         """The whole file."""

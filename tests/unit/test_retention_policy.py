@@ -191,6 +191,43 @@ def test_a_folder_that_may_not_be_read_is_not_passed_over() -> None:
         assert storage.names("manifest.json", "log/none") == []
 
 
+def test_the_folder_above_the_archives_need_not_be_ours_to_read() -> None:
+    with TemporaryDirectory() as place:
+        root = os.geteuid() == 0
+        mine = Path(place) / "archives"
+        mine.mkdir()
+        if root:
+            os.chown(mine, 65534, 65534)
+        Path(place).chmod(0o711 if root else 0o300)
+        try:
+            if root:
+                os.seteuid(65534)
+            FolderStorage(mine).write("log/a/manifest.json", b"{}")
+        finally:
+            if root:
+                os.seteuid(0)
+            Path(place).chmod(0o755)
+        assert FolderStorage(mine).names("") == ["log/a/manifest.json"]
+
+
+def test_every_folder_that_was_made_for_a_file_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut may take the whole place away, after its events have left the log."""
+    opened: list[str] = []
+    real = os.open
+
+    def note(path: Any, flags: int, *given: Any, **more: Any) -> int:
+        opened.append(str(path))
+        return real(path, flags, *given, **more)
+
+    monkeypatch.setattr(os, "open", note)
+    storage = FolderStorage(tmp_path / "new" / "er" / "archives")
+    storage.write("log/manifest.json", b"{}")
+    storage.write("log/other.json", b"{}")
+    monkeypatch.undo()
+    made = ["new/er/archives/log", "new/er/archives", "new/er", "new"]
+    assert {str(tmp_path), *(str(tmp_path / each) for each in made)} <= set(opened)
+
+
 def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
