@@ -149,7 +149,8 @@ class EventsArchived(LogError):
         super().__init__(
             message,
             cure=cure
-            or "apply the archives, then `somastack retention accept READER --why …`: docs/how-to/retention.md.",
+            or "say `somastack retention accept READER`; a consumer gets what it missed by `somastack events replay "
+            "--archive PLACE` when it has passed the rest: docs/how-to/retention.md.",
         )
 
 

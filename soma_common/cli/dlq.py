@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -16,6 +14,7 @@ import click
 from soma_common.cli import dlq_output as output
 from soma_common.cli import dlq_progress as progress
 from soma_common.cli.db import dsn_of
+from soma_common.cli.show import login
 from soma_common.cli.telling import complain
 from soma_common.config import SomaConfig
 from soma_common.dlq.careful import Redrive, RedriveRules
@@ -57,17 +56,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a line.")
-
-
-def _login() -> str:
-    """The operator's name; a container may run under a number that has none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
-
-
-_WHO = click.option("--who", default=_login, help="Name in the history.  [default: your login]")
+_WHO = click.option("--who", default=login, help="Name in the history.  [default: your login]")
 
 
 def _reports(command: Callable[..., None]) -> Callable[..., None]:

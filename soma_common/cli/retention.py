@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from soma_common.cli.db import dsn_of
-from soma_common.cli.show import plain
+from soma_common.cli.show import login, plain
 from soma_common.config import SomaConfig
 from soma_common.errors import RetentionError
 from soma_common.postgres.pool import Pool
@@ -44,7 +43,7 @@ _POLICY = click.option(
 )
 _PLACE = click.option("--archive", "place", metavar="PLACE", help="A folder or s3://bucket/path; else the policy's.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-_WHO = click.option("--who", default=getpass.getuser, help="Name in the audit.  [default: your login]")
+_WHO = click.option("--who", default=login, help="Name in the audit.  [default: your login]")
 
 
 @retention.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +26,14 @@ _FIELDS = (
     "service_id", "correlation_id", "causation_id", "idempotency_key", "trace_id", "timestamp", "occurred_at",
     "recorded_at", "payload", "metadata",
 )  # fmt: skip
+
+
+def login() -> str:
+    """Who runs the command; in a container whose user has no name, the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def as_json(event: RecordedEvent, *, indent: bool = False) -> str:

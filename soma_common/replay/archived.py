@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC
 from heapq import merge
 from typing import Any, Final
@@ -15,11 +15,15 @@ from soma_common.retention.format import value_of
 from soma_common.retention.reader import ArchiveReader
 from soma_common.sql.loader import blocks
 
-_PAGE: Final = 5000  # archived events that the log is asked about at once
+_AT_ONCE: Final = 1000  # positions looked up in the log by one statement
 
 
 class Archived:
-    """What retention took out of the log of ``pool``, as replays see it; ``reader`` has it, if anything has."""
+    """What retention took out of the log of ``pool``, as replays see it; ``reader`` has it, if anything has.
+
+    Only what the database says was archived counts, by the checksum of its manifest: a place may also hold archives
+    that were forged, given up, or made by a history that a restore has undone.
+    """
 
     def __init__(self, pool: Pool, reader: ArchiveReader | None) -> None:
         self._pool, self._reader = pool, reader
@@ -30,25 +34,21 @@ class Archived:
         Raises:
             ReplayRefused: names what is missing.
         """
-        kind, since, until = (wanted.conditions().get(name) for name in ("event_type", "since", "until"))
-        gone = await self._pool.fetch(blocks("retention")["gone_of"], kind, since, until)
+        gone = await self._gone_of(wanted)
         if gone and self._reader is None:
-            raise _refused(f"Events of this replay, up to position {max(row[1] for row in gone)}, went into archives.")
-        known = {found.manifest.archive_id.int for found in await self._reader.archives()} if self._reader else set()
-        for archive_id, _, location, tick in gone:
-            if archive_id.int not in known:
-                raise _refused(f"{location} is not among these archives, and holds events of this replay.")
-            if tick > end_tick:
-                raise _refused(f"{location} was removed before the live consumer had passed it.")
+            raise _refused(f"Events of this replay, up to position {max(row[4] for row in gone)}, went into archives.")
+        await self._places(gone, end_tick)
 
     async def span(self, wanted: ReplayFilter, first: int, last: int) -> tuple[int, int]:
         """Positions between which the run lies, those of archived events included."""
-        spans = await self._reader.spans(wanted.conditions()) if self._reader else []
+        if self._reader is None:
+            return first, last
+        spans = await self._reader.spans(wanted.conditions(), await self._places(await self._gone_of(wanted)))
         low, high = min((span[0] for span in spans), default=first), max((span[1] for span in spans), default=last)
         return (first, last) if not spans else (low, high) if first > last else (min(low, first), max(high, last))
 
     async def complete(
-        self, rows: Sequence[Row], wanted: ReplayFilter, low: int, high: int, limit: int
+        self, rows: Sequence[Row], wanted: ReplayFilter, low: int, high: int, limit: int, *, end_tick: int
     ) -> Sequence[Row]:  # fmt: skip
         """A page of the log with what was removed from it.
 
@@ -58,18 +58,15 @@ class Archived:
             ReplayRefused: some of it cannot be had.
         """
         until = rows[-1][0] if len(rows) == limit else high
+        kind = wanted.conditions().get("event_type")
         if self._reader is None:
-            kind = wanted.conditions().get("event_type")
             try:
                 await self._pool.fetch(blocks("retention")["require_kept"], low, until, kind)
             except EventsArchived as error:
                 raise _refused(error.message) from error
             return rows
-        known = {found.manifest.archive_id.int for found in await self._reader.archives()}
-        for archive_id, location in await self._pool.fetch(blocks("retention")["gone"], low, until):
-            if archive_id.int not in known:
-                raise _refused(f"{location} is not among these archives, and holds events of this replay.")
-        archived = await self._reader.rows(wanted.conditions(), low, until, limit)
+        places = await self._places(await self._pool.fetch(blocks("retention")["gone"], low, until, kind), end_tick)
+        archived = await self._reader.rows(wanted.conditions(), low, until, limit, only=places)
         whole: list[Row] = []
         for row in merge(rows, archived, key=lambda row: row[0]):
             if not whole or whole[-1][0] != row[0]:
@@ -80,29 +77,60 @@ class Archived:
         """Counts by (type, service, day) of events that are in archives only, beside those of the log; the inbox is not
         asked."""
         found: Counter[tuple[Any, ...]] = Counter()
-        page: list[Row] = []
-        if self._reader is not None:
-            async for row in self._reader.walk(wanted.conditions(), 0, 2**63 - 1):
-                page.append(row)
-                if len(page) == _PAGE:
-                    found.update(await self._removed(page))
-                    page.clear()
-            found.update(await self._removed(page))
+        async for rows in self._left(wanted):
+            for row in rows:
+                day = value_of(row, "timestamp").astimezone(UTC).date()
+                found[value_of(row, "event_type"), value_of(row, "service_id"), day] += 1
         return [*known, *((*key, count, 0) for key, count in found.items())]
 
-    async def _removed(self, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
-        """(type, service, day) of those that the log does not have any more: an archive is made before they go."""
-        places = [row[0] for row in rows]
-        there = {row[0] for row in await self._pool.fetch(blocks("retention")["still_there"], places)}
-        return [
-            (
-                value_of(row, "event_type"),
-                value_of(row, "service_id"),
-                value_of(row, "timestamp").astimezone(UTC).date(),
-            )
-            for row in rows
-            if row[0] not in there
-        ]
+    async def _left(self, wanted: ReplayFilter) -> AsyncIterator[list[Row]]:
+        """Archived events without those that are in the log yet: a removal takes its time."""
+        if self._reader is None:
+            return
+        places = await self._places(await self._gone_of(wanted))
+        some: list[Row] = []
+        async for row in self._reader.walk(wanted.conditions(), 0, 2**63 - 1, only=places):
+            some.append(row)
+            if len(some) == _AT_ONCE:
+                yield await self._without_the_logs(some)
+                some = []
+        yield await self._without_the_logs(some)
+
+    async def _without_the_logs(self, rows: list[Row]) -> list[Row]:
+        asked = [row[0] for row in rows]
+        there = {row[0] for row in await self._pool.fetch(blocks("retention")["still_there"], asked)}
+        return [row for row in rows if row[0] not in there]
+
+    async def _gone_of(self, wanted: ReplayFilter) -> list[Row]:
+        kind, since, until = (wanted.conditions().get(name) for name in ("event_type", "since", "until"))
+        return await self._pool.fetch(blocks("retention")["gone_of"], kind, since, until)
+
+    async def _places(self, gone: Sequence[Row], end_tick: int | None = None) -> frozenset[str]:
+        """Where the archives are that rows of soma.archives speak of.
+
+        Raises:
+            ReplayRefused: one is missing, is not what was written, or was removed before the live consumer passed it.
+        """
+        if self._reader is None or not gone:
+            return frozenset()
+        known = {found.manifest.archive_id.int for found in await self._reader.archives()}
+        afresh = any(archive_id.int not in known for archive_id, *_ in gone)  # made since it was looked up
+        places: set[str] = set()
+        for archive_id, location, digest, tick, *_ in gone:
+            if end_tick is not None and tick > end_tick:
+                raise ReplayRefused(
+                    f"{location} was removed before the live consumer had passed it.",
+                    cure="say `somastack retention accept`, and replay when the consumer has passed the rest.",
+                )
+            same = [f for f in await self._reader.archives(again=afresh) if f.manifest.archive_id.int == archive_id.int]
+            afresh = False
+            if not same:
+                raise _refused(f"{location} is not among these archives, and holds events of this replay.")
+            true = {found.location for found in same if found.digest == digest}
+            if not true:
+                raise _refused(f"The manifest in {same[0].location} is not the one that was written there.")
+            places |= true
+        return frozenset(places)
 
 
 def _refused(message: str) -> ReplayRefused:

@@ -70,7 +70,7 @@ class LogPages:
             return []
         sql, args = page_query(self._wanted, low, high, diff.target.snapshot, limit)
         rows = await self._pool.fetch_planned(sql, *args)
-        return await self._archived.complete(rows, self._wanted, low, high, limit)
+        return await self._archived.complete(rows, self._wanted, low, high, limit, end_tick=self._scope.end_tick)
 
     def _record(self, diff: Diff, row: Row) -> Record:
         partition = self._partitions[row[_KEY_HASH] & (len(self._partitions) - 1)]  # where the live consumer has it

@@ -128,7 +128,7 @@ class Catalog:
         if not await self.pool.fetch(_sql("claim"), self.owner, self.who, self.lease):
             who, until = (await self.pool.fetch(_sql("holder")))[0]
             raise RetentionError(
-                f"{who} is at it, and holds its lease until {until:%H:%M:%S}Z.", cure="wait until it ends."
+                f"{who} is at it, and holds its lease until {until:%Y-%m-%d %H:%M:%S}Z.", cure="wait until it ends."
             )
 
     async def renew(self) -> None:
@@ -169,6 +169,12 @@ class Catalog:
         """The event types of a partition, each with the time when it was last recorded there."""
         rows = await self.pool.fetch_planned(_sql("types"), lower, upper)
         return {row[0]: row[1] for row in rows}
+
+    async def reach(self, after: int, upper: int, types: Sequence[str] | None, rows: int, size: int) -> int | None:
+        """The last position of the next page, which has about so many bytes at most; None: there is none."""
+        found = await self.pool.fetch_planned(_sql("reach"), after, upper, types, rows, size)
+        last: int | None = found[0][0]
+        return last
 
     async def page(self, after: int, upper: int, types: Sequence[str] | None, limit: int) -> list[Row]:
         """The next rows of a partition."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,8 +18,9 @@ from soma_common.retention.format import decode, encode, event_type_of
 from soma_common.retention.manifest import NAME, ArchivedFile, Manifest
 from soma_common.retention.storage import Storage
 
+log = logging.getLogger(__name__)
+
 _PAGE_BYTES: Final = 8 * 2**20
-_FIRST_PAGE: Final = 100
 _LARGEST_PAGE: Final = 5000
 _ENVELOPE: Final = 500  # bytes of a row beside payload and metadata, about
 _PAYLOAD, _METADATA = 5, 16  # their columns
@@ -60,12 +62,12 @@ class Exporter:
         types = None if archive.whole else list(archive.event_types)
         counts: Counter[str] = Counter()
         rows: list[Row] = []
-        size, after, limit = 0, archive.lower_position - 1, _FIRST_PAGE
-        while page := await self._catalog.page(after, archive.upper_position, types, limit):
+        size, after, end = 0, archive.lower_position - 1, archive.upper_position
+        while (last := await self._catalog.reach(after, end, types, _LARGEST_PAGE, _PAGE_BYTES)) is not None:
             await self._alive()
-            fresh = sum(len(row[_PAYLOAD]) + len(row[_METADATA]) + _ENVELOPE for row in page)
-            size, after = size + fresh, page[-1][0]
-            limit = max(1, min(_LARGEST_PAGE, _PAGE_BYTES * len(page) // fresh))
+            page = await self._catalog.page(after, last + 1, types, _LARGEST_PAGE)
+            size += sum(len(row[_PAYLOAD]) + len(row[_METADATA]) + _ENVELOPE for row in page)
+            after = last
             rows += page
             counts.update(map(event_type_of, page))
             if size >= self._file_bytes:
@@ -84,8 +86,14 @@ class Exporter:
                 await asyncio.to_thread(self._storage.remove, f"{archive.location}/{file.name}")
 
     async def withdraw(self, archive: Archive) -> None:
-        """Take a bad archive's manifest away, so that no reader meets what is written anew elsewhere."""
-        await asyncio.to_thread(self._storage.remove, f"{archive.location}/{NAME}")
+        """Take a bad archive's manifest away, so that no reader meets what is written anew elsewhere.
+
+        Whoever may not delete there goes on: the database no longer names that place.
+        """
+        try:
+            await asyncio.to_thread(self._storage.remove, f"{archive.location}/{NAME}")
+        except ArchiveUnavailable as error:
+            log.warning("Move %s away, readers may meet it and fail: %s", archive.location, error)
 
     async def _write(self, archive: Archive, number: int, rows: list[Row]) -> ArchivedFile:
         encoded = await asyncio.to_thread(encode, f"part-{number:05d}.avro", rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -24,10 +24,11 @@ _KEPT: Final = 3  # decoded files
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An archive in a storage, and where."""
+    """An archive in a storage, where, and the SHA-256 of its manifest."""
 
     location: str
     manifest: Manifest
+    digest: str
 
 
 class ArchiveReader:
@@ -42,33 +43,34 @@ class ArchiveReader:
         self._found: tuple[Found, ...] | None = None
         self._kept: dict[tuple[str, str], list[Row]] = {}
 
-    async def archives(self) -> tuple[Found, ...]:
-        """What is there, by position; looked up once. Folders without a manifest are passed over.
+    async def archives(self, *, again: bool = False) -> tuple[Found, ...]:
+        """What is there, by position; looked up once, or ``again``. Folders without a manifest are passed over.
 
         Raises:
             ArchiveUnavailable: the storage cannot be read.
             ArchiveCorrupt: a manifest was changed, or is none.
             RetentionError: there are archives of several logs.
         """
-        if self._found is None:
+        if self._found is None or again:
             below = "" if self.log_id is None else str(self.log_id)
             names = await asyncio.to_thread(self.storage.names, f"/{NAME}", below)
             found = [await self._manifest(name.removesuffix(f"/{NAME}")) for name in names]
             logs = {each.manifest.log_id for each in found}
             if len(logs) > 1:
+                known = ", ".join(sorted(map(str, logs)))
                 raise RetentionError(
                     f"{self.storage.uri} holds archives of {len(logs)} logs.",
-                    cure=f"name one of them: {', '.join(sorted(map(str, logs)))}.",
+                    cure=f"name the folder of one of them in it: {known}.",
                 )
             self._found = tuple(sorted(found, key=lambda each: (each.manifest.lower_position, each.location)))
         return self._found
 
     async def _manifest(self, location: str) -> Found:
         try:
-            manifest, _ = await read_manifest(self.storage, location)
+            manifest, digest = await read_manifest(self.storage, location)
         except ArchiveCorrupt as error:
             raise ArchiveCorrupt(f"{location}: {error.message}", cure=error.cure) from error
-        return Found(location, manifest)
+        return Found(location, manifest, digest)
 
     async def query(
         self, wanted: EventFilter, *, limit: int = 100, after: int | None = None, newest_first: bool = False
@@ -91,39 +93,47 @@ class ArchiveReader:
         async for row in self.walk(wanted.conditions(), after, _LAST):
             yield event_of(row)
 
-    def walk(self, conditions: Mapping[str, Any], low: int, high: int) -> AsyncIterator[Row]:
-        """The same as rows, in the columns of the log's SELECT, above one position and up to another."""
-        return self._walk(_test(conditions), conditions, low, high, 1)
+    def walk(
+        self, conditions: Mapping[str, Any], low: int, high: int, *, only: Collection[str] | None = None
+    ) -> AsyncIterator[Row]:
+        """The same as rows, in the columns of the log's SELECT, above one position and up to another.
+
+        ``only``: the places of the archives that count; None: all.
+        """
+        return self._walk(_test(conditions), conditions, low, high, 1, only)
 
     async def rows(
-        self, conditions: Mapping[str, Any], low: int, high: int, limit: int, *, newest_first: bool = False
+        self, conditions: Mapping[str, Any], low: int, high: int, limit: int, *, newest_first: bool = False,
+        only: Collection[str] | None = None,
     ) -> list[Row]:  # fmt: skip
         """Rows above one position and up to another, at most ``limit``, in the columns of the log's SELECT."""
         found: list[Row] = []
-        async for row in self._walk(_test(conditions), conditions, low, high, -1 if newest_first else 1):
+        async for row in self._walk(_test(conditions), conditions, low, high, -1 if newest_first else 1, only):
             found.append(row)
             if len(found) == limit:
                 break
         return found
 
-    async def spans(self, conditions: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """First and last positions of the files in which events of a filter may be."""
+    async def spans(self, conditions: Mapping[str, Any], only: Collection[str]) -> list[tuple[int, int]]:
+        """First and last positions of the files in which events of a filter may be, of the archives at some places."""
         kind = conditions.get("event_type")
         return [
             (file.first_position, file.last_position)
             for found in await self.archives()
-            if kind is None or kind in found.manifest.counts
+            if found.location in only and (kind is None or kind in found.manifest.counts)
             for file in found.manifest.files
             if _overlaps(file, conditions, 0, _LAST)
         ]
 
     async def _walk(
-        self, fits: Callable[[Row], bool], conditions: Mapping[str, Any], low: int, high: int, step: int
+        self, fits: Callable[[Row], bool], conditions: Mapping[str, Any], low: int, high: int, step: int,
+        only: Collection[str] | None,
     ) -> AsyncIterator[Row]:  # fmt: skip
         """Rows in order. Archives of one partition are merged; what two of them hold comes once."""
         groups: dict[int, list[Found]] = {}
         for each in (await self.archives())[::step]:
-            groups.setdefault(each.manifest.lower_position, []).append(each)
+            if only is None or each.location in only:
+                groups.setdefault(each.manifest.lower_position, []).append(each)
         for group in groups.values():
             last = None
             async for row in _merged([self._of(each, conditions, low, high, step) for each in group], step):

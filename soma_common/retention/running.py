@@ -222,8 +222,9 @@ class RetentionRun:
             if archive.state is ArchiveState.REMOVING:
                 raise
             log.info("Archive %s is written anew: %s", archive.location, error)
-            await exporter.withdraw(archive)
+            # First the row, under the lease: a run that was overtaken would take a good archive's manifest away.
             await self.catalog.relocate(archive, await self._location(archive))
+            await exporter.withdraw(archive)
             archive = await self._again(archive)
             await exporter.export(archive)
             manifest, digest = await exporter.verify(archive)
@@ -264,6 +265,8 @@ class Retention(Service):
             try:
                 self.last, self.failed = await run.run(), None
                 log.info("Retention: %s archives, %s", len(self.last.removed), self.last.swept)
+                for what, waits in self.last.waiting.items():
+                    log.warning("Retention waits: %s: %s", what, waits)
             except ConfigurationError:
                 raise
             except SomaError as error:

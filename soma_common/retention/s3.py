@@ -35,10 +35,8 @@ class S3Storage:
         self.endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or None
         if not _BUCKET.fullmatch(self.bucket):
             raise ConfigurationError(f"{self.bucket!r:.80} is no name of a bucket.", cure="write s3://bucket/path.")
-        if self.endpoint and urlsplit(self.endpoint).scheme not in ("http", "https"):
-            raise ConfigurationError(
-                f"The S3 endpoint {self.endpoint!r:.100} is no web address.", cure="write https://host:port."
-            )
+        if self.endpoint and not _is_web_address(self.endpoint):
+            raise ConfigurationError("The S3 endpoint is no web address.", cure="write https://host:port.")
         self._client = _client(self.endpoint, env)
 
     def write(self, name: str, data: bytes) -> None:
@@ -98,10 +96,20 @@ class S3Storage:
             raise ArchiveUnavailable(f"{self.uri} cannot be reached: {error}", cure=_CURE) from error
 
 
+def _is_web_address(endpoint: str) -> bool:
+    """A name and a password in it would stand in every error."""
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+    except ValueError:
+        return False
+
+
 def _client(endpoint: str | None, env: Mapping[str, str]) -> Any:
     try:
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise ConfigurationError(
             "Archives in S3 need boto3, which is not installed.", cure="pip install 'soma-common[s3]'."
@@ -115,10 +123,13 @@ def _client(endpoint: str | None, env: Mapping[str, str]) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    session = boto3.session.Session(
-        aws_access_key_id=env.get("AWS_ACCESS_KEY_ID") or None,
-        aws_secret_access_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
-        aws_session_token=env.get("AWS_SESSION_TOKEN") or None,
-        region_name=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1",
-    )
-    return session.client("s3", endpoint_url=endpoint, config=config)
+    try:
+        session = boto3.session.Session(
+            aws_access_key_id=env.get("AWS_ACCESS_KEY_ID") or None,
+            aws_secret_access_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
+            aws_session_token=env.get("AWS_SESSION_TOKEN") or None,
+            region_name=env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1",
+        )
+        return session.client("s3", endpoint_url=endpoint, config=config)
+    except (BotoCoreError, ValueError) as error:  # a profile, a region or an endpoint that there is not
+        raise ConfigurationError(f"The settings of S3 cannot be used: {error}.", cure=_CURE) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -46,6 +46,7 @@ class FolderStorage:
         path = self._path(name)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
+            known = next(folder for folder in path.parents if folder.exists())
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with draft.open("xb") as file:
@@ -59,12 +60,24 @@ class FolderStorage:
                 with suppress(OSError):
                     draft.unlink(missing_ok=True)
                 raise
-            for folder in (path.parent, *path.parent.parents):
-                _sync(folder)
-                if folder == self.root.parent:
-                    break
+            self._sync_folders(path, known)
         except OSError as error:
             raise _unavailable(f"{name} cannot be written into {self.root}", error) from error
+
+    def _sync_folders(self, path: Path, known: Path) -> None:
+        """Up to the one that holds the root, or to the one that was there already.
+
+        Above the root stands somebody else's folder, which we may not be allowed to read: then nothing was made in it.
+        """
+        last = min(known, self.root.parent, key=lambda folder: len(folder.parts))
+        for folder in path.parents:
+            try:
+                _sync(folder)
+            except PermissionError:
+                if folder not in self.root.parents:
+                    raise
+            if folder == last:
+                break
 
     def read(self, name: str) -> bytes:
         """The whole file."""
@@ -79,10 +92,11 @@ class FolderStorage:
         try:
             if not self.root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, f"{self.root} is no folder")
-            found = [path.relative_to(self.root) for path in start.rglob(f"*{ending}") if path.is_file()]
+            found = [path.relative_to(self.root) for path in _files(start)]
         except OSError as error:
             raise _unavailable(f"{self.root} cannot be listed", error) from error
-        return sorted(str(PurePosixPath(path)) for path in found if not path.name.startswith("."))
+        paths = (str(PurePosixPath(path)) for path in found if not path.name.startswith("."))
+        return sorted(path for path in paths if path.endswith(ending))
 
     def remove(self, name: str) -> None:
         """The file, and its folder when it is empty then."""
@@ -108,6 +122,17 @@ def checked(name: str) -> str:
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
         raise ArchiveUnavailable(f"{name!r:.100} is no name of an archived file.", cure="check the manifest.")
     return name
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder. One that may not be read is an error: rglob would pass over it in silence."""
+    for where, _, names in os.walk(folder, onerror=_raise_but_gone):
+        yield from (Path(where, name) for name in names)
+
+
+def _raise_but_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sync(folder: Path) -> None:

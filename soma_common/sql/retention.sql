@@ -1,9 +1,10 @@
 -- :name owns : whether this role may remove: only the owner of the tables
 SELECT pg_has_role(current_user, c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = 'soma.events'::regclass
 
--- :name claim : become the one retention run; no row: another one is at it
+-- :name claim : become the one retention run; no row: another one is at it. No lease reaches a day ahead: such a one was
+-- written by a clock that has been set back since, and what its owner still does is fenced
 UPDATE soma.retention_lease l SET owner = $1::uuid, who = $2::text, leased_until = soma.now() + $3::interval
-WHERE l.leased_until <= soma.now() OR l.owner = $1::uuid
+WHERE l.leased_until <= soma.now() OR l.leased_until > soma.now() + interval '1 day' OR l.owner = $1::uuid
 RETURNING l.owner
 
 -- :name holder : who is at it, and until when at least
@@ -45,6 +46,21 @@ FROM types t CROSS JOIN LATERAL (
     WHERE e.event_type = t.event_type AND e.position >= $1::bigint AND e.position < $2::bigint
     ORDER BY e.position DESC LIMIT 1) newest
 WHERE t.event_type IS NOT NULL
+
+-- :name reach : where the next page of so many rows and bytes ends. Nothing is decompressed for it: what is compressed counts
+-- as thirty times its size, and nothing as more than an event may have
+SELECT max(s.position) FROM (
+    SELECT w.position, sum(w.size) OVER (ORDER BY w.position) - w.size AS before FROM (
+        SELECT e.position,
+               least(1000000, pg_column_size(e.payload)
+                              * CASE WHEN pg_column_compression(e.payload) IS NULL THEN 1 ELSE 30 END)
+             + least(100000, pg_column_size(e.metadata)
+                             * CASE WHEN pg_column_compression(e.metadata) IS NULL THEN 1 ELSE 30 END) + 500 AS size
+        FROM soma.events e
+        WHERE e.position > $1::bigint AND e.position < $2::bigint
+          AND ($3::text[] IS NULL OR e.event_type = ANY ($3::text[]))
+        ORDER BY e.position LIMIT $4::bigint) w) s
+WHERE s.before < $5::bigint
 
 -- :name page : the next events of some types of a partition; without types, of all
 WHERE e.position > $1::bigint AND e.position < $2::bigint AND ($3::text[] IS NULL OR e.event_type = ANY ($3::text[]))
@@ -101,12 +117,13 @@ WHERE a.state <> 'removed' ORDER BY a.lower_position
 -- :name all : every one
 ORDER BY a.lower_position, a.started_at
 
--- :name gone : archives of which something was removed between two positions, the first one excluded
-SELECT a.archive_id, a.location FROM soma.archives a
+-- :name gone : archives of which something of a type was removed between two positions, the first one excluded
+SELECT a.archive_id, a.location, a.manifest_sha256, a.tick_id FROM soma.archives a
 WHERE a.state IN ('removing', 'removed') AND a.last_position > $1::bigint AND a.first_position <= $2::bigint
+  AND ($3::text IS NULL OR $3::text = ANY (a.event_types))
 
 -- :name gone_of : those of a type and a time
-SELECT a.archive_id, a.last_position, a.location, a.tick_id FROM soma.archives a
+SELECT a.archive_id, a.location, a.manifest_sha256, a.tick_id, a.last_position FROM soma.archives a
 WHERE a.state IN ('removing', 'removed') AND ($1::text IS NULL OR $1::text = ANY (a.event_types))
   AND ($2::timestamptz IS NULL OR a.last_timestamp >= $2::timestamptz)
   AND ($3::timestamptz IS NULL OR a.first_timestamp < $3::timestamptz)
@@ -125,14 +142,16 @@ SET tick_id = excluded.tick_id, accepted_by = excluded.accepted_by, reason = exc
     accepted_at = excluded.accepted_at
 RETURNING tick_id
 
--- :name mark : remember which transactions have ended by now, once an hour; marks before the one that counts go
+-- :name mark : remember which transactions have ended by now, once an hour; marks before the one that counts go. One of the
+-- future, by a clock that has been set back since, does not stand against a new one
 WITH old AS (
     DELETE FROM soma.retention_marks m
     WHERE m.made_at < (SELECT max(c.made_at) FROM soma.retention_marks c WHERE c.made_at <= soma.now() - $1::interval)
 )
 INSERT INTO soma.retention_marks (made_at, ended_xid, era)
 SELECT soma.now(), pg_snapshot_xmin(pg_current_snapshot()), (SELECT era FROM soma.ticks ORDER BY tick_id DESC LIMIT 1)
-WHERE NOT EXISTS (SELECT FROM soma.retention_marks m WHERE m.made_at > soma.now() - interval '1 hour')
+WHERE NOT EXISTS (SELECT FROM soma.retention_marks m
+                  WHERE m.made_at > soma.now() - interval '1 hour' AND m.made_at <= soma.now())
 
 -- :name marked : the newest mark that is at least so old
 SELECT m.ended_xid::text, m.made_at FROM soma.retention_marks m
@@ -142,9 +161,10 @@ ORDER BY m.made_at DESC LIMIT 1
 -- :name maintain_inbox : partitions of the inbox ahead of need
 SELECT soma.maintain_inbox()
 
--- :name inbox : partitions of the inbox that hold rows and end before a moment
+-- :name inbox : partitions of the inbox that hold rows and end before a moment; no id is older than 1970, and uuid_at knows
+-- nothing before that
 SELECT p.name, p.from_id, p.until_id FROM soma.inbox_partitions() p
-WHERE p.until_id <= soma.uuid_at($1::timestamptz) AND p.bytes > 0
+WHERE p.until_id <= soma.uuid_at(greatest($1::timestamptz, 'epoch')) AND p.bytes > 0
 
 -- :name latest : when the last event of a range of ids was stamped: ids are made before that, sometimes long before
 SELECT max(e."timestamp") FROM soma.events e WHERE e.event_id >= $1::uuid AND e.event_id < $2::uuid
@@ -201,4 +221,5 @@ SELECT (SELECT count(*) FROM soma.inbox_keys k WHERE k.applied_at < $1::timestam
         WHERE l.status IN ('resolved', 'discarded') AND l.changed_at < $3::timestamptz),
        (SELECT count(*) FROM soma.replays r
         WHERE r.state IN ('done', 'cancelled') AND r.mode = 'missing' AND r.ended_at < $4::timestamptz),
-       (SELECT count(*) FROM soma.inbox_partitions() p WHERE p.until_id <= soma.uuid_at($1::timestamptz) AND p.bytes > 0)
+       (SELECT count(*) FROM soma.inbox_partitions() p
+        WHERE p.until_id <= soma.uuid_at(greatest($1::timestamptz, 'epoch')) AND p.bytes > 0)

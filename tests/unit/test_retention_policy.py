@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from soma_common.errors import ConfigurationError
+from soma_common.cli.show import login
+from soma_common.errors import ArchiveUnavailable, ConfigurationError
 from soma_common.retention.catalog import Partition
 from soma_common.retention.places import open_storage
 from soma_common.retention.planning import Action, decide
@@ -146,6 +149,90 @@ def test_what_becomes_of_a_partition() -> None:
 def test_places_that_are_none(place: str) -> None:
     with pytest.raises(ConfigurationError):
         open_storage(place, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"})
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"AWS_ENDPOINT_URL": "http://host name:9000"}, {"AWS_ENDPOINT_URL": "http://"}, {"AWS_ENDPOINT_URL": "http://[::1"},
+     {"AWS_ENDPOINT_URL": "http://ann:hunter2@host:9000"}, {"AWS_REGION": "bad region!"}],
+)  # fmt: skip
+def test_settings_of_s3_that_are_none(env: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        open_storage("s3://bucket", {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"} | env)
+    assert raised.value.cure
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_profile_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobodys")
+    with pytest.raises(ConfigurationError, match="nobodys"):
+        open_storage("s3://bucket", {})
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over() -> None:
+    """Root may read everything, so this test is somebody else for a moment."""
+    with TemporaryDirectory() as place:
+        storage = FolderStorage(Path(place))
+        storage.write("log/a/manifest.json", b"{}")
+        storage.write("log/b/manifest.json", b"{}")
+        Path(place).chmod(0o755)
+        (Path(place) / "log" / "b").chmod(0)
+        root = os.geteuid() == 0
+        try:
+            if root:
+                os.seteuid(65534)
+            with pytest.raises(ArchiveUnavailable, match="cannot be listed: Permission denied"):
+                storage.names("manifest.json")
+        finally:
+            if root:
+                os.seteuid(0)
+            (Path(place) / "log" / "b").chmod(0o755)
+        assert storage.names("manifest.json") == ["log/a/manifest.json", "log/b/manifest.json"]
+        assert storage.names("manifest.json", "log/none") == []
+
+
+def test_the_folder_above_the_archives_need_not_be_ours_to_read() -> None:
+    with TemporaryDirectory() as place:
+        root = os.geteuid() == 0
+        mine = Path(place) / "archives"
+        mine.mkdir()
+        if root:
+            os.chown(mine, 65534, 65534)
+        Path(place).chmod(0o711 if root else 0o300)
+        try:
+            if root:
+                os.seteuid(65534)
+            FolderStorage(mine).write("log/a/manifest.json", b"{}")
+        finally:
+            if root:
+                os.seteuid(0)
+            Path(place).chmod(0o755)
+        assert FolderStorage(mine).names("") == ["log/a/manifest.json"]
+
+
+def test_every_folder_that_was_made_for_a_file_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut may take the whole place away, after its events have left the log."""
+    opened: list[str] = []
+    real = os.open
+
+    def note(path: Any, flags: int, *given: Any, **more: Any) -> int:
+        opened.append(str(path))
+        return real(path, flags, *given, **more)
+
+    monkeypatch.setattr(os, "open", note)
+    storage = FolderStorage(tmp_path / "new" / "er" / "archives")
+    storage.write("log/manifest.json", b"{}")
+    storage.write("log/other.json", b"{}")
+    monkeypatch.undo()
+    made = ["new/er/archives/log", "new/er/archives", "new/er", "new"]
+    assert {str(tmp_path), *(str(tmp_path / each) for each in made)} <= set(opened)
+
+
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    assert login() == f"uid {2**31 - 7}"
 
 
 def test_places(tmp_path: Path) -> None:

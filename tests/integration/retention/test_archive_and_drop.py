@@ -19,9 +19,10 @@ from soma_common.retention.planning import Action
 from soma_common.retention.policy import RetentionPolicy
 from soma_common.retention.reader import ArchiveReader
 from soma_common.retention.removing import Gently
-from soma_common.retention.running import RetentionSettings
+from soma_common.retention.running import RetentionRun, RetentionSettings
 from soma_common.sql.loader import blocks
 from tests.core_support import Reader, connected, waiting_for_lock
+from tests.integration.retention.conftest import QUICK
 from tests.waiting import until
 
 MONTH = timedelta(days=30)
@@ -341,6 +342,21 @@ async def test_two_runs_at_once_do_not_meet(retained: Any) -> None:
     assert all(isinstance(each, RetentionError) and "is at it" in each.message for each in refused)
     assert sum(len(report.removed) for report in reports) == 5
     await retained.whole(events)
+
+
+async def test_a_clock_that_is_set_back_does_not_lock_retention_out(retained: Any) -> None:
+    """The lease of a run that died, and a mark of the inbox, are of a clock that was weeks ahead."""
+    await Catalog(retained.later, who="dead", lease=30.0).claim()
+    inbox = RetentionPolicy(inbox=MONTH)
+    report = await RetentionRun(retained.pool, inbox, None, who="tests", settings=QUICK).run()
+    assert not report.stopped
+    await retained.pool.fetch("UPDATE soma.retention_marks SET made_at = made_at + interval '60 days'")
+    await RetentionRun(retained.pool, inbox, None, who="tests", settings=QUICK).run()
+    marks = await retained.pool.fetch("SELECT count(*) FILTER (WHERE made_at <= soma.now()) FROM soma.retention_marks")
+    assert marks[0][0] == 1
+    await Catalog(retained.pool, who="alive").claim()
+    with pytest.raises(RetentionError, match="alive is at it, and holds its lease until 20"):
+        await Catalog(retained.pool, who="other").claim()
 
 
 async def test_bad_arguments(retained: Any) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from soma_common.errors import ArchiveCorrupt, ArchiveUnavailable, RetentionError
+from soma_common.errors import ArchiveCorrupt, ArchiveUnavailable, LeaseLost, RetentionError
 from soma_common.retention.catalog import Catalog
 from soma_common.retention.exporting import Exporter
 from soma_common.retention.format import decode, encode
@@ -124,6 +126,56 @@ async def test_an_archive_that_is_bad_before_anything_left_is_written_anew(retai
     await retained.whole(events)
 
 
+class Falling(FolderStorage):
+    """A storage whose first read waits for a word, and fails then, as a connection that slept too long."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def read(self, name: str) -> bytes:
+        if not self.go_on.is_set():
+            self.asked.set()
+            assert self.go_on.wait(60)
+            raise ArchiveUnavailable(f"{name} cannot be read: it took too long.")
+        return super().read(name)
+
+
+async def test_a_run_that_was_overtaken_takes_no_manifest_away(retained: Any) -> None:
+    """It slept while it read its archive back; another run found that archive whole, and dropped the partition."""
+    events = await retained.fill(300)
+    storage = Falling(retained.folder)
+    slow = asyncio.create_task(retained.retain(storage=storage))
+    assert await asyncio.to_thread(storage.asked.wait, 60)
+    await retained.pool.fetch("UPDATE soma.retention_lease SET leased_until = '-infinity'")
+    await retained.retain()
+    storage.go_on.set()
+    with pytest.raises(LeaseLost):
+        await slow
+    await retained.whole(events)
+
+
+class Keeping(FolderStorage):
+    """A storage from which nothing may be deleted, as a bucket for which the key has no such right."""
+
+    def remove(self, name: str) -> None:
+        raise ArchiveUnavailable(f"{name} cannot be removed: 403 AccessDenied.")
+
+
+async def test_the_right_to_delete_is_not_needed(retained: Any) -> None:
+    """A run that died in an export left a row without an archive: it is written elsewhere, and nothing is deleted."""
+    events = await retained.fill(300)
+    run = retained.run()
+    await run._settle()
+    await run.catalog.claim()
+    (step, *_) = (await run.plan()).steps
+    await run.catalog.open(step.partition, step.expired, whole=True, location=await run._location(step.partition))
+    await run.catalog.release()
+    report = await retained.retain(storage=Keeping(retained.folder))
+    assert step.partition.lower_position in {archive.lower_position for archive in report.removed}
+    await retained.whole(events)
+
+
 async def test_an_archive_that_is_bad_when_part_of_it_has_left_stops_everything(retained: Any) -> None:
     from soma_common.retention.policy import RetentionPolicy
     from tests.integration.retention.conftest import MONTH
@@ -180,6 +232,7 @@ async def test_archives_of_two_logs_are_told_apart(retained: Any) -> None:
         await ArchiveReader(retained.storage).query(EVERYTHING)
     log_id = (await retained.pool.fetch("SELECT log_id FROM soma.log_start"))[0][0]
     assert len(await ArchiveReader(retained.storage, log_id=log_id).query(EVERYTHING)) == 100
+    assert len(await ArchiveReader(FolderStorage(retained.folder / str(log_id))).query(EVERYTHING)) == 100
 
 
 async def test_the_same_rows_give_the_same_bytes(retained: Any) -> None:

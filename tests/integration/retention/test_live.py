@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import shutil
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from soma_common.consumer.handlers import EVERY_TYPE, Handlers
-from soma_common.errors import ReplayRefused
+from soma_common.errors import EventsArchived, ReplayRefused
+from soma_common.events.models import Event
 from soma_common.events.store import ALL_TENANTS
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.replay.models import ReplayFilter
 from soma_common.retention.catalog import Force
+from soma_common.retention.format import decode, encode
+from soma_common.retention.manifest import Manifest
 from soma_common.retention.policy import RetentionPolicy
 from soma_common.retention.reader import ArchiveReader
 from soma_common.retention.removing import Gently
 from soma_common.retention.running import Retention, RetentionSettings
 from tests.integration.consumer.conftest import apply
+from tests.integration.retention.conftest import QUICK
 from tests.waiting import until
 
 MONTH = timedelta(days=30)
@@ -125,6 +133,118 @@ async def test_a_replay_reads_what_was_removed_from_the_archives(retained: Any) 
         with pytest.raises(ReplayRefused, match="not among these archives"):
             run = await engine.start(EVERYTHING, "force", requested_by="ann", reason="again")
             await finish(engine, run)
+
+
+async def test_a_replay_takes_from_a_place_only_what_the_database_vouches_for(retained: Any) -> None:
+    events = await retained.fill(300)
+    async with retained.log_worker():
+        await retained.applied(300)
+        await retained.passed()
+    await retained.retain()
+    path = sorted(retained.folder.rglob("manifest.json"))[0]
+    good = Manifest.from_bytes(path.read_bytes())
+    # Whole in itself, and of the same log: what a restore to an earlier moment leaves behind.
+    rows = decode(good.files[0], path.with_name("part-00000.avro").read_bytes())
+    forged = encode("part-00000.avro", [(*row[:2], uuid4(), *row[3:]) for row in rows])
+    other = replace(good, archive_id=uuid4(), files=(forged.file, *good.files[1:]))
+    folder = path.parent.with_name(f"events-{good.lower_position:019d}-0")
+    shutil.copytree(path.parent, folder)
+    (folder / "part-00000.avro").write_bytes(forged.data)
+    (folder / "manifest.json").write_bytes(other.to_bytes())
+    await retained.pool.fetch("TRUNCATE effect")
+    async with replaying(retained, archive=ArchiveReader(retained.storage)) as engine:
+        assert (await engine.plan(EVERYTHING)).total == 300
+        run = await engine.start(EVERYTHING, "force", requested_by="ann", reason="again")
+        assert (await finish(engine, run)).counts.read == 300
+        await retained.check(events)
+    # The same archive by its id, but not by the checksum in the database.
+    path.write_bytes(replace(good, made_by="mallory").to_bytes())
+    async with replaying(retained, archive=ArchiveReader(retained.storage)) as engine:
+        with pytest.raises(ReplayRefused, match="not the one that was written"):
+            await engine.plan(EVERYTHING)
+
+
+async def test_a_plan_counts_what_is_being_removed_once(retained: Any) -> None:
+    await retained.fill(300)
+    async with retained.log_worker():
+        await retained.applied(300)
+        await retained.passed()
+    reader = ArchiveReader(retained.storage)
+    assert await reader.archives() == ()  # what was made since is looked up again
+    async with retained.pool.transaction() as tx:
+        await tx.fetch("SELECT count(*) FROM soma.events")  # the lock that a drop waits for
+        report = await retained.retain(settings=replace(QUICK, gently=Gently(lock_tries=1)))
+        assert report.removed == []
+        assert {archive.state for archive in await retained.archives()} == {"removing"}
+    assert len(await retained.log()) == 300
+    async with replaying(retained, archive=reader) as engine:
+        assert (await engine.plan(EVERYTHING)).total == 300
+        assert len((await retained.retain()).removed) == 3
+        assert (await engine.plan(EVERYTHING)).total == 300
+
+
+async def test_large_events_behind_small_ones_are_read_a_few_at_a_time(retained: Any) -> None:
+    """Thousands of them at once would not fit into memory."""
+    await retained.partitions(500)
+    await retained.publish(300)
+    chance = random.Random(4)
+    for n in range(40):
+        payload = {"n": n, "x": chance.randbytes(300_000).hex() if n % 2 else "x" * 600_000}
+        large = Event(payload=payload, event_type="order.paid", tenant_id="acme", aggregate_id=f"large{n}")
+        await retained.store.publish(large)
+    await retained.publish(300)
+    await retained.pool.fetch("SELECT soma.maintain_events(500)")
+    events = await retained.log()
+    run = retained.run()
+    real, sizes = run.catalog.page, []
+
+    async def page(*given: Any) -> Any:
+        rows = await real(*given)
+        sizes.append(sum(len(row[5]) for row in rows))
+        return rows
+
+    run.catalog.page = page
+    assert len((await run.run()).removed) == 2
+    assert sum(sizes) > 20_000_000
+    assert max(sizes) < 16_000_000
+    await retained.whole(events)
+
+
+async def test_an_overtaken_consumer_gets_what_it_missed_by_what_the_errors_say(retained: Any) -> None:
+    events = await retained.fill(400)
+    async with retained.log_worker():
+        await retained.applied(100)
+    assert len((await retained.retain(force=Force("ann", "no space"))).removed) == 4
+    overtaken = retained.log_worker()
+    await overtaken.start()
+    with pytest.raises(EventsArchived) as stopped:
+        async with asyncio.timeout(60):
+            await overtaken.wait()
+    with pytest.raises(EventsArchived):
+        await overtaken.stop()
+    retained.workers.remove(overtaken)
+    assert "--archive" in str(stopped.value.cure)
+    async with replaying(retained, archive=ArchiveReader(retained.storage)) as engine:
+        with pytest.raises(ReplayRefused) as refused:
+            await engine.start(EVERYTHING)
+        assert "retention accept" in str(refused.value.cure)
+        await retained.run().catalog.accept("consumer:billing", by="ann", why="the rest is replayed")
+        async with retained.log_worker():
+
+            async def has_passed() -> bool:
+                await retained.pool.fetch("SELECT soma.tick('0')")
+                left = {event.event_id for event in await retained.log()}
+                try:
+                    await engine.plan(EVERYTHING)
+                except ReplayRefused:
+                    return False
+                return {row[0] for row in await retained.effects()} >= left
+
+            await until(has_passed, what="the consumer behind the gap")
+        run = await engine.start(EVERYTHING)
+        assert (await finish(engine, run)).state == "done"
+    found = [row[0] for row in await retained.effects()]
+    assert len(found) == len(set(found)) == len(events)
 
 
 async def finish(engine: Any, run: Any) -> Any:

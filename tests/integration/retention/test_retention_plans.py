@@ -81,6 +81,10 @@ def test_a_page_of_an_export_walks_along_its_partition(filled: str) -> None:
             assert indexes(text) <= {"events_pkey", "events_event_type_position_idx"}, text
             assert "Seq Scan" not in text, text
             assert "p5000000" not in text, text
+            text = plan(connection, SQL["reach"], [ROWS // 2, 5_000_000, types, 1000, 8_000_000], CUSTOM)
+            assert indexes(text) <= {"events_pkey", "events_event_type_position_idx"}, text
+            assert "Seq Scan" not in text, text
+            assert "p5000000" not in text, text
 
 
 def test_the_last_stamp_of_a_range_of_ids_is_found_by_id(filled: str) -> None:

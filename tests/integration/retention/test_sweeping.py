@@ -98,6 +98,17 @@ async def test_the_inbox_is_split_and_old_partitions_are_emptied(retained: Any) 
     assert fresh.version == 1
 
 
+async def test_an_inbox_that_is_kept_longer_than_since_1970_is_not_emptied(retained: Any) -> None:
+    policy = RetentionPolicy(inbox=timedelta(days=99 * 365))
+    await applied(retained, *(one(n) for n in range(20)))
+    await sweep(retained, policy, 0)
+    async with at(retained, 40) as pool:
+        assert (await RetentionRun(pool, policy, None, who="tests").plan()).expired.inbox_partitions == 0
+    assert await sweep(retained, policy, 40) == {}
+    assert await inbox(retained) == {"soma.inbox_first": 20}
+    assert (await retained.pool.fetch("SELECT inbox_horizon FROM soma.consumers"))[0][0] is None
+
+
 async def test_a_replay_does_not_go_behind_what_was_emptied(retained: Any) -> None:
     await retained.publish(20)
     async with retained.log_worker():
