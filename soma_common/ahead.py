@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -39,9 +39,10 @@ class Ahead(Generic[_T]):
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def in_strides(items: Iterable[_T]) -> AsyncIterator[_T]:
-    """The items, letting others run between them: decoding a page at once would keep a batch waiting for its turn."""
-    for place, item in enumerate(items):
-        if place % _STRIDE == _STRIDE - 1:
+async def strides(items: Sequence[_T]) -> AsyncIterator[Sequence[_T]]:
+    """The items, a few at a time, letting others run between them: decoding a page at once would keep a batch waiting
+    for its turn."""
+    for start in range(0, len(items), _STRIDE):
+        if start:
             await asyncio.sleep(0)
-        yield item
+        yield items[start : start + _STRIDE]

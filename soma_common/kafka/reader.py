@@ -104,7 +104,7 @@ class TopicReader:
         except (KafkaError, IllegalStateError, OSError, TimeoutError) as error:
             await self._gone(partition, offset, error)
             raise unreachable(self.settings.bootstrap, error) from error
-        records = [await self._decoder.record(partition, 0, raw) for raw in raws if raw.offset < end]
+        records = await self._decoder.records(partition, 0, (raw for raw in raws if raw.offset < end))
         return records, min(following, end)
 
     async def _fetch(

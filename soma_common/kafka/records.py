@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,21 +22,31 @@ class Decoder:
         self._decode = codec.decode
         self._ensure = getattr(codec, "ensure", None)
 
-    async def record(self, partition: Partition, epoch: int, raw: Any) -> Record:
-        """The record of an aiokafka ``ConsumerRecord``.
+    async def records(self, partition: Partition, epoch: int, raws: Iterable[Any]) -> list[Record]:
+        """The records of aiokafka's ``ConsumerRecord`` s.
 
         Raises:
-            InfrastructureError: its schema is unknown and the registry does not answer.
+            InfrastructureError: a schema is unknown and the registry does not answer.
         """
-        offset, size = raw.offset, _ENVELOPE + max(0, raw.serialized_value_size)
-        try:
+        records = []
+        for raw in raws:
+            event: RecordedEvent | None = None
+            error: CodecError | None = None
             try:
                 event = self._event(raw)  # as a coroutine it would cost a fifth more, for each of all events
             except UnknownSchemaId:
-                event = await self.event(raw)
+                event, error = await self._learned(raw)
+            except CodecError as refused:
+                error = refused
+            offset, size = raw.offset, _ENVELOPE + max(0, raw.serialized_value_size)
+            records.append(made_record((partition, offset, epoch, offset + 1, event, error, raw.key, size, raw)))
+        return records
+
+    async def _learned(self, raw: Any) -> tuple[RecordedEvent | None, CodecError | None]:
+        try:
+            return await self.event(raw), None
         except CodecError as error:
-            return Record(partition, offset, epoch, offset + 1, None, error, raw.key, size, raw)
-        return made_record((partition, offset, epoch, offset + 1, event, None, raw.key, size, raw))
+            return None, error
 
     async def event(self, raw: Any) -> RecordedEvent:
         """The event in something with a key, a value and headers.

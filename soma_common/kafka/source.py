@@ -14,7 +14,7 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
-from soma_common.ahead import Ahead, in_strides
+from soma_common.ahead import Ahead, strides
 from soma_common.consumer.source import Drain, Partition, Record
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import LeaseLost, OffsetLost
@@ -148,12 +148,13 @@ class KafkaSource:
     async def _read(self, consumer: AIOKafkaConsumer, wanted: list[Any], most: int, wait: float) -> list[Record]:
         """The next records of these partitions, decoded; none once the group has moved."""
         generation, fetched = self._generation, await self._poll(consumer, wanted, most, wait)
-        raws = [(Partition(*tp), raw) for tp, raws in fetched.items() for raw in raws]
-        records = []
-        async for partition, raw in in_strides(raws):
-            if generation != self._generation:
-                return []
-            records.append(await self._decoder.record(partition, self._owned[partition].epoch, raw))
+        records: list[Record] = []
+        for tp, raws in fetched.items():
+            partition = Partition(*tp)
+            async for some in strides(raws):
+                if generation != self._generation:
+                    return []
+                records += await self._decoder.records(partition, self._owned[partition].epoch, some)
         return records
 
     async def _poll(

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import orjson
 
-from soma_common.ahead import Ahead, in_strides
+from soma_common.ahead import Ahead, strides
 from soma_common.consumer.source import Drain, Partition, Record, made_record
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLost, TransactionConflict
@@ -256,11 +256,12 @@ class LogSource:
     async def _decode(self, diff: Diff, rows: Sequence[Row], shards: dict[int, _Shard]) -> list[Record]:
         mask, records = self.settings.shards - 1, []
         partitions = {number: Partition(self.reader, number) for number in shards}
-        async for row in in_strides(rows):
-            number, event = row[_KEY_HASH] & mask, recorded_event(row)
-            size, key = _ENVELOPE + len(row[_PAYLOAD]), kafka_key(event.stream)[0]
-            place = (partitions[number], row[0], shards[number].epoch, diff)
-            records.append(made_record((*place, event, None, key, size, None)))
+        async for some in strides(rows):
+            for row in some:
+                number, event = row[_KEY_HASH] & mask, recorded_event(row)
+                size, key = _ENVELOPE + len(row[_PAYLOAD]), kafka_key(event.stream)[0]
+                place = (partitions[number], row[0], shards[number].epoch, diff)
+                records.append(made_record((*place, event, None, key, size, None)))
         return records
 
     def _take(self, records: Sequence[Record], shards: dict[int, _Shard], after: Cursor) -> None:
