@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 from soma_common.cli.escaping import json_text, plain
-from soma_common.cli.main import main
 from soma_common.cli.telling import complain
 from soma_common.errors import ValidationError
 
@@ -50,17 +49,6 @@ def test_what_an_error_quotes_does_not_steer_the_terminal(no_color: str, monkeyp
     left = told.replace(click.style("", fg="red", reset=False), "").replace(click.style(""), "")
     below = " " * 7 + "Cure:  f"  # cannot pass for the error's own
     assert left.splitlines() == [f"Error: {ESCAPED}", below, f"Cure:  {ESCAPED}", below]
-
-
-def test_a_command_that_fails_on_a_hostile_name(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("SOMA_DEPLOY_MODE", "\x9b2J\u202e")
-    with pytest.raises(SystemExit):
-        main(["dlq", "list", "--all-tenants"])
-    told = capsys.readouterr().err
-    assert "Error: " in told
-    assert all(character.isprintable() or character == "\n" for character in told)
 
 
 def test_only_what_steers_is_escaped() -> None:
