@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from soma_common.config import SomaConfig, check_topic
 from soma_common.consumer.handlers import Handle, Handlers, check_consumer, check_types
 from soma_common.consumer.order import Order
-from soma_common.consumer.settings import ConsumerSettings
+from soma_common.consumer.settings import ConsumerSettings, SettingsByConsumer
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.errors import ConfigurationError
 from soma_common.events.append import Expected, Published
@@ -54,7 +54,7 @@ class Soma:
         upcasters: bring payloads of older versions to the newest one.
         topics: Kafka topics by event type, where they differ from ``config.topic``.
         reads: Kafka topics by consumer, where it reads others than this application's own.
-        settings: how its consumers work.
+        settings: how its consumers work: all of them, or by name; those that are not named have the defaults.
         django: the alias of Django's database, where handlers that are plain functions work with Django's connection;
             None: they work with psycopg's. It must be the database of the event log.
     """
@@ -67,12 +67,11 @@ class Soma:
         upcasters: Upcasters | None = None,
         topics: Mapping[str, str] | None = None,
         reads: Mapping[str, Sequence[str]] | None = None,
-        settings: ConsumerSettings | None = None,
+        settings: ConsumerSettings | Mapping[str, ConsumerSettings] | None = None,
         django: str | None = None,
     ) -> None:
         for name, given, kind in (
             ("config", config, SomaConfig), ("models", models, PayloadModels), ("upcasters", upcasters, Upcasters),
-            ("settings", settings, ConsumerSettings),
         ):  # fmt: skip
             if given is not None and not isinstance(given, kind):
                 raise ConfigurationError(
@@ -83,12 +82,12 @@ class Soma:
         self.upcasters = upcasters or Upcasters()
         self._topics = {check_event_type(kind): check_topic("topics", to) for kind, to in (topics or {}).items()}
         self._reads = {consumer: _read(consumer, names) for consumer, names in (reads or {}).items()}
-        if settings is not None and settings.mirror is not None and not config.uses_kafka:
+        self._settings, self._django = SettingsByConsumer(settings), django
+        if self._settings.mirrors and not config.uses_kafka:
             raise ConfigurationError(
                 "Dead letters cannot be copied to Kafka in standalone mode: there is none.",
                 cure="leave ConsumerSettings(mirror=...) away in this mode.",
             )
-        self._settings, self._django = settings, django
         self._handlers: dict[str, Handlers] = {}
         self._ground: Ground | None = None
         self._users = 0
@@ -173,7 +172,7 @@ class Soma:
         ``archive`` has what retention removed from the log.
         """
         ground, handlers = self._open_ground, self._handlers_of(consumer)
-        if self._settings is not None and self._settings.order is Order.PARTITION:
+        if self._settings.of(consumer, self._handlers).order is Order.PARTITION:
             settings = settings or ReplaySettings()
             settings = replace(settings, rebuild=replace(settings.rebuild, lanes=1))  # in the order of the log
         return ReplayEngine(
@@ -187,8 +186,8 @@ class Soma:
         ground = self._open_ground
         source = ground.source(name, self._reads.get(name, self._own_topics))
         return ConsumerWorker(
-            ground.pool, name, source, handlers=handlers, append=_append(ground.store), settings=self._settings,
-            connect=self._connect(handlers),
+            ground.pool, name, source, handlers=handlers, append=_append(ground.store),
+            settings=self._settings.of(name, self._handlers), connect=self._connect(handlers),
         )  # fmt: skip
 
     def _connect(self, handlers: Handlers) -> Connect | None:
@@ -244,8 +243,7 @@ class Soma:
             if self._ground is None:
                 self._ground = await open_ground(self.config, self.models, self._topic)
                 if self.config.uses_kafka:
-                    mirror = self._settings.mirror if self._settings is not None else None
-                    await ensure_topics(self.config, self._own_topics, mirror=mirror.topic if mirror else None)
+                    await ensure_topics(self.config, self._own_topics, mirrors=self._settings.mirrors)
             self._users += 1
         return self
 

@@ -163,8 +163,8 @@ async def _append_settings(
     )
 
 
-async def ensure_topics(config: SomaConfig, topics: Iterable[str], *, mirror: str | None = None) -> None:
-    """Make the application's own topics, and that of its dead letters' copies, where they are missing and it may;
+async def ensure_topics(config: SomaConfig, topics: Iterable[str], *, mirrors: Iterable[str] = ()) -> None:
+    """Make the application's own topics, and those of its dead letters' copies, where they are missing and it may;
     otherwise say so and go on.
     """
     from soma_common.kafka.admin import TopicAdmin, TopicSettings
@@ -172,8 +172,8 @@ async def ensure_topics(config: SomaConfig, topics: Iterable[str], *, mirror: st
     admin = TopicAdmin(config.kafka_bootstrap, config.kafka_security)
     try:
         wanted = [TopicSettings(topic) for topic in sorted(set(topics))]
-        if mirror is not None:
-            wanted.append(TopicSettings(mirror, partitions=3, config={"retention.ms": str(_MIRRORED)}))
+        copies = {"retention.ms": str(_MIRRORED)}
+        wanted += [TopicSettings(topic, partitions=3, config=copies) for topic in sorted(mirrors)]
         await admin.ensure(wanted)
     except ConfigurationError as error:
         log.warning("Topics are not made here: %s", error)

@@ -38,6 +38,7 @@ settings = ConsumerSettings(
     mirror=MirrorSettings(style=HeaderStyle.SPRING),
 )
 soma = Soma.from_env(service_id="shop", models=PayloadModels(OrderPlaced), settings=settings)
+by_name = Soma.from_env(service_id="shop", settings={"billing": settings})
 
 
 @soma.handler(OrderPlaced, consumer="billing")

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.telling import warn
 from soma_common.dlq.careful import Redrive
 from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Summary
@@ -92,7 +92,7 @@ def told(text: str, done: bool, *, as_json: bool, **facts: Any) -> None:
     if as_json:
         _json({"done": done} | facts)
     else:
-        click.echo(text)
+        click.echo(plain(text))
     if not done:
         sys.exit(1)
 
@@ -134,8 +134,8 @@ def _row(table: Table, *values: Any) -> None:
 
 
 def _text(text: str) -> Text:
-    """As it is: no markup, and no control characters that would steer the terminal."""
-    return Text("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
+    """As it is: no markup, and nothing that would steer the terminal."""
+    return Text(plain(text, lines=True))
 
 
 def _console() -> Console:
@@ -167,7 +167,7 @@ def _plain(value: Any) -> Any:
 
 def _json(value: Any) -> None:
     """Bytes as base64, ids and times as text."""
-    click.echo(orjson.dumps(_jsonable(value), option=orjson.OPT_INDENT_2).decode())
+    click.echo(json_text(_jsonable(value), indent=True))
 
 
 def _jsonable(value: Any) -> Any:

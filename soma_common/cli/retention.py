@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from soma_common.cli.db import dsn_of
-from soma_common.cli.show import login, plain
+from soma_common.cli.escaping import json_text, plain
+from soma_common.cli.show import login
 from soma_common.config import SomaConfig
 from soma_common.errors import RetentionError
 from soma_common.postgres.pool import Pool
@@ -195,7 +195,7 @@ def _show_report(report: Report, *, as_json: bool) -> None:
         _json(asdict(report))
         return
     for archive in report.removed:
-        click.echo(f"removed {archive.events} events, kept in {archive.location}")
+        click.echo(f"removed {archive.events} events, kept in {plain(archive.location)}")
     for what, waits in report.waiting.items():
         click.echo(f"waits: {plain(what)}: {plain(waits)}")
     for table, count in report.swept.items():
@@ -223,4 +223,4 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _json(value: Any) -> None:
-    click.echo(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode())
+    click.echo(json_text(value))

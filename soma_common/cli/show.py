@@ -7,15 +7,14 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import click
-import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from soma_common.cli.escaping import json_text, plain
 from soma_common.events.models import RecordedEvent
 from soma_common.replay.models import Plan
 from soma_common.replay.models import Progress as Run
@@ -38,7 +37,7 @@ def login() -> str:
 
 def as_json(event: RecordedEvent, *, indent: bool = False) -> str:
     """An event as one JSON object."""
-    return _json({name: getattr(event, name) for name in _FIELDS}, indent=indent)
+    return json_text({name: getattr(event, name) for name in _FIELDS}, indent=indent)
 
 
 def as_line(event: RecordedEvent) -> str:
@@ -63,7 +62,7 @@ def show_plan(plan: Plan, *, json: bool) -> None:
     if json:
         days = {str(day): count for day, count in plan.by_day.items()}
         told = {"consumer": plan.consumer, "mode": plan.mode.value, "total": plan.total, "known": plan.known}
-        click.echo(_json(told | {"by_type": plan.by_type, "by_service": plan.by_service, "by_day": days}))
+        click.echo(json_text(told | {"by_type": plan.by_type, "by_service": plan.by_service, "by_day": days}))
         return
     click.echo(f"{plan.mode} replay of {plain(plan.consumer)}: {plan.total} events, {plan.known} known to its inbox")
     for title, counts in (("type", plan.by_type), ("service", plan.by_service), ("day", plan.by_day)):
@@ -106,7 +105,7 @@ def _tell(run: Run, *, json: bool) -> None:
     if json:
         counts = {name: getattr(run.counts, name) for name in ("read", "applied", "repeated", "skipped", "held")}
         told = {"run_id": run.run_id, "state": run.state.value, "fraction": round(run.fraction, 4)}
-        click.echo(_json(told | counts))
+        click.echo(json_text(told | counts))
     else:
         click.echo(f"{run.state} {run.fraction:.0%}: {_counts(run)}")
 
@@ -121,23 +120,3 @@ def _cells(event: RecordedEvent) -> list[str]:
     key = f"{event.aggregate_type}/{event.aggregate_id}@{event.version}"
     cells = [str(event.position), moment, event.event_type, event.tenant_id, key, event.trace_id[:8]]
     return [plain(cell) for cell in cells]
-
-
-def plain(text: str) -> str:
-    """Text without control characters: they are written as escapes."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-def _json(value: Any, *, indent: bool = False) -> str:
-    """JSON in which nothing steers a terminal: orjson escapes what is below a space, and no other control characters,
-    bidirectional ones for instance. Such ones stand in strings only, so the text says the same."""
-    text = orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 if indent else None).decode()
-    return text if text.isprintable() else "".join(map(_escaped, text))
-
-
-def _escaped(character: str) -> str:
-    """A character as JSON may write it."""
-    if character.isprintable() or character == "\n":  # orjson's own line breaks; those of strings are escaped already
-        return character
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))

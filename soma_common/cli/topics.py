@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import click
 
+from soma_common.cli.escaping import plain
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError
 from soma_common.events.codec import JsonCodec
@@ -61,7 +62,7 @@ async def _status(name: str) -> bool:
             good = good and actual == str(count)
             parked = len(await list_parked(servers.pool, name=name, topic=topic, limit=1000))
             told = "1000 or more rows" if parked == 1000 else f"{parked} rows"
-            click.echo(f"{topic}: the relay goes by {count} partitions, Kafka has {actual}; {told} parked")
+            click.echo(plain(f"{topic}: the relay goes by {count} partitions, Kafka has {actual}; {told} parked"))
     return good
 
 
@@ -111,7 +112,7 @@ async def _all_read(servers: _Servers, topic: str, partitions: int, wait: float,
     end, told = time.monotonic() + wait, 0.0
     while left := await unread(servers.admin, servers.reader, topic, partitions, without=without):
         if time.monotonic() - told > _TELL:
-            click.echo(f"waiting for {_told(left)}")
+            click.echo(plain(f"waiting for {_told(left)}"))
             told = time.monotonic()
         if time.monotonic() > end:
             raise ConfigurationError(

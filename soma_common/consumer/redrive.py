@@ -16,6 +16,7 @@ from soma_common.consumer.retries import ErrorClass, stage_of
 from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Source
 from soma_common.consumer.tally import Tally
+from soma_common.dlq.decoding import event_of
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.dlq.models import FullLetter, Lease, LetterNotice, Status
 from soma_common.dlq.store import Outcome
@@ -174,7 +175,7 @@ class Redriver:
 
     async def _event(self, letter: FullLetter) -> RecordedEvent:
         try:
-            event = await self._source.decode(replace(letter.record, value=letter.value))
+            event = await event_of(letter, self._source.decode)
         except InfrastructureError as error:
             raise _Away from error
         known = letter.letter.event.event_id

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from soma_common.consumer.handlers import check_consumer
 from soma_common.consumer.order import Order
 from soma_common.consumer.retries import RetryPolicy
 from soma_common.dlq.mirror import MirrorSettings
@@ -105,6 +106,51 @@ _WANTED: Final[dict[str, tuple[float, float] | type]] = {
     "backoff": Backoff,
     "stuck": (0.1, 86_400),
 }
+
+
+class SettingsByConsumer:
+    """The settings of an application's consumers: the same for all, or by name.
+
+    Raises:
+        ConfigurationError: they are of another kind.
+    """
+
+    def __init__(self, given: ConsumerSettings | Mapping[str, ConsumerSettings] | None) -> None:
+        self._by_name: Mapping[str, ConsumerSettings] = {}
+        self._others = ConsumerSettings()
+        if isinstance(given, Mapping):
+            self._by_name = dict(given)
+        elif given is not None:
+            self._others = given
+        for name in self._by_name:
+            check_consumer(name)
+        for each in self._all:
+            if not isinstance(each, ConsumerSettings):
+                raise ConfigurationError(
+                    f"settings is or holds a {type(each).__name__}, not ConsumerSettings.",
+                    cure="pass ConsumerSettings(…), or a dict of them by consumer.",
+                )
+
+    def of(self, consumer: str, declared: Collection[str]) -> ConsumerSettings:
+        """Those of a consumer; the defaults where others are named and it is not. ``declared`` are all consumers that
+        have handlers: this is asked when they are declared, so a name that none of them has is a mistake.
+        """
+        strangers = [name for name in self._by_name if name not in declared]
+        if strangers:
+            raise ConfigurationError(
+                f"settings names consumer {strangers[0]!r:.200}, which has no handler here.",
+                cure=f"declare its handlers, or correct the name; known: {', '.join(declared) or 'none'}.",
+            )
+        return self._by_name.get(consumer, self._others)
+
+    @property
+    def mirrors(self) -> set[str]:
+        """The topics that dead letters are copied to."""
+        return {each.mirror.topic for each in self._all if each.mirror is not None}
+
+    @property
+    def _all(self) -> list[ConsumerSettings]:
+        return [self._others, *self._by_name.values()]
 
 
 def _order(given: str) -> Order:

@@ -119,13 +119,19 @@ class DLQHandler:
         *,
         transform: Transform | None = None,
         why: str | None = None,
+        raw: bool = False,
         dry_run: bool = False,
     ) -> bool:
         """Ask for another try of a letter's sequence; False when it was asked before or the letter is settled.
 
         Args:
-            transform: makes the new value from the letter (bytes, or what is written as JSON); it may be a coroutine
-                function. The original stays, and ``who`` stands beside the edit.
+            transform: gets the :class:`FullLetter`, whose ``value`` are the record's bytes: the whole envelope, not
+                the payload. Returns the whole new value: the envelope as a dict, as JSON or in the consumer's own
+                codec. With another payload, where the record is JSON:
+                ``lambda letter: json.loads(letter.value) | {"payload": {…}}``. A consumer of Avro takes the envelope
+                as JSON too; ``JsonCodec().encode(event, payload_json)`` writes it. It may be a coroutine function.
+                The original stays, and ``who`` stands beside the edit.
+            raw: take bytes that are no JSON in place of JSON.
             dry_run: only say whether something would be asked for; ``transform`` is not called.
 
         Raises:
@@ -144,7 +150,7 @@ class DLQHandler:
                 raise ValidationError(
                     "transform returned None.", cure="return the new value: bytes, a dict or a model."
                 )
-            await self.edit(letter, value, why=why)
+            await self.edit(letter, value, why=why, raw=raw)
         return await verbs.retry(self.pool, letter_id, who=self.who, why=why)
 
     async def retry_many(
@@ -222,8 +228,8 @@ class DLQHandler:
 
         Args:
             letter: as ``show`` returned it: an edit by somebody else in between is refused.
-            value: bytes, or what is written as JSON. Where the original is JSON, bytes must be JSON too, unless
-                ``raw``.
+            value: the whole value of the record, as what ``transform`` of :meth:`retry_event` returns. Where the
+                original is JSON, bytes must be JSON too, unless ``raw``.
             dry_run: only say what would be refused; returns the revision that there is.
 
         Raises:

@@ -7,23 +7,21 @@ follows in the new ones before any later event of its key. An edited letter has 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from soma_common.consumer.source import Partition, Record
-from soma_common.dlq.models import FullLetter, RawRecord, Status, sequence_of_key, sequence_of_partition
+from soma_common.dlq.decoding import Decode, event_of
+from soma_common.dlq.models import FullLetter, Status, sequence_of_key, sequence_of_partition
 from soma_common.dlq.rows import FULL_LETTERS, full_letter_of
 from soma_common.errors import ReplayRefused
-from soma_common.events.models import RecordedEvent
 from soma_common.postgres.pool import Row, fetch
 from soma_common.replay.models import Progress
 from soma_common.sql.loader import blocks
 
 MOST_FREED: Final = 500  # letters that are read at once
-
-Decode = Callable[[RawRecord], Awaitable[RecordedEvent]]
 
 
 class Part(Enum):
@@ -87,7 +85,7 @@ async def _item(record: Record, row: Row | None, letters: dict[UUID, FullLetter]
         return Item(record, Part.HOLD, _id(row[1]), named=row[2] is not None)
     if not row[8]:
         return Item(record)
-    return Item(record._replace(event=await _event(letters[_id(row[1])], decode), error=None))
+    return Item(record._replace(event=await event_of(letters[_id(row[1])], decode), error=None))
 
 
 async def _freed(letter: FullLetter | None, decode: Decode) -> Item:
@@ -97,21 +95,9 @@ async def _freed(letter: FullLetter | None, decode: Decode) -> Item:
             cure="cancel the rebuild and start again; keep letters until it is done.",
         )
     known = letter.letter
-    record = Record(
-        Partition(known.topic, known.partition), known.offset, 0, None, await _event(letter, decode),
-        key=letter.record.key,
-    )  # fmt: skip
+    event, place = await event_of(letter, decode), Partition(known.topic, known.partition)
+    record = Record(place, known.offset, 0, None, event, key=letter.record.key)
     return Item(record, Part.FREE, known.letter_id, named=known.event.event_id is not None)
-
-
-async def _event(letter: FullLetter, decode: Decode) -> RecordedEvent:
-    kept = letter.record
-    return await decode(
-        RawRecord(
-            topic=kept.topic, partition=kept.partition, offset=kept.offset, key=kept.key, value=letter.value,
-            headers=kept.headers, timestamp=kept.timestamp,
-        )
-    )  # fmt: skip
 
 
 async def _full(connection: Any, ids: Sequence[UUID]) -> dict[UUID, FullLetter]:

@@ -9,6 +9,8 @@ import pytest
 
 from soma_common import DeployMode, Payload, PayloadModels, Soma, SomaConfig
 from soma_common.consumer.handlers import Handlers
+from soma_common.consumer.settings import ConsumerSettings
+from soma_common.dlq.mirror import MirrorSettings
 from soma_common.errors import ConfigurationError, SomaError
 from soma_common.events.append import AppendSettings
 from soma_common.events.store import EventStore
@@ -90,6 +92,9 @@ def test_what_no_consumer_can_be_called(name: Any) -> None:
         {"topics": {"order.placed": "no topic!"}},
         {"topics": {"Order Placed": "orders"}},
         {"settings": {"lanes": 3}},
+        {"settings": 3},
+        {"settings": {"": ConsumerSettings()}},
+        {"settings": {"billing": ConsumerSettings(mirror=MirrorSettings())}},  # in standalone mode
         {"models": [OrderPlaced]},
         {"upcasters": {}},
     ],

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from soma_common.cli.dlq import dlq
 from soma_common.postgres.pool import Pool
-from tests.dlq_support import Desk, Undelivered, undelivered
+from tests.dlq_support import Desk, Undelivered, failure, undelivered
 
 Ask = Callable[[Callable[[Desk], Awaitable[Any]]], Any]
 Run = Callable[..., Result]
@@ -37,7 +37,7 @@ def run(soma_database: str) -> Run:
         "SOMASTACK_POSTGRES_DSN": soma_database,
         "SOMASTACK_KAFKA_BOOTSTRAP": "127.0.0.1:9",
     }
-    return lambda *arguments: CliRunner().invoke(dlq, list(arguments), env=env)
+    return lambda *arguments: CliRunner().invoke(dlq, list(arguments), env=env, color=True)
 
 
 def parked(ask: Ask, *given: Undelivered) -> list[str]:
@@ -70,6 +70,31 @@ def test_list_show_and_summary(ask: Ask, run: Run) -> None:
     groups = json.loads(run("summary", "--tenant", "t", "--json").output)
     assert [(group["count"], group["status"]) for group in groups] == [(2, "dead")]
     assert "ValueError" in run("summary", "--tenant", "t", "--status", "dead").output  # as it is shown
+
+
+def test_what_a_letter_says_does_not_steer_the_terminal(ask: Ask, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON left C1 control characters (one of them begins a sequence as ESC [ does) and bidirectional ones as they are."""
+    hostile = "\x9b2J \x1b]0;title\x07 \u202eevil"
+    one = undelivered(hostile, value=hostile.encode(), headers=((hostile, hostile.encode()),))
+
+    async def park(desk: Desk) -> str:
+        await desk.letters.park(one, failure(hostile), attempts=1, retry_in=None)
+        await desk.dlq.edit(await desk.dlq.show(await desk.id_of(one)), hostile.encode(), why=hostile)
+        return str(await desk.id_of(one))
+
+    letter = ask(park)
+    monkeypatch.setenv("NO_COLOR", "1")
+    for verb in (("list", "--all-tenants"), ("show", letter), ("summary", "--all-tenants")):
+        for option in ((), ("--json",)):
+            done = run(*verb, *option)
+            assert done.exit_code == 0, done.output
+            assert "2J" in done.output
+            assert all(character.isprintable() or character == "\n" for character in done.output), done.output
+    shown = json.loads(run("show", letter, "--json").output)
+    assert (shown["message"], shown["history"][-1]["why"]) == (hostile, hostile)
+    refused = run("list", "--tenant", "t", "--cursor", hostile)
+    assert refused.exit_code == 2
+    assert all(character.isprintable() or character == "\n" for character in refused.output), refused.output
 
 
 @pytest.mark.parametrize("columns", ["80", "120", "200"])
