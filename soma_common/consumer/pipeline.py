@@ -360,6 +360,7 @@ class Pipeline:
             self.tally.repeated += 1
             return
         self._p.alerts.tell(notice)
+        self.tally.refused += isinstance(cause, UnhandledType)
         if retry_in is None:
             self.tally.dead += 1
             log.error("%s is dead: %s: %s", _named(record), failure.error_type, failure.message, exc_info=cause)
