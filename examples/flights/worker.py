@@ -58,6 +58,10 @@ class StagedSource:
             self._enter(Stage.HANDLING, len(records))
         return records
 
+    async def stay(self, seconds: float) -> None:
+        """As the source does."""
+        await self._source.stay(seconds)
+
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
         """Effects have committed, and the positions are about to follow them."""
         self._enter(Stage.COMMITTED)

@@ -77,6 +77,12 @@ class Source(Protocol):
         Raises InfrastructureError, or what ends the consumer.
         """
 
+    async def stay(self, seconds: float) -> None:
+        """Wait with every partition full: hand out nothing, and keep what we own.
+
+        Raises InfrastructureError, or what ends the consumer.
+        """
+
     def delivers(self, record: Record) -> bool:
         """Whether the record's partition is still ours under the assignment in which it was read."""
 

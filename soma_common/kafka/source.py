@@ -104,6 +104,14 @@ class KafkaSource:
         except (KafkaError, OSError, TimeoutError) as error:
             raise unreachable(self.settings.bootstrap, error) from error
 
+    async def stay(self, seconds: float) -> None:
+        """Wait with every partition full, and remain a member of the group."""
+        assert self._consumer is not None, "start() comes first"
+        try:
+            await self._stay(self._consumer, seconds)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise unreachable(self.settings.bootstrap, error) from error
+
     async def _records(self, consumer: AIOKafkaConsumer, most: int, without: Collection[Partition]) -> list[Record]:
         wanted = [TopicPartition(*p) for p in self._owned if p not in self._halted and p not in without]
         if not wanted:  # getmany() without partitions would mean all of them

@@ -187,6 +187,12 @@ class LogSource:
             self._ahead.begin(self._fill(without))
         return records
 
+    async def stay(self, seconds: float) -> None:
+        """Wait; the leases are renewed beside."""
+        if self._ended is not None:
+            raise self._ended
+        await asyncio.sleep(seconds)
+
     def _pop(self, most: int, without: Collection[Partition]) -> list[Record]:
         if not without:
             return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
