@@ -71,6 +71,10 @@ class KafkaSource:
         self._ahead: Ahead[list[Record]] = Ahead()
         self._heard = 0.0
 
+    def check_drain(self, seconds: float) -> None:
+        """The group waits for so long, or ConfigurationError."""
+        self.settings.check_drain(seconds)
+
     async def start(self, consumer_id: int, drain: Drain) -> None:
         """Join the group.
 
