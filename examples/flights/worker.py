@@ -46,6 +46,10 @@ class StagedSource:
     def _enter(self, stage: Stage, steps: int = 0) -> None:
         self._board.enter(stage, steps, slot=self._slot)
 
+    def check_drain(self, seconds: float) -> None:
+        """As the source does."""
+        self._source.check_drain(seconds)
+
     async def start(self, consumer_id: int, drain: Drain) -> None:
         """The lanes of this consumer are started from here, and inherit its slot."""
         _SLOT.set(self._slot)
@@ -57,6 +61,10 @@ class StagedSource:
         if records:
             self._enter(Stage.HANDLING, len(records))
         return records
+
+    async def stay(self, seconds: float) -> None:
+        """As the source does."""
+        await self._source.stay(seconds)
 
     async def save(self, tx: Any, records: Sequence[Record]) -> None:
         """Effects have committed, and the positions are about to follow them."""

@@ -18,6 +18,7 @@ _COUNTERS: Final = {
     "retried": "Failures after which an event was tried again in its lane.",
     "parked": "Events that became letters with automatic tries.",
     "dead": "Letters that died: no automatic try is left.",
+    "refused": "Events that became letters because no handler takes their type.",
     "redriven": "Letters that were applied after all.",
     "published": "Events recorded by handlers.",
     "transactions": "Batches begun, failed ones included.",

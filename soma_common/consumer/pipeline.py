@@ -155,11 +155,12 @@ class Pipeline:
 
         When a handler raised, its event is the suspect: what lies before it commits at once and it is tried alone.
         The suspect may be innocent (an earlier handler swallowed a database error), so only an event that fails
-        alone is blamed.
+        alone is blamed. One that only ever meets conflicts alone has failed too: others would wait for it without end.
         """
         records = self._without_followers(records, again)
         if len(records) > 1 and self._memory.any_alone(records):
             return await self._in_halves(lane, records, again)
+        conflicts = 0
         for attempt in range(MOST_CONFLICTS):
             if not records:
                 return True
@@ -170,11 +171,15 @@ class Pipeline:
                 return True
             except _Reopened:
                 continue
-            except TransactionConflict:
+            except TransactionConflict as conflict:
                 self.tally.conflicts += 1
                 self.gate.conflict()
                 if len(records) > 1:
                     break
+                conflicts += 1
+                if conflicts == MOST_CONFLICTS:
+                    await self._failed(lane, records[0], conflict, again)
+                    return False
                 await asyncio.sleep(CONFLICTED.delay(attempt))
             except Blamed as blamed:
                 if blamed.place == 0 or len(records) == 1:  # the first had nobody before it who could be to blame
@@ -187,9 +192,7 @@ class Pipeline:
                     await self._behind(lane, records[blamed.place :], again)
                 return False
         if len(records) == 1:
-            told = f"{_named(records[0])} met other transactions {MOST_CONFLICTS} times."
-            log.warning("%s All that is in flight begins again.", told)
-            raise TransactionConflict(told)
+            raise TransactionConflict(f"Letters before {_named(records[0])} were settled {MOST_CONFLICTS} times.")
         return await self._in_halves(lane, records, again)
 
     async def _in_halves(self, lane: Lane, records: Sequence[Record], again: dict[bytes, list[Again]]) -> bool:
@@ -357,6 +360,7 @@ class Pipeline:
             self.tally.repeated += 1
             return
         self._p.alerts.tell(notice)
+        self.tally.refused += isinstance(cause, UnhandledType)
         if retry_in is None:
             self.tally.dead += 1
             log.error("%s is dead: %s: %s", _named(record), failure.error_type, failure.message, exc_info=cause)

@@ -210,9 +210,9 @@ class Redriver:
                 )
 
     async def _applied(self, turn: _Turn, letters: Sequence[FullLetter], events: Sequence[RecordedEvent]) -> Outcome:
-        """Effects and the letters' end in one transaction."""
-        of = self._p.effects.handlers.of
-        for attempt in range(MOST_CONFLICTS):
+        """Effects and the letters' end in one transaction; conflicts without end are a failure like any other."""
+        of, conflicts = self._p.effects.handlers.of, 0
+        while True:
             try:
                 async with self._p.begin() as tx:
                     claim = await self._p.inbox.claim(tx, events, turn.lane.count)
@@ -231,14 +231,16 @@ class Redriver:
                     counted = await turn.lane.count.complete(tx)
                 turn.lane.count = counted
                 return outcome
-            except TransactionConflict:
+            except TransactionConflict as conflict:
                 self._tally.conflicts += 1
-                await asyncio.sleep(CONFLICTED.delay(attempt))
+                conflicts += 1
+                if len(letters) > 1 or conflicts == MOST_CONFLICTS:
+                    raise Blamed(None, conflict) from conflict
+                await asyncio.sleep(CONFLICTED.delay(conflicts - 1))
             except Exception as error:
                 if is_from_driver(error):
                     raise Blamed(None, error) from error
                 raise
-        raise _Away
 
     async def _failed(self, turn: _Turn, letter: FullLetter, cause: Exception) -> Outcome:
         """The letter waits for its next automatic try, or is dead."""

@@ -27,7 +27,7 @@ class ErrorClass(StrEnum):
 
     ``transient``: it may go better; tried a few times, then parked. ``fatal``: it will fail the same way; dead at
     once. ``infrastructure``: something is away; tried until it is back, and never counted. ``conflict``: two
-    transactions met; tried at once, with fewer lanes.
+    transactions met; tried at once, with fewer lanes, and transient after twenty in a row.
     """
 
     TRANSIENT = "transient"

@@ -115,7 +115,7 @@ class Session:
     async def _fetch(self) -> None:
         full = self.positions.full()
         if full and full >= self._source.assigned - self._source.halted:
-            await asyncio.sleep(_ROOM)
+            await self._source.stay(_ROOM)
             return
         records = await self._source.fetch(_FETCH, full)
         if not records:

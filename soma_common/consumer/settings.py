@@ -25,7 +25,9 @@ class ConsumerSettings:
             those of handlers that are plain functions come beside the pool's). Events of a key always go through one
             lane.
         batch: most events in one transaction. What is there is applied at once: one event when idle, many under load.
-        order: which events wait for each other: those of a key, of a partition, or none.
+        order: which events wait for each other: those of a key, of a partition, or none. Settle the open dead letters
+            of a consumer before you change it: they, and what is blocked behind them, wait under the sequence of the
+            old order, and under another one later events of theirs would not be kept behind them.
         ahead: most events of a partition that are fetched and not settled; then its fetching pauses.
         ahead_bytes: the same in bytes.
         timeout: a handler that works longer on an event (a batch handler: on its events) is cancelled, and the event
@@ -34,7 +36,8 @@ class ConsumerSettings:
             process does not keep others waiting; at least ``timeout``.
         unknown: what becomes of events without a handler: passed over, or refused (they become dead letters).
         retry: when and how often a failing event is tried again, and which errors are whose.
-        drain: how long what is in flight may take before its partition is given away; then it is abandoned.
+        drain: how long what is in flight may take before its partition is given away; then it is abandoned. With Kafka
+            less than the group waits (``SourceSettings.rebalance``, 30): otherwise the consumer is refused.
         save_every: between two writes of the positions. What a crash makes the next owner read again.
         redrives: most sequences of dead letters that this worker re-drives at once; 0: it leaves them to others.
         redrive_every: between two looks for letters that are due.

@@ -63,6 +63,9 @@ class Source(Protocol):
     assigned anew.
     """
 
+    def check_drain(self, seconds: float) -> None:
+        """Whether a drain may take so long: ConfigurationError when partitions go to others sooner than that."""
+
     async def start(self, consumer_id: int, drain: Drain) -> None:
         """Join. The source awaits ``drain`` with the partitions that it is about to give away: when it returns, nothing
         of them is in flight, and what was done is saved.
@@ -73,6 +76,12 @@ class Source(Protocol):
 
     async def fetch(self, most: int, without: Collection[Partition] = ()) -> Sequence[Record]:
         """The next records, at most so many, none of the partitions ``without``; none after a short wait.
+
+        Raises InfrastructureError, or what ends the consumer.
+        """
+
+    async def stay(self, seconds: float) -> None:
+        """Wait with every partition full: hand out nothing, and keep what we own.
 
         Raises InfrastructureError, or what ends the consumer.
         """

@@ -16,6 +16,7 @@ class Tally:
         blocked: written behind a dead letter of their sequence.
         retried: failures after which an event was tried again in its lane.
         parked: events that became letters with automatic tries; ``dead``: without.
+        refused: of them, those whose type no handler takes.
         redriven: letters that were applied after all.
         published: new events recorded by handlers.
         transactions: batches, failed ones included.
@@ -32,6 +33,7 @@ class Tally:
     retried: int = 0
     parked: int = 0
     dead: int = 0
+    refused: int = 0
     redriven: int = 0
     published: int = 0
     transactions: int = 0

@@ -90,6 +90,7 @@ class ConsumerWorker(Service):
             raise ConfigurationError(f"Consumer {consumer} has no handler.", cure="add one before it starts.")
         self.consumer, self.source = consumer, source
         self.settings = settings or ConsumerSettings()
+        source.check_drain(self.settings.drain)
         self._pool = pool
         self._effects = Effects(consumer, handlers, append, retry=self.settings.retry, timeout=self.settings.timeout)
         self._threads: Threads | None = None

@@ -31,7 +31,8 @@ class SourceSettings:
         topics: what to read.
         wait: how long a fetch waits for records.
         session: after so long without a heartbeat the group gives the partitions of a process to others.
-        rebalance: how long members may take to finish what they have in flight when the group is rebalanced.
+        rebalance: how long members may take to finish what they have in flight when the group is rebalanced; more than
+            ``ConsumerSettings.drain`` and a third of ``session``, after which the last member has heard of it.
         commit_every: how often Kafka is told the offsets; only lag tools read them.
         probe_every: how often the broker is asked for the topics' ends while nothing comes.
         metadata_age: how often the brokers are asked for new partitions, and whether topics were made anew.
@@ -58,6 +59,21 @@ class SourceSettings:
             probe_every=(0.01, 3600), metadata_age=(0.01, 86_400),
         )  # fmt: skip
 
+    def check_drain(self, seconds: float) -> None:
+        """Refuse a drain in whose midst the group would give the partitions to others, and the member be thrown out."""
+        heard = self.heartbeat
+        if seconds + heard >= self.rebalance:
+            raise ConfigurationError(
+                f"ConsumerSettings.drain={seconds:g} is too long for SourceSettings.rebalance={self.rebalance:g}: "
+                f"a member hears of a rebalance up to {heard:.3g} s (session / 3) after it began.",
+                cure=f"lower drain below {max(0.0, self.rebalance - heard):.3g}, or raise rebalance.",
+            )
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between two heartbeats."""
+        return self.session / 3
+
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
     """Passes on what the group does. aiokafka logs and swallows what is raised here, so nothing may be."""
@@ -81,7 +97,7 @@ def new_member(settings: SourceSettings) -> AIOKafkaConsumer:
         auto_offset_reset="none",  # a lost offset is an error, never a jump
         isolation_level="read_committed",
         session_timeout_ms=int(settings.session * 1000),
-        heartbeat_interval_ms=int(settings.session * 1000 / 3),
+        heartbeat_interval_ms=int(settings.heartbeat * 1000),
         rebalance_timeout_ms=int(settings.rebalance * 1000),
         metadata_max_age_ms=int(settings.metadata_age * 1000),
         **client_arguments(settings.bootstrap, settings.security),

@@ -71,6 +71,10 @@ class KafkaSource:
         self._ahead: Ahead[list[Record]] = Ahead()
         self._heard = 0.0
 
+    def check_drain(self, seconds: float) -> None:
+        """The group waits for so long, or ConfigurationError."""
+        self.settings.check_drain(seconds)
+
     async def start(self, consumer_id: int, drain: Drain) -> None:
         """Join the group.
 
@@ -101,6 +105,14 @@ class KafkaSource:
                 await self._claim(self._consumer)
             lost, self._lost = self._lost, []
             return lost or await self._records(self._consumer, most, without)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise unreachable(self.settings.bootstrap, error) from error
+
+    async def stay(self, seconds: float) -> None:
+        """Wait with every partition full, and remain a member of the group."""
+        assert self._consumer is not None, "start() comes first"
+        try:
+            await self._stay(self._consumer, seconds)
         except (KafkaError, OSError, TimeoutError) as error:
             raise unreachable(self.settings.bootstrap, error) from error
 

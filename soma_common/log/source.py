@@ -104,6 +104,9 @@ class LogSource:
         self._ended: Exception | None = None
         self._turns, self._idle, self._flushed, self._newest = 0, _LEAST_IDLE, 0.0, 0
 
+    def check_drain(self, seconds: float) -> None:
+        """It may take as long as it likes: leases are renewed meanwhile."""
+
     async def start(self, consumer_id: int, drain: Drain) -> None:
         """Register the shards, take a fair share of them and keep renewing it."""
         if self._heart is not None:
@@ -173,8 +176,7 @@ class LogSource:
         """The next events, or none after a wait that grows from 2 ms to ``most_idle``."""
         if self._ended is not None:
             raise self._ended
-        records = self._pop(most, without)
-        if not records:
+        if not (records := self._pop(most, without)):
             await self._refill(without)
             records = self._pop(most, without)
         if not records:
@@ -186,6 +188,12 @@ class LogSource:
         if self._more and not self._ahead and len(self._buffer) <= self.settings.page // 2:
             self._ahead.begin(self._fill(without))
         return records
+
+    async def stay(self, seconds: float) -> None:
+        """Wait; the leases are renewed beside."""
+        if self._ended is not None:
+            raise self._ended
+        await asyncio.sleep(seconds)
 
     def _pop(self, most: int, without: Collection[Partition]) -> list[Record]:
         if not without:
@@ -343,25 +351,18 @@ class LogSource:
 
     def lag(self) -> Mapping[Partition, int]:
         """Positions of the log, other shards' included, from what is stored of each shard to the newest known tick."""
-        return {
-            Partition(self.reader, number): max(0, self._newest - shard.position)
-            for number, shard in self._mine.items()
-            if shard.position is not None
-        }
+        stored = {number: shard.position for number, shard in self._mine.items() if shard.position is not None}
+        return {Partition(self.reader, number): max(0, self._newest - at) for number, at in stored.items()}
 
     def raw(self, record: Record) -> RawRecord:
         """The event as the relay would have sent it in JSON."""
         assert record.event is not None, "every row of the log is an event"
         event = replace(record.event, event_id=UUID(int=record.event.event_id.int))  # a driver's own kind of UUID
+        headers = (("soma_version", b"%d" % event.version), ("soma_position", b"%d" % event.position))
         return RawRecord(
-            topic=self.reader,
-            partition=record.partition.number,
-            offset=record.offset,
-            key=record.key,
-            value=_CODEC.encode(event, orjson.dumps(event.payload)),
-            headers=(("soma_version", b"%d" % event.version), ("soma_position", b"%d" % event.position)),
-            timestamp=event.timestamp,
-        )
+            topic=self.reader, partition=record.partition.number, offset=record.offset, key=record.key, headers=headers,
+            value=_CODEC.encode(event, orjson.dumps(event.payload)), timestamp=event.timestamp,
+        )  # fmt: skip
 
     async def decode(self, raw: RawRecord) -> RecordedEvent:
         """The event in such a record.

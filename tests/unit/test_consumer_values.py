@@ -13,8 +13,11 @@ from soma_common.consumer.settings import ConsumerSettings
 from soma_common.consumer.source import Partition, Record
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.errors import ConfigurationError, ValidationError
+from soma_common.events.codec import JsonCodec
 from soma_common.events.payloads import Payload
-from soma_common.log.source import LogSettings
+from soma_common.kafka.member import SourceSettings
+from soma_common.kafka.source import KafkaSource
+from soma_common.log.source import LogSettings, LogSource
 
 
 class OrderPlaced(Payload, event_type="order.placed"):
@@ -72,6 +75,30 @@ def test_a_wrong_type_name_is_refused() -> None:
 def test_a_consumer_without_handlers_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no handler"):
         ConsumerWorker(None, "x", None, handlers=Handlers(), append=None)  # type: ignore[arg-type]  # refused before
+
+
+def _worker(source: Any, drain: float) -> ConsumerWorker:
+    handlers = Handlers()
+    handlers.add(first, EVERY_TYPE)
+    settings = ConsumerSettings(drain=drain)
+    return ConsumerWorker(None, "x", source, handlers=handlers, append=None, settings=settings)  # type: ignore[arg-type]  # never runs
+
+
+def test_a_drain_ends_before_the_group_gives_the_partitions_to_others() -> None:
+    """A member hears of a rebalance with its next heartbeat; thrown out in its drain, it would save nothing."""
+    group = SourceSettings(bootstrap="h:1", group="g", topics=("t",), session=9.0, rebalance=20.0)
+    source = KafkaSource(None, group, JsonCodec())  # type: ignore[arg-type]  # nothing is read
+    _worker(source, 16.9)
+    for drain in (17.0, 60.0):
+        with pytest.raises(
+            ConfigurationError, match=r"ConsumerSettings\.drain=.*SourceSettings\.rebalance=20"
+        ) as caught:
+            _worker(source, drain)
+        assert caught.value.cure == "lower drain below 17, or raise rebalance."
+
+
+def test_a_drain_of_the_log_may_take_as_long_as_it_likes() -> None:
+    _worker(LogSource(None, "x"), 3600.0)  # type: ignore[arg-type]  # nothing is read
 
 
 @pytest.mark.parametrize("batch", [0, 10_001])

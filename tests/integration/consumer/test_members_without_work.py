@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from soma_common.consumer.retries import ErrorClass
+from soma_common.retry import Backoff
+from tests.integration.consumer.conftest import AT_ONCE
 from tests.waiting import until
 
 _PATIENCE = 0.5  # seconds; aiokafka's own is five minutes
@@ -47,4 +51,41 @@ async def test_a_spare_one_takes_over_however_long_it_waited(
     events += await world.publish(20, start=20)
     await topic.produce(events[20:])
     await world.applied(40)
+    await world.check(events)
+
+
+class ServerDown(Exception):
+    """What a handler needs is away."""
+
+
+async def test_one_whose_partitions_are_full_stays_in_its_group(
+    world: Any, apply: Any, settings: Any, soma_topic: Callable[..., str], topic_at: Any, soma_kafka: Any
+) -> None:
+    """Its handlers wait for a server: the group is not rebalanced for that, and nothing more is handed out."""
+    down = True
+
+    async def handle(event: Any, ctx: Any) -> None:
+        if down:
+            raise ServerDown("the mail server is away")
+        await apply(event, ctx)
+
+    topic = topic_at(soma_kafka.bootstrap, soma_topic("soma.consume", partitions=1))
+    retry = replace(AT_ONCE, classes={ServerDown: ErrorClass.INFRASTRUCTURE}, away=Backoff(base=0.05, maximum=0.1))
+    worker = world.worker(topic.source(world.pool), handle, settings=settings(retry=retry, ahead=5))
+    async with worker:
+        events = await world.publish(20)
+        await topic.produce(events)
+        await until(lambda: worker._session and worker._session.positions.full(), what="the partition to be full")
+        await until(lambda: worker.stats().away)
+        session, generation, in_flight = worker._session, worker.source._generation, worker.stats().in_flight
+        full_since = time.monotonic()
+        _hurry(worker)
+        events += await world.publish(20, start=20)
+        await topic.produce(events[20:])
+        await until(lambda: time.monotonic() - full_since > 4 * worker.source.settings.session / 3)  # heartbeats
+        assert worker.source._generation == generation, "it was thrown out of its group"
+        assert worker.stats().in_flight == in_flight
+        down = False
+        await world.applied(40)
+        assert worker._session is session
     await world.check(events)

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from soma_common.consumer.metrics import consumer_metrics
 from soma_common.consumer.retries import ErrorClass
 from soma_common.dlq.models import FullLetter, Status
 from soma_common.retry import Backoff
@@ -63,6 +64,26 @@ async def test_a_refused_type_stays_refused_until_it_has_a_handler(world: Any, a
     async with world.log_worker(apply, "order.shipped", settings=strict):
         after = await until_status(world, letter, Status.DEAD, Status.RESOLVED, seen=1)
     assert after.letter.status is Status.DEAD
+
+
+async def test_types_without_a_handler_are_counted_either_way(world: Any, apply: Any, settings: Any) -> None:
+    """Refused ones once, when they become letters: what waits behind one, and what is met again, is none of them."""
+
+    async def fail(event: Any, ctx: Any) -> None:
+        raise ValueError("it is not for want of a handler")
+
+    await world.publish(4, keys=4)
+    await world.publish(1, keys=1, start=4, event_type="order.shipped")  # behind a refused one of its key
+    await world.publish(1, keys=1, start=5, aggregate_type="other", event_type="order.shipped")
+    for unknown, refused, skipped in (("refuse", 4, 0), ("ignore", 0, 4)):
+        worker = world.log_worker(fail, "order.shipped", consumer=unknown, settings=settings(unknown=unknown))
+        async with worker:
+            await until(lambda worker=worker: worker.stats().tally.settled == 6, within=60)
+        tally = worker.stats().tally
+        assert (tally.refused, tally.skipped) == (refused, skipped)
+        assert (tally.dead, tally.blocked) == (refused + (1 if refused else 2), 1 if refused else 0)
+        (sample,) = [m for m in consumer_metrics([worker.stats()]) if m.name == "soma_consumer_refused_total"]
+        assert sample.value == refused
 
 
 FORGET = """
