@@ -21,8 +21,7 @@ from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
-from soma_common.events.models import RecordedEvent
-from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore
+from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore, Page
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
@@ -31,6 +30,7 @@ from soma_common.retention.places import open_storage
 from soma_common.retention.reader import ArchiveReader
 from soma_common.wiring import make_pool
 
+_AT_ONCE = 50  # events held at once
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
 
 
@@ -98,10 +98,10 @@ def list_events(
 
     async def query() -> None:
         async with _events_of(place) as source:
-            page = await source.query(wanted, limit=limit, after=after, newest_first=newest_first)
-        show_events(page.events, json=json)
-        if page.next_after is not None and not json:
-            click.echo(f"more: --after {page.next_after}", err=True)
+            pages = _pages(source, wanted, limit, after=after, newest_first=newest_first)
+            more = await show_events(pages, json=json)
+        if more is not None and not json:
+            click.echo(f"more: --after {more}", err=True)
 
     asyncio.run(query())
 
@@ -134,21 +134,22 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
     conditions = _conditions(given)
     wanted, live = EventFilter(**conditions), ReplayFilter(**conditions)
 
-    def tell(event: RecordedEvent) -> None:
-        click.echo(as_json(event) if json else as_line(event))
-
     async def read() -> None:
         async with _store() as store:
             latest = await store.ticks.latest()
-            page = await store.query(wanted, limit=lines, newest_first=True) if lines else ()
-            for event in reversed(page):
-                tell(event)
-            told = {event.position for event in page}
+            newest = [  # their lines, not they themselves: those may be large
+                (event.position, as_json(event) if json else as_line(event))
+                async for page in _pages(store, wanted, lines, newest_first=True)
+                for event in page
+            ]
+            for _, line in reversed(newest):
+                click.echo(line)
+            told = {position for position, _ in newest}
             if not follow:
                 return
             async for event, _ in store.subscribe(after=Cursor(latest.tick_id, latest.token)):
                 if event.position not in told and live.matches(event):
-                    tell(event)
+                    click.echo(as_json(event) if json else as_line(event))
                     sys.stdout.flush()
 
     _until_interrupted(read)
@@ -233,6 +234,19 @@ def _until_interrupted(work: Callable[[], Any]) -> None:
         asyncio.run(work())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+async def _pages(
+    source: EventStore | ArchiveReader, wanted: EventFilter, most: int, *, after: int | None = None,
+    newest_first: bool = False,
+) -> AsyncIterator[Page]:  # fmt: skip
+    """Events in pages of few: each may have nearly a megabyte."""
+    while most > 0:
+        page = await source.query(wanted, limit=min(most, _AT_ONCE), after=after, newest_first=newest_first)
+        yield page
+        most, after = most - len(page), page.next_after
+        if after is None:
+            return
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import getpass
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import click
@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from soma_common.events.models import RecordedEvent
+from soma_common.events.store import Page
 from soma_common.replay.models import Plan
 from soma_common.replay.models import Progress as Run
 
@@ -46,16 +47,20 @@ def as_line(event: RecordedEvent) -> str:
     return "  ".join(_cells(event))
 
 
-def show_events(events: Sequence[RecordedEvent], *, json: bool) -> None:
-    """Events as a table on a terminal, else one per line."""
-    if json or not sys.stdout.isatty():
-        for event in events:
-            click.echo(as_json(event) if json else as_line(event))
-        return
+async def show_events(pages: AsyncIterator[Page], *, json: bool) -> int | None:
+    """Events as a table on a terminal, else one per line as the pages come; the last page's ``next_after``."""
     table = Table("position", "time", "type", "tenant", "key", "trace")
-    for event in events:
-        table.add_row(*map(Text, _cells(event)))
-    Console().print(table)
+    in_table, more = not json and sys.stdout.isatty(), None
+    async for page in pages:
+        more = page.next_after
+        for event in page:
+            if in_table:
+                table.add_row(*map(Text, _cells(event)))
+            else:
+                click.echo(as_json(event) if json else as_line(event))
+    if in_table:
+        Console().print(table)
+    return more
 
 
 def show_plan(plan: Plan, *, json: bool) -> None:
