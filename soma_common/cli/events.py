@@ -44,11 +44,16 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--tenant", "tenant_id", metavar="NAME"),
         click.option("--all-tenants", is_flag=True, help="Events of every tenant."),
-        click.option("--trace", "trace_id", metavar="ID", help="32 hexadecimal digits."),
+        click.option("--trace-id", "--trace", "trace_id", metavar="ID", help="32 hexadecimal digits."),
         click.option(
-            "--since", type=click.DateTime(_TIMES), metavar="TIME", help="Inclusive; UTC unless it has an offset."
+            "--from",
+            "--since",
+            "since",
+            type=click.DateTime(_TIMES),
+            metavar="TIME",
+            help="Inclusive; UTC unless it has an offset.",
         ),
-        click.option("--until", type=click.DateTime(_TIMES), metavar="TIME", help="Exclusive."),
+        click.option("--to", "--until", "until", type=click.DateTime(_TIMES), metavar="TIME", help="Exclusive."),
         click.option("--service", "service_id", metavar="NAME"),
         click.option("--type", "event_type", metavar="TYPE"),
         click.option("--aggregate-type", metavar="TYPE"),

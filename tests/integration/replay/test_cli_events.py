@@ -116,6 +116,22 @@ async def test_bad_input_is_one_line_with_a_cure(somastack: Somastack) -> None:
     assert "No consumer 'billing'" in somastack("replay", "--dry-run", "--all-tenants", "--consumer", "billing", code=1)
 
 
+async def test_a_trace_and_a_time_have_two_names_each(replays: Any, somastack: Somastack) -> None:
+    events = await replays.publish(12, keys=1)  # their times differ
+    await replays.passed_by()
+    trace = events[4].trace_id
+    first, end = (event.timestamp.isoformat() for event in (events[3], events[8]))
+    for trace_id, since, until in (("--trace-id", "--from", "--to"), ("--trace", "--since", "--until")):
+        for verb in ("list", "tail"):
+            found = somastack(verb, "--all-tenants", trace_id, trace, "--json").splitlines()
+            assert {json.loads(line)["trace_id"] for line in found} == {trace}
+            found = somastack(verb, "--all-tenants", since, first, until, end, "--json").splitlines()
+            assert [json.loads(line)["payload"]["n"] for line in found] == [3, 4, 5, 6, 7]
+        planned = ("replay", "--dry-run", "--all-tenants", "--consumer", "billing", "--json")
+        assert json.loads(somastack(*planned, since, first, until, end))["total"] == 5
+        assert json.loads(somastack(*planned, trace_id, trace))["total"] == sum(e.trace_id == trace for e in events)
+
+
 async def test_tail_and_follow(replays: Any, somastack: Somastack) -> None:
     await replays.publish(20)
     lines = somastack("tail", "--all-tenants", "-n", "5", "--json").splitlines()
