@@ -17,12 +17,13 @@ import click
 
 from soma_common.app import Soma
 from soma_common.cli.db import dsn_of
-from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_state, watch
+from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_runs, show_state, watch
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
 from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore, Page
 from soma_common.postgres.cursor import Cursor
+from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
 from soma_common.replay.projection import Projection
@@ -36,7 +37,7 @@ _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%
 
 @click.group()
 def events() -> None:
-    """Recorded events: list, show, tail, replay. Every command names its tenant, or --all-tenants."""
+    """Recorded events: list, show, tail, replay, replays. What reads events names its tenant, or --all-tenants."""
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -216,6 +217,19 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
                 await watch(engine.run(run_id, swap=swap), json=json)
 
     _until_interrupted(work)
+
+
+@events.command()
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--json", "json", is_flag=True, help="One JSON object per line.")
+def replays(limit: int, json: bool) -> None:
+    """The replays of every consumer, the newest first."""
+
+    async def query() -> None:
+        async with _store() as store:
+            show_runs(await Checkpoints(store.pool).newest(limit), json=json)
+
+    asyncio.run(query())
 
 
 def _projection(mode: ReplayMode, tables: tuple[str, ...], schema: str, create: Any) -> Projection | None:

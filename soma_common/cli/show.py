@@ -6,14 +6,15 @@ import getpass
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC
 from typing import Any
 
 import click
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from soma_common.events.models import RecordedEvent
@@ -26,6 +27,9 @@ _FIELDS = (
     "position", "version", "event_id", "event_type", "schema_version", "tenant_id", "aggregate_type", "aggregate_id",
     "service_id", "correlation_id", "causation_id", "idempotency_key", "trace_id", "timestamp", "occurred_at",
     "recorded_at", "payload", "metadata",
+)  # fmt: skip
+_RUN = (
+    "consumer", "mode", "source", "rate", "requested_by", "reason", "error", "created_at", "started_at", "ended_at",
 )  # fmt: skip
 
 
@@ -84,6 +88,33 @@ def show_state(run: Run, *, json: bool) -> None:
         click.echo(f"replay {run.run_id} is {run.state}")
 
 
+def show_runs(runs: Sequence[Run], *, json: bool) -> None:
+    """Runs as a table on a terminal, else one per line."""
+    if json:
+        for run in runs:
+            click.echo(_json({name: getattr(run, name) for name in _RUN} | _told(run)))
+        return
+    names = ["id", "consumer", "mode", "source", "state", "read/applied", "from when", "who"]
+    rows = [[run.run_id, run.consumer, run.mode, run.source, run.state, f"{run.counts.read}/{run.counts.applied}",
+             f"{run.created_at.astimezone(UTC):%Y-%m-%d %H:%M}Z", run.requested_by or "-"] for run in runs]  # fmt: skip
+    show_table(names, rows)
+
+
+def show_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on a terminal, else tab-separated lines."""
+    cells = [[plain(str(cell if cell is not None else "-")) for cell in row] for row in rows]
+    console = Console()
+    if not console.is_terminal:
+        for row in cells:
+            click.echo("\t".join(row))
+        return
+    # An id is what the next command wants: it is never folded.
+    table = Table(*(Column(name, overflow="fold", no_wrap=name == "id") for name in names))
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
 async def watch(steps: AsyncIterator[Run], *, json: bool) -> None:
     """Follow a run to its end: a bar on a terminal, else a line every five seconds and at the end."""
     if not json and sys.stderr.isatty():
@@ -109,11 +140,14 @@ async def _bar(steps: AsyncIterator[Run]) -> None:
 
 def _tell(run: Run, *, json: bool) -> None:
     if json:
-        counts = {name: getattr(run.counts, name) for name in ("read", "applied", "repeated", "skipped", "held")}
-        told = {"run_id": run.run_id, "state": run.state.value, "fraction": round(run.fraction, 4)}
-        click.echo(_json(told | counts))
+        click.echo(_json(_told(run)))
     else:
         click.echo(f"{run.state} {run.fraction:.0%}: {_counts(run)}")
+
+
+def _told(run: Run) -> dict[str, Any]:
+    counts = {name: getattr(run.counts, name) for name in ("read", "applied", "repeated", "skipped", "held")}
+    return {"run_id": run.run_id, "state": run.state.value, "fraction": round(run.fraction, 4)} | counts
 
 
 def _counts(run: Run) -> str:
