@@ -210,11 +210,11 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
             else:
                 run_id = acts["resume"]
                 if run_id is None:
-                    run_id = (await engine.start(ReplayFilter(**conditions), mode, **order)).run_id
-                elif (await engine.progress(run_id)).state in (ReplayState.PAUSED, ReplayState.FAILED):
-                    await engine.resume(run_id)
-                click.echo(f"replay {run_id} of {consumer}", err=True)
-                await watch(engine.run(run_id, swap=swap), json=json)
+                    run = await engine.start(ReplayFilter(**conditions), mode, **order)
+                elif (run := await engine.progress(run_id)).state in (ReplayState.PAUSED, ReplayState.FAILED):
+                    run = await engine.resume(run_id)
+                click.echo(f"replay {run.run_id} of {consumer}", err=True)
+                await watch(engine.run(run.run_id, swap=swap), last=run, json=json)
 
     _until_interrupted(work)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC
 from typing import Any
@@ -21,6 +21,7 @@ from soma_common.events.models import RecordedEvent
 from soma_common.events.store import Page
 from soma_common.replay.models import Plan
 from soma_common.replay.models import Progress as Run
+from soma_common.tasks import end
 
 _EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 _FIELDS = (
@@ -115,18 +116,29 @@ def show_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     console.print(table)
 
 
-async def watch(steps: AsyncIterator[Run], *, json: bool) -> None:
-    """Follow a run to its end: a bar on a terminal, else a line every five seconds and at the end."""
+async def watch(steps: AsyncIterator[Run], *, last: Run, json: bool) -> None:
+    """Follow a run to its end: a bar on a terminal, else a line every five seconds and at the end.
+
+    Also while a step takes long: then the ``last`` known state is told again.
+    """
     if not json and sys.stderr.isatty():
         await _bar(steps)
         return
-    told, last = time.monotonic(), None
-    async for last in steps:
-        if time.monotonic() - told >= _EVERY:
-            told = time.monotonic()
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
             _tell(last, json=json)
-    if last is not None:
-        _tell(last, json=json)
+
+    telling = asyncio.create_task(tell())
+    try:
+        async for run in steps:
+            last = run
+            if telling.done():  # nobody reads it any more
+                break
+    finally:
+        await end(telling)
+    _tell(last, json=json)
 
 
 async def _bar(steps: AsyncIterator[Run]) -> None:
