@@ -17,13 +17,13 @@ import click
 
 from soma_common.app import Soma
 from soma_common.cli.db import dsn_of
-from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_state, watch
+from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_runs, show_state, watch
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
-from soma_common.events.models import RecordedEvent
-from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore
+from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore, Page
 from soma_common.postgres.cursor import Cursor
+from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
 from soma_common.replay.projection import Projection
@@ -31,12 +31,13 @@ from soma_common.retention.places import open_storage
 from soma_common.retention.reader import ArchiveReader
 from soma_common.wiring import make_pool
 
+_AT_ONCE = 50  # events held at once
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
 
 
 @click.group()
 def events() -> None:
-    """Recorded events: list, show, tail, replay. Every command names its tenant, or --all-tenants."""
+    """Recorded events: list, show, tail, replay, replays. What reads events names its tenant, or --all-tenants."""
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,11 +45,16 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--tenant", "tenant_id", metavar="NAME"),
         click.option("--all-tenants", is_flag=True, help="Events of every tenant."),
-        click.option("--trace", "trace_id", metavar="ID", help="32 hexadecimal digits."),
+        click.option("--trace-id", "--trace", "trace_id", metavar="ID", help="32 hexadecimal digits."),
         click.option(
-            "--since", type=click.DateTime(_TIMES), metavar="TIME", help="Inclusive; UTC unless it has an offset."
+            "--from",
+            "--since",
+            "since",
+            type=click.DateTime(_TIMES),
+            metavar="TIME",
+            help="Inclusive; UTC unless it has an offset.",
         ),
-        click.option("--until", type=click.DateTime(_TIMES), metavar="TIME", help="Exclusive."),
+        click.option("--to", "--until", "until", type=click.DateTime(_TIMES), metavar="TIME", help="Exclusive."),
         click.option("--service", "service_id", metavar="NAME"),
         click.option("--type", "event_type", metavar="TYPE"),
         click.option("--aggregate-type", metavar="TYPE"),
@@ -98,10 +104,10 @@ def list_events(
 
     async def query() -> None:
         async with _events_of(place) as source:
-            page = await source.query(wanted, limit=limit, after=after, newest_first=newest_first)
-        show_events(page.events, json=json)
-        if page.next_after is not None and not json:
-            click.echo(f"more: --after {page.next_after}", err=True)
+            pages = _pages(source, wanted, limit, after=after, newest_first=newest_first)
+            more = await show_events(pages, json=json)
+        if more is not None and not json:
+            click.echo(f"more: --after {more}", err=True)
 
     asyncio.run(query())
 
@@ -134,21 +140,22 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
     conditions = _conditions(given)
     wanted, live = EventFilter(**conditions), ReplayFilter(**conditions)
 
-    def tell(event: RecordedEvent) -> None:
-        click.echo(as_json(event) if json else as_line(event))
-
     async def read() -> None:
         async with _store() as store:
             latest = await store.ticks.latest()
-            page = await store.query(wanted, limit=lines, newest_first=True) if lines else ()
-            for event in reversed(page):
-                tell(event)
-            told = {event.position for event in page}
+            newest = [  # their lines, not they themselves: those may be large
+                (event.position, as_json(event) if json else as_line(event))
+                async for page in _pages(store, wanted, lines, newest_first=True)
+                for event in page
+            ]
+            for _, line in reversed(newest):
+                click.echo(line)
+            told = {position for position, _ in newest}
             if not follow:
                 return
             async for event, _ in store.subscribe(after=Cursor(latest.tick_id, latest.token)):
                 if event.position not in told and live.matches(event):
-                    tell(event)
+                    click.echo(as_json(event) if json else as_line(event))
                     sys.stdout.flush()
 
     _until_interrupted(read)
@@ -203,13 +210,26 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
             else:
                 run_id = acts["resume"]
                 if run_id is None:
-                    run_id = (await engine.start(ReplayFilter(**conditions), mode, **order)).run_id
-                elif (await engine.progress(run_id)).state in (ReplayState.PAUSED, ReplayState.FAILED):
-                    await engine.resume(run_id)
-                click.echo(f"replay {run_id} of {consumer}", err=True)
-                await watch(engine.run(run_id, swap=swap), json=json)
+                    run = await engine.start(ReplayFilter(**conditions), mode, **order)
+                elif (run := await engine.progress(run_id)).state in (ReplayState.PAUSED, ReplayState.FAILED):
+                    run = await engine.resume(run_id)
+                click.echo(f"replay {run.run_id} of {consumer}", err=True)
+                await watch(engine.run(run.run_id, swap=swap), last=run, json=json)
 
     _until_interrupted(work)
+
+
+@events.command()
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--json", "json", is_flag=True, help="One JSON object per line.")
+def replays(limit: int, json: bool) -> None:
+    """The replays of every consumer, the newest first."""
+
+    async def query() -> None:
+        async with _store() as store:
+            show_runs(await Checkpoints(store.pool).newest(limit), json=json)
+
+    asyncio.run(query())
 
 
 def _projection(mode: ReplayMode, tables: tuple[str, ...], schema: str, create: Any) -> Projection | None:
@@ -233,6 +253,19 @@ def _until_interrupted(work: Callable[[], Any]) -> None:
         asyncio.run(work())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+async def _pages(
+    source: EventStore | ArchiveReader, wanted: EventFilter, most: int, *, after: int | None = None,
+    newest_first: bool = False,
+) -> AsyncIterator[Page]:  # fmt: skip
+    """Events in pages of few: each may have nearly a megabyte."""
+    while most > 0:
+        page = await source.query(wanted, limit=min(most, _AT_ONCE), after=after, newest_first=newest_first)
+        yield page
+        most, after = most - len(page), page.next_after
+        if after is None:
+            return
 
 
 @asynccontextmanager

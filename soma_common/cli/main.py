@@ -17,7 +17,7 @@ from soma_common.errors import SomaError
 _COMMANDS = {
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),
-    "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay."),
+    "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay, replays."),
     "relay": ("soma_common.cli.relay", "relay", "Bring events from the outbox to Kafka until SIGTERM."),
     "retention": (
         "soma_common.cli.retention",

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from soma_common.cli.db import dsn_of
 from soma_common.cli.escaping import json_text, plain
-from soma_common.cli.show import login
+from soma_common.cli.show import login, show_table
 from soma_common.config import SomaConfig
 from soma_common.errors import RetentionError
 from soma_common.postgres.pool import Pool
@@ -112,7 +109,7 @@ def list_archives(as_json: bool) -> None:
         return
     rows = [[a.state, f"{a.lower_position}-{a.upper_position - 1}", a.events, a.size, ", ".join(a.event_types),
              f"{a.started_at:%Y-%m-%d %H:%M}", a.made_by, _forced(a), a.location] for a in found]  # fmt: skip
-    _table(["state", "positions", "events", "bytes", "types", "when", "who", "forced", "place"], rows)
+    show_table(["state", "positions", "events", "bytes", "types", "when", "who", "forced", "place"], rows)
 
 
 @archives.command()
@@ -131,7 +128,7 @@ def verify(place: str, as_json: bool) -> None:
     if as_json:
         _json(told)
     else:
-        _table(["place", "events", "found"], [[one["location"], one["events"], one["found"]] for one in told])
+        show_table(["place", "events", "found"], [[one["location"], one["events"], one["found"]] for one in told])
     if any(one["found"] != "whole" for one in told):
         raise SystemExit(1)
 
@@ -183,7 +180,7 @@ def _show_plan(plan: RetentionPlan, *, as_json: bool) -> None:
         rows.append([part.name, f"{part.lower_position}-{part.upper_position - 1}", part.size, step.action, gone,
                      step.waits or "-"])  # fmt: skip
     if rows:
-        _table(["partition", "positions", "bytes", "action", "expired", "waits"], rows)
+        show_table(["partition", "positions", "bytes", "action", "expired", "waits"], rows)
     else:
         click.echo("no partition of the log is past its time")
     for field in fields(plan.expired):
@@ -206,20 +203,6 @@ def _show_report(report: Report, *, as_json: bool) -> None:
 
 def _forced(archive: Archive) -> str:
     return f"{archive.forced_by}: {archive.forced_why}" if archive.forced_by else "-"
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on a terminal, else tab-separated lines."""
-    cells = [[plain(str(cell if cell is not None else "-")) for cell in row] for row in rows]
-    console = Console()
-    if not console.is_terminal:
-        for row in cells:
-            click.echo("\t".join(row))
-        return
-    table = Table(*names)
-    for row in cells:
-        table.add_row(*map(Text, row))
-    console.print(table)
 
 
 def _json(value: Any) -> None:

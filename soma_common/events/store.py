@@ -30,6 +30,7 @@ from soma_common.events.append import (
 )
 from soma_common.events.keys import StreamKey
 from soma_common.events.models import ANY, Event, RecordedEvent
+from soma_common.events.paging import PageBound
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, fetch, in_transaction
@@ -274,17 +275,19 @@ class EventStore:
         Raises:
             EventsArchived: events behind the cursor were removed from the log.
         """
-        cursor, idle = after, 0.002
+        cursor, idle, bound = after, 0.002, PageBound()
         while True:
             diff = await self.ticks.next_diff(cursor, await self.ticks.latest())
-            rows = await self.log_page(diff, page, reader) if diff is not None else []
+            limit = bound.limit(page)
+            rows = await self.log_page(diff, limit, reader) if diff is not None else []
+            bound.saw(rows)
             for row in rows:
                 assert diff is not None
                 yield recorded_event(row), diff.after(row[0])
             if diff is not None:
-                cursor = diff.after(rows[-1][0]) if len(rows) == page else diff.done()
+                cursor = diff.after(rows[-1][0]) if len(rows) == limit else diff.done()
             idle = 0.002 if rows else min(most_idle, idle * 1.5)
-            if len(rows) < page:
+            if len(rows) < limit:
                 await asyncio.sleep(idle)
 
     async def log_page(self, diff: Diff, limit: int, reader: str | None = None) -> Sequence[Sequence[Any]]:

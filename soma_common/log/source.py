@@ -21,6 +21,7 @@ from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLos
 from soma_common.events.codec import JsonCodec, placed
 from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
+from soma_common.events.paging import ENVELOPE, PAYLOAD, PageBound
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
@@ -31,9 +32,8 @@ from soma_common.tasks import end
 
 log = logging.getLogger(__name__)
 
-_KEY_HASH, _PAYLOAD = 20, 5  # columns in a row of SELECT
+_KEY_HASH = 20  # its column in a row of SELECT
 _LEAST_IDLE = 0.002
-_ENVELOPE = 500  # bytes, about
 _CODEC = JsonCodec()
 _BRIEFLY = 0.02  # seconds of rest while a full partition may have room again
 _FLUSH_EVERY = 1.0  # seconds between writes of cursors that moved without an event for us
@@ -52,7 +52,7 @@ class LogSettings:
     Args:
         shards: into how many parts the keys are split, a power of two; fixed when the consumer first starts.
         lease: seconds after which the shards of a silent process go to others.
-        page, most_idle: most events fetched by one query; most seconds between two looks when nothing happens.
+        page, most_idle: most events of one query, fewer while they are large; most seconds between looks at nothing.
         worker: a name of this process, unique among the consumer's processes.
     """
 
@@ -94,7 +94,7 @@ class LogSource:
         self.wake = asyncio.Event()
         self._pool = pool
         self._shards = Shards(pool, self.reader, self.settings.worker, lease=self.settings.lease)
-        self._ticks = TickReader(pool)
+        self._ticks, self._bound = TickReader(pool), PageBound()
         self._mine: dict[int, _Shard] = {}
         self._buffer: deque[Record] = deque()
         self._ahead: Ahead[None] = Ahead()
@@ -102,7 +102,7 @@ class LogSource:
         self._sharing = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
-        self._turns, self._idle, self._flushed, self._newest = 0, _LEAST_IDLE, 0.0, 0
+        self._turns, self._idle, self._flushed, self._newest, self._asked = 0, _LEAST_IDLE, 0.0, 0, 0
 
     def check_drain(self, seconds: float) -> None:
         """It may take as long as it likes: leases are renewed meanwhile."""
@@ -185,7 +185,7 @@ class LogSource:
         self._idle = _LEAST_IDLE
         for number, record in {record.partition.number: record for record in records}.items():
             self._mine[number].handed = _cursor(record)
-        if self._more and not self._ahead and len(self._buffer) <= self.settings.page // 2:
+        if self._more and not self._ahead and len(self._buffer) <= self._asked // 2:
             self._ahead.begin(self._fill(without))
         return records
 
@@ -198,8 +198,7 @@ class LogSource:
     def _pop(self, most: int, without: Collection[Partition]) -> list[Record]:
         if not without:
             return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
-        taken: list[Record] = []
-        kept: deque[Record] = deque()
+        taken, kept = list[Record](), deque[Record]()
         for record in self._buffer:
             if len(taken) < most and record.partition not in without:
                 taken.append(record)
@@ -233,9 +232,11 @@ class LogSource:
             diff = await self._ticks.next_diff(cursor, latest)
             if diff is None:
                 continue
+            self._asked = self._bound.limit(self.settings.page)
             rows = await self._page(diff, list(shards))
+            self._bound.saw(rows)
             records = await self._decode(diff, rows, shards)
-            full = len(rows) == self.settings.page
+            full = len(rows) == self._asked
             self._take(records, shards, diff.after(rows[-1][0]) if full else diff.done())
             if records:
                 self._more = full
@@ -250,16 +251,15 @@ class LogSource:
         return sorted(groups.items(), key=lambda group: min(shard.turn for shard in group[1].values()))
 
     async def _page(self, diff: Diff, shards: list[int]) -> Sequence[Row]:
-        sql, base, target, limit = blocks("consumer"), diff.base, diff.target, self.settings.page
-        mask = self.settings.shards - 1
+        sql, base, target = blocks("consumer"), diff.base, diff.target
+        asked = (self._asked, self.settings.shards - 1, shards, self.reader, base.tick_id)
         async with self._pool.connection() as connection:
-            whole = (self.reader, base.tick_id)
-            args = (diff.low, target.position_after, base.xmax, target.snapshot, limit, mask, shards, *whole)
+            args = (diff.low, target.position_after, base.xmax, target.snapshot, *asked)
             rows = await fetch(connection, SELECT + sql["log_page"], args)
             if not diff.stragglers:
                 return rows
-            late = (diff.stragglers, diff.position, target.position_after, limit, mask, shards, *whole)
-            return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
+            late = (diff.stragglers, diff.position, target.position_after, *asked)
+            return merge(self._asked, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
 
     async def _decode(self, diff: Diff, rows: Sequence[Row], shards: dict[int, _Shard]) -> list[Record]:
         mask, records = self.settings.shards - 1, []
@@ -267,7 +267,7 @@ class LogSource:
         async for some in strides(rows):
             for row in some:
                 number, event = row[_KEY_HASH] & mask, recorded_event(row)
-                size, key = _ENVELOPE + len(row[_PAYLOAD]), kafka_key(event.stream)[0]
+                size, key = ENVELOPE + len(row[PAYLOAD]), kafka_key(event.stream)[0]
                 place = (partitions[number], row[0], shards[number].epoch, diff)
                 records.append(made_record((*place, event, None, key, size, None)))
         return records

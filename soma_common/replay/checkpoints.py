@@ -57,7 +57,7 @@ class Checkpoints:
         if not rows:
             raise ReplayRefused(
                 f"There is no replay {run_id}.",
-                cure="its id was printed when it began; the table soma.replays has all.",
+                cure="its id was printed when it began; `somastack events replays` lists all.",
             )
         return _progress(rows[0])
 
@@ -152,7 +152,9 @@ def _run_id(value: UUID | str) -> UUID:
     try:
         return value if isinstance(value, UUID) else UUID(value)
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValidationError(f"{value!r:.80} is not a replay's id.", cure="give a UUID.") from error
+        raise ValidationError(
+            f"{value!r:.80} is not a replay's id.", cure="give a UUID: `somastack events replays` lists all."
+        ) from error
 
 
 def _progress(row: Row) -> Progress:

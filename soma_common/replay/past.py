@@ -12,6 +12,7 @@ from soma_common.errors import EventsArchived, ReplayRefused
 from soma_common.events.codec import JsonCodec, placed
 from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
+from soma_common.events.paging import PageBound
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import Diff, Tick, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
@@ -59,7 +60,7 @@ class LogPast:
 
     def __init__(self, pool: Pool, run: Progress) -> None:
         self._pool, self._reader = pool, f"consumer:{run.consumer}"
-        self._ticks = TickReader(pool)
+        self._ticks, self._bound = TickReader(pool), PageBound()
         self._partition = Partition(f"replay:{run.run_id}", 0)
         self._cursor = run.cursor
         self._end: Tick | None = None
@@ -74,8 +75,10 @@ class LogPast:
         diff = await self._diff()
         if diff is None:
             return None
+        limit = self._bound.limit(limit)
         async with self._pool.connection() as connection:
             rows = await self._rows(connection, diff, limit)
+        self._bound.saw(rows)
         place = rows[-1][0] if rows else self._cursor.position
         full = len(rows) == limit
         self._cursor = diff.after(place) if full else diff.done()._replace(position=place)

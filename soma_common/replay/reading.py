@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
 from soma_common.consumer.source import Partition, Record
+from soma_common.events.paging import PageBound
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, Tick, TickReader
 from soma_common.postgres.pool import Pool, Row
@@ -41,7 +42,7 @@ class LogPages:
     def __init__(self, pool: Pool, run: Progress, archived: Archived | None = None) -> None:
         self._pool, self._scope, self._wanted = pool, run.scope, run.wanted
         self._archived = archived or Archived(pool, None)
-        self._ticks = TickReader(pool)
+        self._ticks, self._bound = TickReader(pool), PageBound()
         self._reader = f"consumer:{run.consumer}"
         self._partitions: list[Partition] = []
         self._end: Tick | None = None
@@ -60,7 +61,9 @@ class LogPages:
         diff = await self._ticks.next_diff(cursor, self._end)
         if diff is None:
             return None
+        limit = self._bound.limit(limit)
         rows = await self._rows(diff, limit)
+        self._bound.saw(rows)
         records = [self._record(diff, row) for row in rows]
         return Page(records, records[-1].after if len(rows) == limit else diff.done())
 

@@ -29,6 +29,13 @@ class OrderPaid(Payload, event_type="order.paid"):
     n: int
 
 
+async def warm(world: Any, worker: Any) -> int:
+    """Full pages of small events behind it: the worker reads the next 200 at once. Its transactions until then."""
+    await world.publish(100, keys=100, start=1000)
+    await until(lambda: worker.stats().tally.settled == 100)
+    return int(worker.stats().tally.transactions)
+
+
 async def test_every_event_has_one_effect_in_the_order_of_its_key(world: Any) -> None:
     events = await world.publish(1500, keys=30)
     async with world.log_worker() as worker:
@@ -166,12 +173,13 @@ async def test_the_failing_event_is_found_in_a_handful_of_transactions(world: An
         if event.payload["n"] == 150:
             raise ValueError("bad luck")
 
-    await world.publish(200, keys=200)
     async with world.log_worker(handle, settings=settings(batch=200, lanes=1)) as worker:
-        await until(lambda: worker.stats().tally.settled == 200)
+        before = await warm(world, worker)
+        await world.publish(200, keys=200)
+        await until(lambda: worker.stats().tally.settled == 300)
         # All, those before it, itself; and those behind it in parts of 1, 4, 16 and 28.
-        assert worker.stats().tally.transactions == 3 + 4
-    assert await world.count() == 199
+        assert worker.stats().tally.transactions - before == 3 + 4
+    assert await world.count() == 299
 
 
 @pytest.mark.parametrize("bad", [0, 77, 199])
@@ -179,15 +187,16 @@ async def test_an_event_that_fails_only_at_commit_is_found_by_halving(world: Any
     async with world.pool.connection() as connection:
         await connection.execute(
             "CREATE TABLE good (n bigint PRIMARY KEY);"
-            f"INSERT INTO good SELECT n FROM generate_series(0, 199) n WHERE n <> {bad};"
+            f"INSERT INTO good SELECT n FROM generate_series(0, 1099) n WHERE n <> {bad};"
             "ALTER TABLE effect ADD FOREIGN KEY (number) REFERENCES good DEFERRABLE INITIALLY DEFERRED"
         )
-    await world.publish(200, keys=200)
     async with world.log_worker(settings=settings(batch=200, lanes=1)) as worker:
-        await until(lambda: worker.stats().tally.settled == 200)
+        before = await warm(world, worker)
+        await world.publish(200, keys=200)
+        await until(lambda: worker.stats().tally.settled == 300)
         stats = worker.stats()
-    assert stats.tally.transactions <= 2 * 8 + 1  # log2(200) levels
-    assert await world.count() == 199
+    assert stats.tally.transactions - before <= 2 * 8 + 1  # log2(200) levels
+    assert await world.count() == 299
 
 
 @pytest.mark.parametrize("keys", [1, 200])

@@ -116,6 +116,22 @@ async def test_bad_input_is_one_line_with_a_cure(somastack: Somastack) -> None:
     assert "No consumer 'billing'" in somastack("replay", "--dry-run", "--all-tenants", "--consumer", "billing", code=1)
 
 
+async def test_a_trace_and_a_time_have_two_names_each(replays: Any, somastack: Somastack) -> None:
+    events = await replays.publish(12, keys=1)  # their times differ
+    await replays.passed_by()
+    trace = events[4].trace_id
+    first, end = (event.timestamp.isoformat() for event in (events[3], events[8]))
+    for trace_id, since, until in (("--trace-id", "--from", "--to"), ("--trace", "--since", "--until")):
+        for verb in ("list", "tail"):
+            found = somastack(verb, "--all-tenants", trace_id, trace, "--json").splitlines()
+            assert {json.loads(line)["trace_id"] for line in found} == {trace}
+            found = somastack(verb, "--all-tenants", since, first, until, end, "--json").splitlines()
+            assert [json.loads(line)["payload"]["n"] for line in found] == [3, 4, 5, 6, 7]
+        planned = ("replay", "--dry-run", "--all-tenants", "--consumer", "billing", "--json")
+        assert json.loads(somastack(*planned, since, first, until, end))["total"] == 5
+        assert json.loads(somastack(*planned, trace_id, trace))["total"] == sum(e.trace_id == trace for e in events)
+
+
 async def test_tail_and_follow(replays: Any, somastack: Somastack) -> None:
     await replays.publish(20)
     lines = somastack("tail", "--all-tenants", "-n", "5", "--json").splitlines()
@@ -161,12 +177,40 @@ async def test_replay_fails_is_resumed_and_is_done(replays: Any, somastack: Soma
     assert (done["state"], done["read"], done["applied"], done["fraction"]) == ("done", 60, 60, 1.0)
     assert [row[3] for row in await replays.effects()] == list(range(60))
     assert "is done" in somastack("replay", "--tenant", "acme", "--consumer", "billing", "--cancel", run, code=1)
-    assert "soma.replays" in somastack("replay", "--pause", "0" * 32, code=1)
+    assert "events replays" in somastack("replay", "--pause", "0" * 32, code=1)
+    assert "events replays" in somastack("replay", "--pause", "the first", code=1)
     assert "who wants it" in somastack(*arguments, "--mode", "force", code=1)
     somastack(*arguments, "--mode", "force", "--by", "ann", "--why", "ticket 7", "--rate", "1000")
     assert await replays.count() == 120
     audit = await replays.pool.fetch("SELECT requested_by, reason FROM soma.replays WHERE mode = 'force'")
     assert [tuple(row) for row in audit] == [("ann", "ticket 7")]
+
+
+async def test_replays_are_listed_the_newest_first(replays: Any, somastack: Somastack) -> None:
+    assert somastack("replays") == ""
+    await replays.publish(30)
+    await replays.passed_by(nothing)
+    async with replays.engine() as engine:
+        first = await engine.start(replays.everything)
+        await replays.finish(engine, first)
+        second = await engine.start(replays.everything, "force", requested_by="ann", reason="ticket 7", rate=5)
+        await engine.pause(second.run_id)
+    hostile = "ann\u202e \x9b2J"  # the engine takes no such name; a row written by hand may have it
+    await replays.pool.fetch("UPDATE soma.replays SET requested_by = $1 WHERE run_id = $2", hostile, second.run_id)
+    lines = [line.split("\t") for line in somastack("replays").splitlines()]
+    when = [f"{run.created_at:%Y-%m-%d %H:%M}Z" for run in (first, second)]
+    assert lines == [
+        [str(second.run_id), "billing", "force", "log", "paused", "0/0", when[1], plain(hostile)],
+        [str(first.run_id), "billing", "missing", "log", "done", "30/0", when[0], "-"],
+    ]
+    told = somastack("replays", "--json", "--limit", "1")
+    assert told.replace("\n", "").isprintable()
+    (run,) = map(json.loads, told.splitlines())
+    assert (run["run_id"], run["state"], run["read"]) == (str(second.run_id), "paused", 0)
+    assert (run["consumer"], run["mode"], run["source"], run["rate"]) == ("billing", "force", "log", 5.0)
+    assert (run["requested_by"], run["reason"], run["error"], run["ended_at"]) == (hostile, "ticket 7", None, None)
+    somastack("replay", "--consumer", "billing", "--cancel", lines[0][0])
+    assert somastack("replays").splitlines()[0].split("\t")[4] == "cancelled"
 
 
 async def test_rebuild_on_the_command_line(replays: Any, somastack: Somastack, tmp_path: Path) -> None:
