@@ -102,7 +102,7 @@ class LogSource:
         self._sharing = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
-        self._turns, self._idle, self._flushed, self._newest, self._asked = 0, _LEAST_IDLE, 0.0, 0, 0
+        self._turns, self._idle, self._flushed, self._newest = 0, _LEAST_IDLE, 0.0, 0
 
     def check_drain(self, seconds: float) -> None:
         """It may take as long as it likes: leases are renewed meanwhile."""
@@ -185,7 +185,7 @@ class LogSource:
         self._idle = _LEAST_IDLE
         for number, record in {record.partition.number: record for record in records}.items():
             self._mine[number].handed = _cursor(record)
-        if self._more and not self._ahead and len(self._buffer) <= self._asked // 2:
+        if self._more and not self._ahead and len(self._buffer) <= self._bound.limit(self.settings.page) // 2:
             self._ahead.begin(self._fill(without))
         return records
 
@@ -232,11 +232,10 @@ class LogSource:
             diff = await self._ticks.next_diff(cursor, latest)
             if diff is None:
                 continue
-            self._asked = self._bound.limit(self.settings.page)
-            rows = await self._page(diff, list(shards))
+            limit = self._bound.limit(self.settings.page)
+            rows = await self._page(diff, list(shards), limit)
             self._bound.saw(rows)
-            records = await self._decode(diff, rows, shards)
-            full = len(rows) == self._asked
+            records, full = await self._decode(diff, rows, shards), len(rows) == limit
             self._take(records, shards, diff.after(rows[-1][0]) if full else diff.done())
             if records:
                 self._more = full
@@ -250,16 +249,16 @@ class LogSource:
                 groups.setdefault(shard.at, {})[number] = shard
         return sorted(groups.items(), key=lambda group: min(shard.turn for shard in group[1].values()))
 
-    async def _page(self, diff: Diff, shards: list[int]) -> Sequence[Row]:
+    async def _page(self, diff: Diff, shards: list[int], limit: int) -> Sequence[Row]:
         sql, base, target = blocks("consumer"), diff.base, diff.target
-        asked = (self._asked, self.settings.shards - 1, shards, self.reader, base.tick_id)
+        asked = (limit, self.settings.shards - 1, shards, self.reader, base.tick_id)
         async with self._pool.connection() as connection:
             args = (diff.low, target.position_after, base.xmax, target.snapshot, *asked)
             rows = await fetch(connection, SELECT + sql["log_page"], args)
             if not diff.stragglers:
                 return rows
             late = (diff.stragglers, diff.position, target.position_after, *asked)
-            return merge(self._asked, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
+            return merge(limit, rows, await fetch(connection, SELECT + sql["log_stragglers"], late))
 
     async def _decode(self, diff: Diff, rows: Sequence[Row], shards: dict[int, _Shard]) -> list[Record]:
         mask, records = self.settings.shards - 1, []

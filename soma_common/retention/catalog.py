@@ -18,8 +18,6 @@ from soma_common.sql.loader import blocks
 
 _MOST_TEXT: Final = 1000  # characters of who and why
 
-_READERS: Final = ("consumer:", "relay:")
-
 
 class ArchiveState(StrEnum):
     """How far an archive is. Events leave the log from ``REMOVING`` on."""
@@ -240,13 +238,13 @@ class Catalog:
         """Let a reader go on with what is left; up to which tick.
 
         Raises:
-            ValidationError: ``by`` or ``why`` says nothing, or no reader is called so.
+            ValidationError: ``by`` or ``why`` says nothing, or the name is a consumer's without ``consumer:``.
         """
         given = line("reader", reader), line("who", by), line("why", why)
-        if not reader.startswith(_READERS):  # it would be noted for a reader that never comes
+        if await self.pool.fetch(blocks("consumer")["find"], reader):  # it would be noted for a reader that never comes
             raise ValidationError(
-                f"{reader!r:.200} is no reader of the log.",
-                cure=f"name it as it reads, such as consumer:{reader:.100}.",
+                f"{reader!r:.200} is a consumer; as a reader of the log it has another name.",
+                cure=f"name it as it reads: consumer:{reader:.100}.",
             )
         return int((await self.pool.fetch(_sql("accept"), *given))[0][0])
 
