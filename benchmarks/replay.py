@@ -36,6 +36,7 @@ from soma_common.kafka.reader import ReaderSettings, TopicReader
 from soma_common.postgres.cursor import BEGINNING, TickReader
 from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool, PoolSettings
+from soma_common.postgres.shards import Shards
 from soma_common.replay.models import Counts, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
 from soma_common.replay.reading import LogPages
 from soma_common.testing.lane.kafka import KafkaServer
@@ -43,7 +44,7 @@ from soma_common.testing.lane.kafka_wire import Topic, create_topic
 from soma_common.testing.lane.postgres import PostgresServer
 
 EVENTS = int(os.environ.get("SOMA_BENCH_REPLAY", "100000"))
-ROUNDS, PAGE, TOPIC = 3, 2000, "soma.bench.replay"
+ROUNDS, PAGE, TOPIC = 5, 500, "soma.bench.replay"
 PAGES = f"{SELECT}WHERE e.position > $1 ORDER BY e.position LIMIT {PAGE}"
 
 
@@ -56,6 +57,7 @@ async def main() -> None:
         broker = stack.enter_context(KafkaServer.start(lasting=True))
         await upgrade(server.dsn)
         async with Pool(PoolSettings(server.dsn)) as pool:
+            await Shards(pool, "consumer:bench", "bench", lease=10.0).register(8)
             await _publish(pool, broker.bootstrap)
             log = await _rounds({
                 "bare fetch": lambda: _log(pool, list),
@@ -113,6 +115,7 @@ async def _publish(pool: Pool, bootstrap: str) -> None:
                 headers = [("soma_version", b"%d" % event.version), ("soma_position", b"%d" % event.position)]
                 await producer.send(TOPIC, value, key=kafka_key(event.stream)[0], headers=headers)
         await producer.flush()
+    await pool.fetch("ANALYZE")
 
 
 async def _log(pool: Pool, decode: Callable[[Sequence[Any]], Sequence[Any]]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -141,17 +141,14 @@ def event_of(envelope: Envelope) -> RecordedEvent:
 def placed(event: RecordedEvent, headers: Mapping[str, bytes]) -> RecordedEvent:
     """The event with the version and position that the relay put into the headers, where it did."""
     # Nobody has seen this event yet; replace() would cost as much again as decoding it.
-    if (version := headers.get("soma_version")) is not None:
-        _set(event, "version", _number("soma_version", version))
-    if (position := headers.get("soma_position")) is not None:
-        _set(event, "position", _number("soma_position", position))
+    for header, name in _PLACES:
+        text = headers.get(header)
+        if text is not None:
+            if not text.isdigit() or len(text) > 19:
+                raise CodecError(f"The record's header {header} is {text[:40]!r}, not a number.")
+            _set(event, name, int(text))
     return event
 
 
 _set = object.__setattr__
-
-
-def _number(name: str, text: bytes) -> int:
-    if not text.isdigit() or len(text) > 19:
-        raise CodecError(f"The record's header {name} is {text[:40]!r}, not a number.")
-    return int(text)
+_PLACES: Final = (("soma_version", "version"), ("soma_position", "position"))

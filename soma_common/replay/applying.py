@@ -20,6 +20,7 @@ from soma_common.postgres.errors import is_from_driver
 from soma_common.postgres.pool import fetch
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Counts, Progress
+from soma_common.replay.reading import cursor_after
 from soma_common.sql.loader import blocks
 
 _MOST_CAUSE: Final = 2000  # characters of what a handler said
@@ -116,7 +117,7 @@ class Batches:
             held=len(held) + bare,
         )
         # Last: it locks the run's row, and whoever pauses or takes the run waits for this commit.
-        await self._checkpoints.save(tx, run, records[-1].after, counts)
+        await self._checkpoints.save(tx, run, cursor_after(records[-1]), counts)
         return counts
 
 

@@ -58,7 +58,7 @@ class ReplaySettings:
     """
 
     batch: int = 200
-    page: int = 2000
+    page: int = 500
     lease: float = 10.0
     idle_timeout: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)

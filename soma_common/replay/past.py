@@ -105,7 +105,7 @@ class LogPast:
 
     def _record(self, diff: Diff, row: Row) -> Record:
         event = recorded_event(row)
-        return Record(self._partition, row[0], 0, diff.after(row[0]), event, key=kafka_key(event.stream)[0])
+        return Record(self._partition, row[0], 0, diff, event, key=kafka_key(event.stream)[0])
 
     async def behind(self) -> int:
         """How many positions lie between the pages and the end of the log."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
-from soma_common.consumer.source import Partition, Record
+from soma_common.ahead import Ahead, strides
+from soma_common.consumer.source import Partition, Record, made_record
 from soma_common.events.paging import PageBound
 from soma_common.events.rows import SELECT, recorded_event
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, Tick, TickReader
@@ -25,11 +27,20 @@ class Page(NamedTuple):
     after: Cursor | Offset
 
 
+def cursor_after(record: Record) -> Cursor | Offset:
+    """The cursor once a record of a page is done: its ``after`` is what the page was read of, one for all of them."""
+    cursor: Cursor | Offset = record.after.after(record.offset)
+    return cursor
+
+
 class Pages(Protocol):
     """What a run reads."""
 
     async def next(self, cursor: Any, limit: int) -> Page | None:
         """The next events after a cursor, at most ``limit``; None at the end."""
+
+    async def close(self) -> None:
+        """Give up what was read ahead; safe to call twice."""
 
 
 class LogPages:
@@ -45,6 +56,8 @@ class LogPages:
         self._ticks, self._bound = TickReader(pool), PageBound()
         self._reader = f"consumer:{run.consumer}"
         self._partitions: list[Partition] = []
+        self._ahead: Ahead[tuple[Sequence[Row], bool]] = Ahead()
+        self._following: Cursor | None = None
         self._end: Tick | None = None
 
     async def next(self, cursor: Cursor, limit: int) -> Page | None:
@@ -61,23 +74,41 @@ class LogPages:
         diff = await self._ticks.next_diff(cursor, self._end)
         if diff is None:
             return None
-        limit = self._bound.limit(limit)
-        rows = await self._rows(diff, limit)
-        self._bound.saw(rows)
-        records = [self._record(diff, row) for row in rows]
-        return Page(records, records[-1].after if len(rows) == limit else diff.done())
+        if self._ahead and self._following != cursor:
+            await self._ahead.forget()
+        if not self._ahead:
+            self._ahead.begin(self._rows(diff, limit))
+        rows, full = await self._ahead.take()
+        if full:  # the next ones come while these are decoded and applied
+            self._following = diff.after(rows[-1][0])
+            self._ahead.begin(self._rows(replace(diff, position=rows[-1][0]), limit))
+        records = await self._records(diff, rows)
+        return Page(records, diff.after(rows[-1][0]) if full else diff.done())
 
-    async def _rows(self, diff: Diff, limit: int) -> Sequence[Row]:
+    async def close(self) -> None:
+        """Give up what was read ahead."""
+        await self._ahead.forget()
+
+    async def _rows(self, diff: Diff, most: int) -> tuple[Sequence[Row], bool]:
+        """The next rows of a diff, and whether there may be more."""
         low, high = _span(diff, self._scope)
         if low >= high:
-            return []
+            return [], False
+        limit = self._bound.limit(most)
         sql, args = page_query(self._wanted, low, high, diff.target.snapshot, limit)
-        rows = await self._pool.fetch_planned(sql, *args)
-        return await self._archived.complete(rows, self._wanted, low, high, limit, end_tick=self._scope.end_tick)
+        found = await self._pool.fetch_planned(sql, *args)
+        rows = await self._archived.complete(found, self._wanted, low, high, limit, end_tick=self._scope.end_tick)
+        self._bound.saw(rows)
+        return rows, len(rows) == limit
 
-    def _record(self, diff: Diff, row: Row) -> Record:
-        partition = self._partitions[row[_KEY_HASH] & (len(self._partitions) - 1)]  # where the live consumer has it
-        return Record(partition, row[0], 0, diff.after(row[0]), recorded_event(row))
+    async def _records(self, diff: Diff, rows: Sequence[Row]) -> list[Record]:
+        """Each in the partition where the live consumer has it."""
+        partitions, mask, records = self._partitions, len(self._partitions) - 1, list[Record]()
+        async for some in strides(rows):
+            for row in some:
+                partition = partitions[row[_KEY_HASH] & mask]
+                records.append(made_record((partition, row[0], 0, diff, recorded_event(row), None, None, 0, None)))
+        return records
 
 
 def _span(diff: Diff, scope: Scope) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from soma_common.postgres.pool import Pool
 from soma_common.replay.applying import Batches
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Offset, Progress, ReplayState
-from soma_common.replay.reading import LogPages, Pages
+from soma_common.replay.reading import LogPages, Pages, cursor_after
 from soma_common.retry import Backoff
 from soma_common.tasks import end
 
@@ -77,6 +77,7 @@ class Runner:
             await self._fail(error)
             raise
         finally:
+            await self._pages.close()
             await end(heart)
             with suppress(*PASSING):  # it expires by itself
                 await self._checkpoints.leave(self.run)
@@ -86,6 +87,7 @@ class Runner:
         try:
             if self._doubtful:
                 # Under a new epoch: a transaction of unknown outcome took effect, and is read here, or never will.
+                await self._pages.close()
                 self._begin(await self._claimed())
                 self._doubtful = False
             if not self._waiting and not await self._refill():
@@ -118,8 +120,9 @@ class Runner:
         counts = await self._batches.apply(self.run, records)
         for _ in records:
             self._waiting.popleft()
-        self._cursor = records[-1].after if self._waiting else self._after
-        self.run = self.run.advanced(records[-1].after, counts)
+        cursor = cursor_after(records[-1])
+        self._cursor = cursor if self._waiting else self._after
+        self.run = self.run.advanced(cursor, counts)
 
     async def _claimed(self) -> Progress:
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from soma_common.consumer.source import Partition, Record
+from soma_common.consumer.source import Partition, Record, made_record
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import ReplayRefused
 from soma_common.events.models import RecordedEvent
@@ -85,17 +85,36 @@ class TopicPages:
             if stored.get(stretch.partition, 0) < stretch.end:
                 raise set_back(stretch.partition, stored.get(stretch.partition, 0), stretch.end)
 
+    async def close(self) -> None:
+        """Nothing is read ahead: aiokafka does that."""
+
     async def _page(self, stretch: Stretch, limit: int) -> Page:
         read, following = await self._topics.read(stretch.partition, stretch.next, stretch.end, limit)
         assert self._stretches is not None
         before = sum(other.next - other.first for other in self._stretches) - stretch.next
         stretch.next = following
+        place = _Place(stretch.partition, before)
         records = [
-            record._replace(after=Offset(*stretch.partition, record.after, before + record.after))
+            made_record((*record[:3], place, *record[4:]))
             for record in read
             if record.event is None or self._run.wanted.matches(record.event)
         ]
-        return Page(records, Offset(*stretch.partition, following, before + following))
+        return Page(records, place.at(following))
+
+
+class _Place(NamedTuple):
+    """Where in Kafka a page was read; so many offsets of other partitions lie before its own."""
+
+    partition: Partition
+    before: int
+
+    def at(self, offset: int) -> Offset:
+        """The cursor that goes on with an offset."""
+        return Offset(*self.partition, offset, self.before + offset)
+
+    def after(self, offset: int) -> Offset:
+        """The cursor once an offset is done."""
+        return self.at(offset + 1)
 
 
 async def stretches(pool: Pool, topics: Topics, consumer_id: int) -> list[Stretch]:

@@ -241,7 +241,7 @@ class Catalog:
             ValidationError: ``by`` or ``why`` says nothing, or the name is a consumer's without ``consumer:``.
         """
         given = line("reader", reader), line("who", by), line("why", why)
-        if await self.pool.fetch(blocks("consumer")["find"], reader):  # it would be noted for a reader that never comes
+        if await self.pool.fetch(blocks("replays")["passed"], f"consumer:{reader}"):  # noted for one that never comes
             raise ValidationError(
                 f"{reader!r:.200} is a consumer; as a reader of the log it has another name.",
                 cure=f"name it as it reads: consumer:{reader:.100}.",
