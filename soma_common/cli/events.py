@@ -22,6 +22,7 @@ from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
 from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore, Page
+from soma_common.garbage import calm_collector
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.engine import ReplayEngine
@@ -250,7 +251,8 @@ def _until_interrupted(work: Callable[[], Any]) -> None:
     # Also where a script started it in the background: its shell made it deaf to SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        asyncio.run(work())
+        with calm_collector():
+            asyncio.run(work())
     except KeyboardInterrupt:
         sys.exit(130)
 
