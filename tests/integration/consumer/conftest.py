@@ -125,6 +125,13 @@ class World:
     async def count(self) -> int:
         return int((await self.pool.fetch("SELECT count(*) FROM effect"))[0][0])
 
+    async def whole_batches(self) -> None:
+        """Inbox, effects and totals say the same: each batch took effect as a whole, or not at all."""
+        inbox = await self.pool.fetch("SELECT event_id FROM soma.inbox ORDER BY 1")
+        assert inbox == await self.pool.fetch("SELECT event_id FROM effect ORDER BY 1")
+        totals = await self.pool.fetch("SELECT key, n FROM total ORDER BY 1")
+        assert totals == await self.pool.fetch("SELECT key, count(*) FROM effect GROUP BY 1 ORDER BY 1")
+
     async def applied(self, count: int, within: float = 60.0) -> None:
         """Wait until so many effects are there."""
 

@@ -26,14 +26,6 @@ async def _ended(process: Any, within: float = 30.0) -> int:
     return await asyncio.wait_for(asyncio.to_thread(process.wait), within)
 
 
-async def whole_batches(world: Any) -> None:
-    """Inbox, effects and totals say the same: each batch took effect as a whole, or not at all."""
-    inbox = await world.pool.fetch("SELECT event_id FROM soma.inbox ORDER BY 1")
-    assert inbox == await world.pool.fetch("SELECT event_id FROM effect ORDER BY 1")
-    totals = await world.pool.fetch("SELECT key, n FROM total ORDER BY 1")
-    assert totals == await world.pool.fetch("SELECT key, count(*) FROM effect GROUP BY 1 ORDER BY 1")
-
-
 @pytest.mark.parametrize("stage", ["handler", "batch", "save", "saved", "stored"])
 async def test_killed_at_a_stage(world: Any, stage: str) -> None:
     """In a handler, right after a COMMIT, while positions are written: the next process goes on with what is missing."""
@@ -44,7 +36,7 @@ async def test_killed_at_a_stage(world: Any, stage: str) -> None:
     assert await _ended(victim) == -signal.SIGKILL
     count = await world.count()
     assert 0 < count < (120 if stage in ("handler", "batch") else 300)
-    await whole_batches(world)
+    await world.whole_batches()
     world.process(batch=50, lease=1.0, echo=True)
     await world.applied(300)
     await world.check(events)
@@ -98,7 +90,7 @@ async def test_sigterm_drains(world: Any) -> None:
     await world.applied(20)
     first.terminate()
     assert await _ended(first) == 0
-    await whole_batches(world)
+    await world.whole_batches()
     assert not await world.pool.fetch("SELECT FROM soma.shards WHERE owner IS NOT NULL"), "a shard was not released"
     world.process()
     await world.applied(200)
