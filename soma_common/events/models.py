@@ -22,6 +22,8 @@ EXISTS: Final = -1
 NO_STREAM: Final = 0
 
 NOT_RECORDED: Final = datetime.fromtimestamp(0, UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_EDGES: Final = (_FIRST.year, _LAST.year)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,8 @@ class Event:
             raise ValidationError(f"schema_version must be 1 or more, not {self.schema_version}.")
         if self.occurred_at.tzinfo is not UTC:
             fill(self, "occurred_at", _in_utc(self.occurred_at))
+        if self.occurred_at.year in _EDGES:
+            check_moment(self.occurred_at)
         if self.trace is not None:
             check_trace(self.trace)
         if self.baggage is not None:
@@ -103,6 +107,15 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValidationError(
             f"occurred_at {moment} is outside the calendar.", cure="use datetime.now(UTC)."
         ) from error
+
+
+def check_moment(moment: datetime) -> None:
+    """Raise ValidationError for the first and the last moment there is: to drivers they are PostgreSQL's infinities."""
+    if moment in (_FIRST, _LAST):
+        raise ValidationError(
+            f"occurred_at {moment} is no moment to PostgreSQL, but infinity.",
+            cure="use datetime.now(UTC); or leave it out where it is not known.",
+        )
 
 
 def check_trace(trace: TraceContext) -> None:

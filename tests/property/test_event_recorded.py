@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -44,7 +45,9 @@ _fields = strategies.fixed_dictionaries(
             strategies.integers(0, 255),
             strategies.none() | strategies.just("vendor=1"),
         ),
-        "occurred_at": strategies.datetimes(timezones=strategies.timezones()),
+        "occurred_at": strategies.datetimes(
+            min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29), timezones=strategies.timezones()
+        ),
     },
 )
 REQUIRED = (

@@ -55,6 +55,21 @@ def test_times_are_kept_in_utc() -> None:
     assert event.occurred_at.tzinfo is UTC
 
 
+@pytest.mark.parametrize(
+    ("moment", "inwards"),
+    [
+        (datetime.min.replace(tzinfo=UTC), timedelta(microseconds=1)),
+        (datetime.max.replace(tzinfo=UTC), timedelta(microseconds=-1)),
+    ],
+)
+def test_what_postgresql_takes_for_infinity_is_refused(moment: datetime, inwards: timedelta) -> None:
+    """It would be read back without a zone. Some languages write it for "not set"."""
+    with pytest.raises(ValidationError, match="infinity"):
+        Event(payload={}, tenant_id="t", aggregate_id="a", event_type="x.y", occurred_at=moment)
+    near = Event(payload={}, tenant_id="t", aggregate_id="a", event_type="x.y", occurred_at=moment + inwards)
+    assert near.occurred_at == moment + inwards
+
+
 def test_a_trace_of_ones_own() -> None:
     trace = TraceContext.new()
     assert Event(payload={}, tenant_id="t", aggregate_id="a", event_type="x.y", trace=trace).trace is trace

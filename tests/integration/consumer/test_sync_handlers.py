@@ -256,7 +256,9 @@ async def test_an_event_that_fails_only_at_commit_is_found_by_halving(
     await world.publish(200, keys=200)
     async with world.log_worker(apply, settings=settings(batch=200, lanes=1), connect=flavour.connect) as worker:
         await until(lambda: worker.stats().tally.settled == 200)
-        assert worker.stats().tally.transactions <= 2 * 8 + 1  # log2(200) levels
+        assert (
+            worker.stats().tally.transactions <= 2 * 8 + 5
+        )  # log2(200) levels; the first pages are small, and are batches of their own
     assert await world.count() == 199
 
 
