@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import zlib
 from collections import deque
@@ -14,6 +15,8 @@ from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.source import Partition, Record
 from soma_common.errors import LeaseLost
 from soma_common.inbox import LaneCount
+
+log = logging.getLogger(__name__)
 
 
 class Again(NamedTuple):
@@ -59,7 +62,7 @@ class Lane:
 
     ``count`` are its batches in the database. ``trying`` are the records of the transaction ``tx`` that runs;
     ``work`` tells which handler runs. ``overdue`` is the one that was cancelled for taking too long; ``blame`` is kept
-    when it may have outlived its connection.
+    when it may have outlived its connection. ``given_up``: whatever runs here still, nothing more comes of it.
     """
 
     def __init__(self, count: LaneCount, batch: int, sequence_of: SequenceOf) -> None:
@@ -69,6 +72,7 @@ class Lane:
         self.tx: Any = None
         self.overdue: Running | None = None
         self.blame: Exception | None = None
+        self.given_up = False
         self.working: Sequence[Record] = ()
         self.task: asyncio.Task[Any] | None = None
         self._batch, self._sequence_of = batch, sequence_of
@@ -120,6 +124,17 @@ class Lane:
                 self._held[sequence] = held._replace(records=kept)
             else:
                 del self._held[sequence]
+
+    def give_up(self, task: asyncio.Task[Any]) -> None:
+        """Cancel what runs, for good: that is no lateness, whatever a handler makes of it."""
+        self.given_up, self.overdue = True, None
+        task.add_done_callback(_take_note)  # nobody else asks what became of it
+        task.cancel()
+
+    def check(self) -> None:
+        """Raises LeaseLost when the lane was given up: its task begins nothing more, and blames no event."""
+        if self.given_up:
+            raise LeaseLost("A batch was given up before it ended.")
 
     def subject(self, running: Running) -> Sequence[Record]:
         """What a running handler works on."""
@@ -218,12 +233,18 @@ class Lanes:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            task.cancel()
+            lane.give_up(task)
             raise
         if task.cancelled():
             raise LeaseLost("A batch was given up: its partition was given away before it ended.")
         again: Sequence[Again] = task.result()
         return again
+
+
+def _take_note(task: asyncio.Task[Any]) -> None:
+    """An error that nobody asked for would be logged as one that was overlooked."""
+    if not task.cancelled() and task.exception() is not None:
+        log.debug("What a batch came to after it was given up.", exc_info=task.exception())
 
 
 async def _call(apply: Apply, lane: Lane) -> Sequence[Again]:

@@ -182,6 +182,7 @@ class Pipeline:
                     return False
                 await asyncio.sleep(CONFLICTED.delay(attempt))
             except Blamed as blamed:
+                lane.check()
                 if blamed.place == 0 or len(records) == 1:  # the first had nobody before it who could be to blame
                     await self._failed(lane, records[0], blamed.cause, again)
                     await self._behind(lane, records[1:], again)
@@ -225,6 +226,7 @@ class Pipeline:
 
     async def _commit(self, lane: Lane, records: Sequence[Record]) -> None:
         """One transaction; raises Blamed when an event is to blame."""
+        lane.check()
         handled = self._handled(records)
         if not handled:
             self.tally.skipped += len(records)

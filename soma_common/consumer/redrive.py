@@ -22,6 +22,7 @@ from soma_common.dlq.models import FullLetter, Lease, LetterNotice, Status
 from soma_common.dlq.store import Outcome
 from soma_common.errors import (
     DatabaseSetBack,
+    HandlerTimeout,
     InfrastructureError,
     LeaseLost,
     LetterChanged,
@@ -95,6 +96,7 @@ class Redriver:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
+            turn.lane.given_up = True  # it stays overdue if it is: its letter shall tell
             task.cancel()
             _, hanging = await asyncio.wait({task}, timeout=1.0)
             if not hanging:  # else the lease must end by itself: so it is counted against the letter
@@ -213,6 +215,7 @@ class Redriver:
         """Effects and the letters' end in one transaction; conflicts without end are a failure like any other."""
         of, conflicts = self._p.effects.handlers.of, 0
         while True:
+            turn.lane.check()
             try:
                 async with self._p.begin() as tx:
                     claim = await self._p.inbox.claim(tx, events, turn.lane.count)
@@ -244,6 +247,8 @@ class Redriver:
 
     async def _failed(self, turn: _Turn, letter: FullLetter, cause: Exception) -> Outcome:
         """The letter waits for its next automatic try, or is dead."""
+        if not isinstance(cause, HandlerTimeout):  # what a handler makes of the end of its worker is no failure
+            turn.lane.check()
         known = self._p.retry.classify(cause)
         if known is ErrorClass.INFRASTRUCTURE:
             raise _Away from cause

@@ -152,7 +152,7 @@ class Session:
         for lane in self._lanes:
             if lane.task is not None and any(record.partition in partitions for record in lane.working):
                 log.warning("A batch did not end within %.1f s and is abandoned.", self._settings.drain)
-                lane.task.cancel()
+                lane.give_up(lane.task)
 
     async def _keep_saving(self) -> None:
         while True:

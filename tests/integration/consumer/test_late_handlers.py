@@ -35,7 +35,8 @@ async def test_one_that_makes_something_else_of_its_cancellation_is_late_all_the
     await world.publish(5, keys=5)
     handle: Any = several if batch else one
     async with world.log_worker(handle, settings=settings(timeout=0.3, lanes=1), batch=batch) as worker:
-        await until(lambda: worker.stats().tally.settled == 5)
+        await until(lambda: worker.stats().tally.dead == 2)
+        await world.applied(3)
         assert worker.stats().tally.timeouts == 2
     letters = await world.letters()
     assert {letter.letter.error_type for letter in letters} == {"soma_common.errors.HandlerTimeout"}
@@ -60,3 +61,36 @@ async def test_a_stop_is_not_taken_for_lateness(world: Any, apply: Any, settings
     async with world.log_worker():
         await until(lambda: world.count())
     assert [letter.letter.event.event_id for letter in await world.letters()] == [events[0].event_id]
+
+
+async def test_one_that_was_left_behind_begins_nothing_more(world: Any, apply: Any, settings: Any) -> None:
+    """Cancelled once, it went on and hung: when its session ends, that is no second lateness after which it begins
+    another transaction, which nobody watches and all others wait for."""
+    running = most = 0
+
+    async def several(events: Any, ctx: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            for event in events:
+                with suppress(asyncio.CancelledError):
+                    await (asyncio.Event().wait() if event.payload["n"] in (1, 3) else asyncio.sleep(0))
+                await apply(event, ctx)
+        finally:
+            running -= 1
+
+    # The end of the session takes so long that whatever is left behind could begin anew.
+    async with world.pool.connection() as connection:
+        await connection.execute(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;"
+            "CREATE TRIGGER slowly BEFORE DELETE ON soma.consumer_lanes FOR EACH STATEMENT EXECUTE FUNCTION slowly()"
+        )
+    await world.publish(5, keys=5)
+    given = settings(timeout=0.3, idle_timeout=3600.0, lanes=1)
+    async with world.log_worker(several, settings=given, batch=True) as worker:
+        await until(lambda: worker.stats().tally.dead == 2)
+        await world.applied(3)
+    assert most == 1
+    assert {letter.letter.error_type for letter in await world.letters()} == {"soma_common.errors.HandlerTimeout"}
