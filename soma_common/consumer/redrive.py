@@ -82,12 +82,23 @@ class Redriver:
 
     async def _work(self, lane: Lane) -> None:
         while True:
-            leases = await self._p.letters.lease_due(self._owner, most=1, seconds=self._seconds)
+            leases = await self._leased()
             if not leases:
                 await asyncio.sleep(self._settings.redrive_every)
                 continue
             turn = _Turn(lane, leases[0])
             await asyncio.sleep(await self._in_a_task(turn))
+
+    async def _leased(self) -> Sequence[Lease]:
+        """A sequence that is due; what a claim takes whose worker stops meanwhile is given back at once."""
+        claim = asyncio.create_task(self._p.letters.lease_due(self._owner, most=1, seconds=self._seconds))
+        try:
+            return await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            with suppress(*PASSING):
+                for lease in await claim:
+                    await self._p.letters.release(lease)
+            raise
 
     async def _in_a_task(self, turn: _Turn) -> float:
         """The watchdog may cancel it; when the worker stops, the sequence is given back."""

@@ -130,11 +130,12 @@ class Shards:
         return lost
 
     async def release(self, shards: frozenset[int] | None = None) -> None:
-        """Give back some shards, or all of them and leave."""
-        gone = sorted(self.owned if shards is None else shards)
-        await self._pool.fetch(_sql("release"), self.reader, self.worker, gone)
-        for shard in gone:
-            self.owned.pop(shard, None)
+        """Give back some shards, or all of them and leave.
+
+        All are those that the database knows of: a claim that was cancelled as its answer came has happened.
+        """
+        await self._pool.fetch(_sql("release"), self.reader, self.worker, None if shards is None else sorted(shards))
+        self.owned = {} if shards is None else {n: kept for n, kept in self.owned.items() if n not in shards}
         if shards is None:
             await self._pool.fetch(_sql("leave"), self.reader, self.worker)
 

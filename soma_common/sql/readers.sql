@@ -55,10 +55,10 @@ FROM (SELECT f.shard FROM soma.shards f
 WHERE s.reader = $1::text AND s.shard = free.shard
 RETURNING s.shard, s.epoch, s.from_tick, s.from_token, s.to_tick, s.to_token, s.after_position
 
--- :name release : give shards back at once
+-- :name release : give shards back at once; null: all of this worker's
 WITH locked AS MATERIALIZED (
     SELECT l.shard FROM soma.shards l
-    WHERE l.reader = $1::text AND l.owner = $2::text AND l.shard = ANY ($3::smallint[])
+    WHERE l.reader = $1::text AND l.owner = $2::text AND ($3::smallint[] IS NULL OR l.shard = ANY ($3::smallint[]))
     ORDER BY l.shard FOR NO KEY UPDATE
 )
 UPDATE soma.shards s SET owner = NULL, leased_until = '-infinity'

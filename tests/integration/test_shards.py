@@ -10,6 +10,7 @@ from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.shards import Shards
 from tests.core_support import connected, event, opened
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -194,3 +195,36 @@ async def test_a_cursor_that_is_not_where_its_owner_left_it_is_not_moved(pool: P
         await worker.reclaim()
         assert worker.owned[1].epoch == lease.epoch + 1
         assert worker.owned[1].cursor == first
+
+
+async def test_leaving_gives_back_what_a_cancelled_claim_took(pool: Pool) -> None:
+    """A worker that is stopped while it claims does not know what it has; others need not wait for its lease."""
+    async with pool:
+        worker = Shards(pool, "r", "w1")
+        await worker.register(8)
+        async with pool.connection() as connection:
+            await connection.execute("""
+                CREATE FUNCTION takes_long() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN
+                    PERFORM pg_sleep(60);
+                    RETURN NULL;
+                EXCEPTION WHEN query_canceled THEN RETURN NULL;  -- the request comes too late
+                END $$;
+                CREATE TRIGGER takes_long AFTER UPDATE ON soma.shards
+                    FOR EACH ROW WHEN (NEW.shard = 0 AND NEW.epoch > OLD.epoch) EXECUTE FUNCTION takes_long();
+            """)
+            claiming = asyncio.create_task(worker.share())
+            sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%epoch + 1%'"
+
+            async def claims() -> bool:
+                return bool(await connection.fetchval(sleeping))
+
+            await until(claims, what="the claim is under way")
+            claiming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await claiming
+            await connection.execute("DROP TRIGGER takes_long ON soma.shards")
+            assert worker.owned == {}
+            assert await connection.fetchval("SELECT count(*) FROM soma.shards WHERE owner = 'w1'") == 8
+            await worker.release()
+            assert await connection.fetchval("SELECT count(*) FROM soma.shards WHERE owner IS NOT NULL") == 0

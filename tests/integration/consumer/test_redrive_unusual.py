@@ -151,3 +151,32 @@ async def test_an_edit_cannot_make_another_event_of_a_letter(world: Any, apply: 
         assert await world.dlq.retry_event(letter.letter.letter_id, transform=lambda _: value)
         await until_status(world, letter, Status.RESOLVED)
     assert [row[3] for row in await world.effects()] == [7]
+
+
+async def test_a_sequence_leased_while_the_worker_stops_is_given_back(world: Any, apply: Any) -> None:
+    """The next worker need not wait for the end of that lease, and nobody counts it as a worker's death."""
+    (letter,) = await dead(world)
+    async with world.pool.connection() as connection:
+        await connection.execute("""
+            CREATE FUNCTION takes_long() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                PERFORM pg_sleep(3);
+                RETURN NULL;
+            EXCEPTION WHEN query_canceled THEN RETURN NULL;  -- the request comes too late
+            END $$;
+            CREATE TRIGGER takes_long AFTER UPDATE OF lease ON soma.dead_sequences
+                FOR EACH ROW WHEN (NEW.leases > OLD.leases) EXECUTE FUNCTION takes_long();
+        """)
+        assert await world.dlq.retry_event(letter.letter.letter_id)
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%leases + 1%'"
+
+        async def leases() -> bool:
+            return bool(await connection.fetchval(sleeping))
+
+        async with world.log_worker(apply):
+            await until(leases, what="the lease is under way")
+        left = await connection.fetchrow("SELECT lease_owner, leases FROM soma.dead_sequences")
+        assert tuple(left) == (None, 0)
+        await connection.execute("DROP TRIGGER takes_long ON soma.dead_sequences")
+    async with world.log_worker(apply):
+        await until_status(world, letter, Status.RESOLVED)
