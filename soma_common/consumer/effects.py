@@ -144,7 +144,7 @@ class Effects:
         try:
             await asyncio.wait({working})
         except asyncio.CancelledError:
-            if lane.overdue is None:
+            if lane.overdue is None or lane.given_up:  # in the latter case nobody watches it any more
                 tx.terminate()
             else:
                 tx.interrupt()

@@ -126,8 +126,8 @@ class Lane:
                 del self._held[sequence]
 
     def give_up(self, task: asyncio.Task[Any]) -> None:
-        """Cancel what runs, for good: that is no lateness, whatever a handler makes of it."""
-        self.given_up, self.overdue = True, None
+        """Cancel what runs, for good: see ``check``."""
+        self.given_up = True
         task.add_done_callback(_take_note)  # nobody else asks what became of it
         task.cancel()
 

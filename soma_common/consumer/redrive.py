@@ -107,8 +107,7 @@ class Redriver:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            turn.lane.given_up = True  # it stays overdue if it is: its letter shall tell
-            task.cancel()
+            turn.lane.give_up(task)
             _, hanging = await asyncio.wait({task}, timeout=1.0)
             if not hanging:  # else the lease must end by itself: so it is counted against the letter
                 with suppress(*PASSING):
@@ -258,7 +257,7 @@ class Redriver:
 
     async def _failed(self, turn: _Turn, letter: FullLetter, cause: Exception) -> Outcome:
         """The letter waits for its next automatic try, or is dead."""
-        if not isinstance(cause, HandlerTimeout):  # what a handler makes of the end of its worker is no failure
+        if not isinstance(cause, HandlerTimeout):  # what else a handler makes of the end of its worker is no failure
             turn.lane.check()
         known = self._p.retry.classify(cause)
         if known is ErrorClass.INFRASTRUCTURE:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from soma_common.events.rows import size_of
+
 PAGE_BYTES: Final = 20 * 2**20
 _FIRST: Final = 20  # rows: of the largest events there are, about PAGE_BYTES
 _GROWTH: Final = 4
-ENVELOPE: Final = 500  # bytes of a row beside payload and metadata, about
-PAYLOAD, _METADATA = 5, 16  # their columns in a row of SELECT
 
 
 class PageBound:
@@ -31,6 +31,5 @@ class PageBound:
         """Learn from a page, in the columns of SELECT."""
         if not rows:
             return
-        size = sum([len(row[PAYLOAD]) + len(row[_METADATA]) for row in rows]) + ENVELOPE * len(rows)
         rows_now = self._rows * _GROWTH if len(rows) >= self._rows else self._rows
-        self._rows = max(1, min(rows_now, PAGE_BYTES * len(rows) // size))
+        self._rows = max(1, min(rows_now, PAGE_BYTES * len(rows) // size_of(rows)))

@@ -13,6 +13,15 @@ from soma_common.sql.loader import blocks
 from soma_common.tracing.context import TraceContext
 
 SELECT: Final = blocks("store")["columns"] + "\n"
+PAYLOAD, METADATA, KEY_HASH = 5, 16, 20
+"""Columns of ``SELECT`` that are looked at before a row is read as an event."""
+ENVELOPE: Final = 500
+"""Bytes of an event beside its payload and metadata, about."""
+
+
+def size_of(rows: Sequence[Sequence[Any]]) -> int:
+    """Bytes of rows, about."""
+    return sum([len(row[PAYLOAD]) + len(row[METADATA]) for row in rows]) + ENVELOPE * len(rows)
 
 
 def recorded_event(row: Sequence[Any]) -> RecordedEvent:

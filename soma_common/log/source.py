@@ -21,8 +21,8 @@ from soma_common.errors import ConfigurationError, InfrastructureError, LeaseLos
 from soma_common.events.codec import JsonCodec, placed
 from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
-from soma_common.events.paging import ENVELOPE, PAYLOAD, PageBound
-from soma_common.events.rows import SELECT, recorded_event
+from soma_common.events.paging import PageBound
+from soma_common.events.rows import ENVELOPE, KEY_HASH, PAYLOAD, SELECT, recorded_event
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.postgres.shards import Shards, worker_name
@@ -32,7 +32,6 @@ from soma_common.tasks import end
 
 log = logging.getLogger(__name__)
 
-_KEY_HASH = 20  # its column in a row of SELECT
 _LEAST_IDLE = 0.002
 _CODEC = JsonCodec()
 _BRIEFLY = 0.02  # seconds of rest while a full partition may have room again
@@ -265,7 +264,7 @@ class LogSource:
         partitions = {number: Partition(self.reader, number) for number in shards}
         async for some in strides(rows):
             for row in some:
-                number, event = row[_KEY_HASH] & mask, recorded_event(row)
+                number, event = row[KEY_HASH] & mask, recorded_event(row)
                 size, key = ENVELOPE + len(row[PAYLOAD]), kafka_key(event.stream)[0]
                 place = (partitions[number], row[0], shards[number].epoch, diff)
                 records.append(made_record((*place, event, None, key, size, None)))

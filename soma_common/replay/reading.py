@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from soma_common.ahead import Ahead, strides
 from soma_common.consumer.source import Partition, Record, made_record
 from soma_common.events.paging import PageBound
-from soma_common.events.rows import SELECT, recorded_event
+from soma_common.events.rows import KEY_HASH, SELECT, recorded_event
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, Tick, TickReader
 from soma_common.postgres.pool import Pool, Row
 from soma_common.replay.archived import Archived
 from soma_common.replay.models import Offset, Progress, ReplayFilter, Scope
 from soma_common.sql.loader import blocks
-
-_KEY_HASH: Final = 20  # its column in a row of SELECT
 
 
 class Page(NamedTuple):
@@ -106,7 +104,7 @@ class LogPages:
         partitions, mask, records = self._partitions, len(self._partitions) - 1, list[Record]()
         async for some in strides(rows):
             for row in some:
-                partition = partitions[row[_KEY_HASH] & mask]
+                partition = partitions[row[KEY_HASH] & mask]
                 records.append(made_record((partition, row[0], 0, diff, recorded_event(row), None, None, 0, None)))
         return records
 

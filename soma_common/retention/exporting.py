@@ -12,6 +12,7 @@ from importlib.metadata import version as version_of
 from typing import Final
 
 from soma_common.errors import ArchiveCorrupt, ArchiveUnavailable
+from soma_common.events.rows import size_of
 from soma_common.postgres.pool import Row
 from soma_common.retention.catalog import Archive, Catalog
 from soma_common.retention.format import decode, encode, event_type_of
@@ -22,8 +23,6 @@ log = logging.getLogger(__name__)
 
 _PAGE_BYTES: Final = 8 * 2**20
 _LARGEST_PAGE: Final = 5000
-_ENVELOPE: Final = 500  # bytes of a row beside payload and metadata, about
-_PAYLOAD, _METADATA = 5, 16  # their columns
 
 Alive = Callable[[], Awaitable[None]]
 
@@ -66,7 +65,7 @@ class Exporter:
         while (last := await self._catalog.reach(after, end, types, _LARGEST_PAGE, _PAGE_BYTES)) is not None:
             await self._alive()
             page = await self._catalog.page(after, last + 1, types, _LARGEST_PAGE)
-            size += sum(len(row[_PAYLOAD]) + len(row[_METADATA]) + _ENVELOPE for row in page)
+            size += size_of(page)
             after = last
             rows += page
             counts.update(map(event_type_of, page))

@@ -10,6 +10,7 @@ from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.shards import Shards
 from tests.core_support import connected, event, opened
+from tests.late_cancel import cancelled_too_late
 from tests.waiting import until
 
 
@@ -202,29 +203,13 @@ async def test_leaving_gives_back_what_a_cancelled_claim_took(pool: Pool) -> Non
     async with pool:
         worker = Shards(pool, "r", "w1")
         await worker.register(8)
-        async with pool.connection() as connection:
-            await connection.execute("""
-                CREATE FUNCTION takes_long() RETURNS trigger LANGUAGE plpgsql AS $$
-                BEGIN
-                    PERFORM pg_sleep(60);
-                    RETURN NULL;
-                EXCEPTION WHEN query_canceled THEN RETURN NULL;  -- the request comes too late
-                END $$;
-                CREATE TRIGGER takes_long AFTER UPDATE ON soma.shards
-                    FOR EACH ROW WHEN (NEW.shard = 0 AND NEW.epoch > OLD.epoch) EXECUTE FUNCTION takes_long();
-            """)
+        async with cancelled_too_late(pool, "soma.shards", "NEW.shard = 0 AND NEW.epoch > OLD.epoch") as under_way:
             claiming = asyncio.create_task(worker.share())
-            sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%epoch + 1%'"
-
-            async def claims() -> bool:
-                return bool(await connection.fetchval(sleeping))
-
-            await until(claims, what="the claim is under way")
+            await until(under_way, what="the claim is under way")
             claiming.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await claiming
-            await connection.execute("DROP TRIGGER takes_long ON soma.shards")
-            assert worker.owned == {}
-            assert await connection.fetchval("SELECT count(*) FROM soma.shards WHERE owner = 'w1'") == 8
-            await worker.release()
-            assert await connection.fetchval("SELECT count(*) FROM soma.shards WHERE owner IS NOT NULL") == 0
+        assert worker.owned == {}
+        assert (await pool.fetch("SELECT count(*) FROM soma.shards WHERE owner = 'w1'"))[0][0] == 8
+        await worker.release()
+        assert (await pool.fetch("SELECT count(*) FROM soma.shards WHERE owner IS NOT NULL"))[0][0] == 0

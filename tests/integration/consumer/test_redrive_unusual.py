@@ -13,6 +13,7 @@ from soma_common.consumer.retries import ErrorClass
 from soma_common.dlq.models import FullLetter, Status
 from soma_common.retry import Backoff
 from tests.integration.consumer.conftest import AT_ONCE
+from tests.late_cancel import cancelled_too_late
 from tests.waiting import until
 
 
@@ -156,27 +157,12 @@ async def test_an_edit_cannot_make_another_event_of_a_letter(world: Any, apply: 
 async def test_a_sequence_leased_while_the_worker_stops_is_given_back(world: Any, apply: Any) -> None:
     """The next worker need not wait for the end of that lease, and nobody counts it as a worker's death."""
     (letter,) = await dead(world)
-    async with world.pool.connection() as connection:
-        await connection.execute("""
-            CREATE FUNCTION takes_long() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN
-                PERFORM pg_sleep(3);
-                RETURN NULL;
-            EXCEPTION WHEN query_canceled THEN RETURN NULL;  -- the request comes too late
-            END $$;
-            CREATE TRIGGER takes_long AFTER UPDATE OF lease ON soma.dead_sequences
-                FOR EACH ROW WHEN (NEW.leases > OLD.leases) EXECUTE FUNCTION takes_long();
-        """)
+    slow = cancelled_too_late(world.pool, "soma.dead_sequences", "NEW.leases > OLD.leases", seconds=3.0)
+    async with slow as under_way:
         assert await world.dlq.retry_event(letter.letter.letter_id)
-        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%leases + 1%'"
-
-        async def leases() -> bool:
-            return bool(await connection.fetchval(sleeping))
-
         async with world.log_worker(apply):
-            await until(leases, what="the lease is under way")
-        left = await connection.fetchrow("SELECT lease_owner, leases FROM soma.dead_sequences")
-        assert tuple(left) == (None, 0)
-        await connection.execute("DROP TRIGGER takes_long ON soma.dead_sequences")
+            await until(under_way, what="the lease is under way")
+        left = await world.pool.fetch("SELECT lease_owner, leases FROM soma.dead_sequences")
+        assert [tuple(row) for row in left] == [(None, 0)]
     async with world.log_worker(apply):
         await until_status(world, letter, Status.RESOLVED)
