@@ -4,7 +4,8 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
 
     SomaError
     ├── ConfigurationError          a setting is missing, unknown or contradictory
-    │   └── MissingDependency       an optional extra is not installed
+    │   ├── MissingDependency       an optional extra is not installed
+    │   └── SagaDefinitionError     a saga cannot run as it is defined
     ├── ValidationError             an event, key or query the library refuses
     │   ├── PayloadInvalid          the payload does not match its model, or is not JSON
     │   ├── EventTooLarge           payload, metadata or key above its limit
@@ -40,6 +41,14 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── LetterNotFound          there is no such letter
     │   └── LetterChanged           it was settled, discarded or edited by somebody else
     ├── ReplayRefused               a replay cannot be done as it was asked for
+    ├── SagaError                   a saga cannot be started or changed as asked, or ended otherwise
+    │   ├── SagaNotFound            there is no such saga
+    │   ├── WrongSagaState          it is not where this can be done to it
+    │   ├── SagaKeyReused           one saga_key for two different inputs
+    │   ├── SagaCompensated         it failed, and what it had done is undone
+    │   ├── SagaStuck               it can go neither on nor back; a person must look
+    │   ├── StepRefused             raise it in a step: it fails, and is not tried again
+    │   └── OutcomeUnknown          raise it in a step: nobody knows whether it took effect
     ├── RetentionError              retention cannot be done as it was asked for
     │   ├── ArchiveCorrupt          an archive is not what its manifest or the database says
     │   └── ArchiveUnavailable      the folder or bucket of archives cannot be read or written
@@ -70,6 +79,10 @@ class ConfigurationError(SomaError):
 
 class MissingDependency(ConfigurationError):
     """An optional part of soma-common is not installed."""
+
+
+class SagaDefinitionError(ConfigurationError):
+    """A saga cannot run as it is defined."""
 
 
 class ValidationError(SomaError):
@@ -258,6 +271,38 @@ class LetterChanged(DeadLetterError):
 
 class ReplayRefused(SomaError):
     """This replay cannot be done as it was asked for."""
+
+
+class SagaError(SomaError):
+    """A saga cannot be handled as asked."""
+
+
+class SagaNotFound(SagaError):
+    """There is no such saga."""
+
+
+class WrongSagaState(SagaError):
+    """The saga is not in a state in which this can be done to it."""
+
+
+class SagaKeyReused(SagaError):
+    """A saga_key was used before for another input."""
+
+
+class SagaCompensated(SagaError):
+    """The saga failed, and what it had done is undone."""
+
+
+class SagaStuck(SagaError):
+    """The saga can go neither on nor back: a person must look at it."""
+
+
+class StepRefused(SagaError):
+    """The step failed, and would fail again."""
+
+
+class OutcomeUnknown(SagaError):
+    """Nobody knows whether the step took effect."""
 
 
 class RetentionError(SomaError):

@@ -1,0 +1,211 @@
+"""Sagas in the database: started, claimed, written. Every write of a worker is fenced by the epoch of its claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import orjson
+
+from soma_common.events.ids import uuid7
+from soma_common.postgres.pool import Pool, Row, fetch
+from soma_common.sagas.journal import Entry, What
+from soma_common.sagas.models import Saga, SagaStatus, shape
+from soma_common.sql.loader import blocks
+from soma_common.tracing.context import TraceContext
+
+_SQL: Final = blocks("sagas")
+NORMAL: Final = 3
+"""The priority of a saga that was given none; 1 is the most urgent, 5 the least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A saga that is to begin."""
+
+    saga: Saga
+    type_id: int
+    input: bytes
+    tenant_id: str
+    correlation_id: str
+    trace: TraceContext
+    saga_key: str | None = None
+    priority: int = NORMAL
+    saga_id: UUID = field(default_factory=uuid7)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A saga that this worker has, under an epoch.
+
+    ``doubtful``: its former owner fell silent, and may have been in the middle of a step. ``left``: seconds until its
+    deadline. ``signals`` and ``asked``: what the worker has seen of what others want of it.
+    """
+
+    saga_id: UUID
+    type_id: int
+    tenant_id: str
+    status: SagaStatus
+    length: int
+    epoch: int
+    claims: int
+    doubtful: bool
+    signals: int
+    asked: str | None
+    left: float
+    input: bytes
+    correlation_id: str
+    trace: TraceContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is written of a saga in one statement: entries, and how it goes on.
+
+    ``kept``: the worker goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself).
+    """
+
+    saga: Claimed
+    entries: Sequence[Entry] = ()
+    status: SagaStatus | None = None
+    kept: bool = True
+    wake_in: float | None = None
+    result: bytes | None = None
+    error_type: str | None = None
+    error: str | None = None
+
+
+class Seen(NamedTuple):
+    """What others want of a saga."""
+
+    asked: str | None
+    signals: int
+
+
+class SagaStore:
+    """The tables of sagas, as one worker sees them.
+
+    Args:
+        pool: connections to the database.
+        owner: names the worker; a new one for each.
+    """
+
+    def __init__(self, pool: Pool, owner: UUID | None = None) -> None:
+        self.pool, self.owner = pool, owner or uuid7()
+
+    async def register(self, saga: Saga) -> tuple[int, str]:
+        """The number of a definition's type, and the fingerprint it was first seen with."""
+        arguments = (saga.name, saga.version, saga.fingerprint, orjson.dumps(shape(saga.parts)).decode())
+        while True:
+            rows = await self.pool.fetch(_SQL["register"], *arguments)
+            if rows:  # else another process registers it this very moment
+                return int(rows[0][0]), str(rows[0][1])
+
+    async def claim(
+        self, rooms: Mapping[int, int], *, lease: float, patience: int, suspects: bool = False
+    ) -> list[Claimed]:
+        """Take sagas that are due, of each type as many as there is room for."""
+        arguments = (self.owner, list(rooms), list(rooms.values()), lease, patience, suspects)
+        return [_claimed(row) for row in await self.pool.fetch(_SQL["claim"], *arguments)]
+
+    async def take_over(
+        self, types: Iterable[int], room: int, *, lease: float, patience: int, suspects: bool = False
+    ) -> list[Claimed]:
+        """Take sagas whose owners fell silent."""
+        arguments = (self.owner, list(types), room, lease, patience, suspects)
+        return [_claimed(row) for row in await self.pool.fetch(_SQL["take_over"], *arguments)]
+
+    async def take_again(self, saga: Claimed, *, lease: float) -> Claimed | None:
+        """The saga under a new epoch, as it stands now; None when another worker has it."""
+        rows = await self.pool.fetch(_SQL["take_again"], saga.saga_id, saga.epoch, self.owner, lease)
+        return _claimed(rows[0]) if rows else None
+
+    async def journals(self, sagas: Iterable[UUID]) -> dict[UUID, list[Entry]]:
+        """The entries of sagas, in order. ``due_in`` counts from now."""
+        found: dict[UUID, list[Entry]] = {}
+        for row in await self.pool.fetch(_SQL["journal"], list(sagas)):
+            entry = Entry(
+                what=What(row[2]), step=row[1], attempt=row[3], result=_bytes(row[4]), error_type=row[5], due_in=row[6]
+            )
+            found.setdefault(UUID(int=row[0].int), []).append(entry)
+        return found
+
+    async def hold(self, sagas: Sequence[Claimed], *, lease: float) -> dict[UUID, Seen]:
+        """Renew leases; a saga that is missing was lost."""
+        ids, epochs = [saga.saga_id for saga in sagas], [saga.epoch for saga in sagas]
+        rows = await self.pool.fetch(_SQL["hold"], ids, epochs, self.owner, lease)
+        return {UUID(int=row[0].int): Seen(row[1], row[2]) for row in rows}
+
+    async def record(self, records: Sequence[Record], tx: Any | None = None) -> dict[int, Seen]:
+        """Write records, in the caller's transaction if there is one. By the places of those that were not lost."""
+        arguments = (*_saga_columns(records), self.owner, *_entry_columns(records))
+        if tx is None:
+            rows = await self.pool.fetch(_SQL["record"], *arguments)
+        else:
+            rows = await fetch(tx, _SQL["record"], arguments)
+        return {row[0] - 1: Seen(row[1], row[2]) for row in rows}
+
+
+async def start(connection: Any, starts: Sequence[Start]) -> list[UUID]:
+    """Begin sagas on a connection; the ids of those that did not exist under their keys."""
+    rows = await fetch(connection, _SQL["start"], start_arguments(starts))
+    return [UUID(int=row[0].int) for row in rows]
+
+
+def start_arguments(starts: Sequence[Start]) -> list[Any]:
+    """The arguments of the statement that begins sagas, for any driver."""
+    columns = zip(
+        *(
+            (
+                each.saga_id, each.type_id, each.saga.name, each.tenant_id, each.saga_key, each.priority,
+                each.saga.deadline, each.input.decode(), each.correlation_id, each.trace.traceparent,
+                each.trace.tracestate,
+            )
+            for each in starts
+        ),
+        strict=True,
+    )  # fmt: skip
+    return [list(column) for column in columns]
+
+
+def _claimed(row: Row) -> Claimed:
+    return Claimed(
+        UUID(int=row[0].int), row[1], row[2], SagaStatus(row[3]), row[4], row[5], row[6], row[7], row[8], row[9],
+        row[10], row[11].encode(), row[12], TraceContext.recorded(row[13], row[14]),
+    )  # fmt: skip
+
+
+def _saga_columns(records: Sequence[Record]) -> list[list[Any]]:
+    columns = zip(
+        *(
+            (
+                each.saga.saga_id, each.saga.epoch, len(each.entries), each.status, each.kept, each.wake_in,
+                each.saga.signals, each.saga.asked, _text(each.result), each.error_type, each.error,
+            )
+            for each in records
+        ),
+        strict=True,
+    )  # fmt: skip
+    return [list(column) for column in columns]
+
+
+def _entry_columns(records: Sequence[Record]) -> list[list[Any]]:
+    rows = [
+        (
+            ordinal, place, entry.step, entry.what, entry.attempt, entry.due_in, entry.took, _text(entry.result),
+            entry.error_type, entry.error, entry.why,
+        )
+        for ordinal, record in enumerate(records, 1)
+        for place, entry in enumerate(record.entries, 1)
+    ]  # fmt: skip
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(11)]
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _bytes(value: str | None) -> bytes | None:
+    return None if value is None else value.encode()

@@ -1,0 +1,87 @@
+-- Sagas and their journals.
+
+-- :name register : make a type known; no row where another process is just doing that
+WITH made AS (
+    INSERT INTO soma.saga_types (name, version, fingerprint, shape, first_seen)
+    VALUES ($1::text, $2::integer, $3::text, $4::text::json, soma.now())
+    ON CONFLICT (name, version) DO NOTHING
+    RETURNING type_id, fingerprint
+)
+SELECT type_id, fingerprint FROM made
+UNION ALL
+SELECT t.type_id, t.fingerprint FROM soma.saga_types t WHERE t.name = $1::text AND t.version = $2::integer
+LIMIT 1
+
+-- :name start : begin sagas; those whose key is known are not returned
+INSERT INTO soma.sagas (saga_id, type_id, name, tenant_id, saga_key, status, priority, wake_at, deadline, input,
+                        correlation_id, traceparent, tracestate, created_at)
+SELECT g.saga_id, g.type_id, g.name, g.tenant_id, g.saga_key, 'pending', g.priority, n.now,
+       n.now + make_interval(secs => g.deadline), g.input::json, g.correlation_id, g.traceparent, g.tracestate, n.now
+FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::float8[], $8::text[],
+            $9::text[], $10::text[], $11::text[])
+     AS g (saga_id, type_id, name, tenant_id, saga_key, priority, deadline, input, correlation_id, traceparent, tracestate)
+CROSS JOIN (SELECT soma.now() AS now) AS n
+ON CONFLICT (tenant_id, name, saga_key) WHERE saga_key IS NOT NULL DO NOTHING
+RETURNING saga_id
+
+-- :name by_keys : sagas that were started under these keys
+SELECT k.ordinal, s.saga_id, s.input::text
+FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS k (tenant_id, name, saga_key, ordinal)
+JOIN soma.sagas s ON (s.tenant_id, s.name, s.saga_key) = (k.tenant_id, k.name, k.saga_key)
+ORDER BY k.ordinal
+
+-- :name claim : take sagas that are due
+SELECT c.saga_id, c.type_id, c.tenant_id, c.status, c.length, c.epoch, c.claims, c.was_owned, c.signals, c.asked,
+       c.left_seconds, c.input::text, c.correlation_id, c.traceparent, c.tracestate
+FROM soma.claim_sagas($1::uuid, $2::integer[], $3::integer[], $4::float8, $5::integer, $6::boolean) AS c
+
+-- :name take_over : take sagas whose owners fell silent
+SELECT c.saga_id, c.type_id, c.tenant_id, c.status, c.length, c.epoch, c.claims, c.was_owned, c.signals, c.asked,
+       c.left_seconds, c.input::text, c.correlation_id, c.traceparent, c.tracestate
+FROM soma.take_over_sagas($1::uuid, $2::integer[], $3::integer, $4::float8, $5::integer, $6::boolean) AS c
+
+-- :name take_again : a new epoch of a saga that this worker has: what it may have under way will be refused. Waits for
+-- a transaction that is just writing it
+UPDATE soma.sagas s SET epoch = s.epoch + 1, wake_at = soma.now() + make_interval(secs => $4::float8)
+WHERE s.saga_id = $1::uuid AND s.epoch = $2::bigint AND s.owner = $3::uuid
+RETURNING s.saga_id, s.type_id, s.tenant_id, s.status, s.length, s.epoch, s.claims, true, s.signals, s.asked,
+          extract(epoch FROM s.deadline - soma.now())::float8, s.input::text, s.correlation_id, s.traceparent, s.tracestate
+
+-- :name hold : renew leases; what is not returned was lost
+UPDATE soma.sagas s SET wake_at = soma.now() + make_interval(secs => $4::float8)
+FROM unnest($1::uuid[], $2::bigint[]) AS h (saga_id, epoch)
+WHERE s.saga_id = h.saga_id AND s.epoch = h.epoch AND s.owner = $3::uuid
+RETURNING s.saga_id, s.asked, s.signals
+
+-- :name journal : entries of sagas, in order
+SELECT j.saga_id, j.step, j.what, j.attempt, j.result::text, j.error_type, extract(epoch FROM j.due - soma.now())::float8
+FROM soma.saga_steps j WHERE j.saga_id = ANY ($1::uuid[]) ORDER BY j.saga_id, j.number
+
+-- :name record : write entries of sagas that this worker has, and how each goes on; what is not returned was lost.
+-- A saga that is given back is due at once when somebody asked for something, or a signal came, that the worker has not seen
+WITH held AS (
+    UPDATE soma.sagas s
+    SET length = s.length + g.entries, claims = 0, status = coalesce(g.status, s.status),
+        owner = CASE WHEN g.kept THEN s.owner END,
+        wake_at = CASE WHEN g.kept THEN s.wake_at
+                       WHEN g.wake_in IS NULL THEN NULL
+                       WHEN s.signals > g.signals OR s.asked IS DISTINCT FROM g.asked THEN soma.now()
+                       ELSE soma.now() + make_interval(secs => g.wake_in) END,
+        result = coalesce(g.result::json, s.result), error_type = coalesce(g.error_type, s.error_type),
+        error = coalesce(g.error, s.error),
+        ended_at = CASE WHEN g.status IN ('completed', 'compensated') THEN soma.now() ELSE s.ended_at END
+    FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::float8[], $7::integer[],
+                $8::text[], $9::text[], $10::text[], $11::text[]) WITH ORDINALITY
+         AS g (saga_id, epoch, entries, status, kept, wake_in, signals, asked, result, error_type, error, ordinal)
+    WHERE s.saga_id = g.saga_id AND s.epoch = g.epoch AND s.owner = $12::uuid
+    RETURNING g.ordinal, s.saga_id, s.length - g.entries AS base, s.epoch, s.asked, s.signals
+), written AS (
+    INSERT INTO soma.saga_steps (saga_id, number, step, what, attempt, at, due, took, epoch, result, error_type, error, why)
+    SELECT h.saga_id, h.base + e.place, e.step, e.what, e.attempt, soma.now(),
+           soma.now() + make_interval(secs => e.due_in), e.took, h.epoch, e.result::json, e.error_type, e.error, e.why
+    FROM unnest($13::bigint[], $14::integer[], $15::text[], $16::text[], $17::integer[], $18::float8[], $19::float8[],
+                $20::text[], $21::text[], $22::text[], $23::text[])
+         AS e (ordinal, place, step, what, attempt, due_in, took, result, error_type, error, why)
+    JOIN held h USING (ordinal)
+)
+SELECT h.ordinal, h.asked, h.signals FROM held h
