@@ -80,7 +80,7 @@ def decide(
     if journal.turned:
         return _WAIT if at_work else _back(saga, journal)
     front = _series(saga, saga.parts, (), 0, journal)
-    one_way = _is_behind_pivot(saga, saga.parts, (), journal)
+    one_way = is_behind_pivot(saga, journal)
     turn = bool(front.failed) or (turn_wanted and not one_way)
     if not turn and not front.asking:
         if front.done:
@@ -230,12 +230,11 @@ def _inner(saga: Saga, part: Part, prefix: tuple[str, ...], inside: int, state: 
             yield part.saga, part.saga.parts, (*prefix, part.name), len(prefix) + 1
 
 
-def _is_behind_pivot(
-    saga: Saga, parts: Sequence[Part], prefix: tuple[str, ...], journal: Journal, inside: int = 0
-) -> bool:
+def is_behind_pivot(saga: Saga, journal: Journal) -> bool:
+    """Whether a pivot is done: from then on there is no way back."""
     return any(
         isinstance(work.part, SagaStep) and work.part.pivot and journal.of_step(work.path).passed
-        for work in _every(saga, parts, prefix, inside, journal)
+        for work in _every(saga, saga.parts, (), 0, journal)
     )
 
 
@@ -287,4 +286,4 @@ def item_of(loop: str, number: int) -> str:
     return f"{loop}[{number}]"
 
 
-__all__ = ["NOTHING", "Decision", "End", "Work", "decide", "disagreements", "item_of", "length"]
+__all__ = ["NOTHING", "Decision", "End", "Work", "decide", "disagreements", "is_behind_pivot", "item_of", "length"]

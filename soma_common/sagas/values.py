@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import orjson
@@ -9,7 +10,8 @@ import pydantic_core
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Mismatch
 
-from soma_common.errors import EventTooLarge, PayloadInvalid
+from soma_common.clock import utc_now
+from soma_common.errors import EventTooLarge, PayloadInvalid, ValidationError
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.journal import Journal
 from soma_common.sagas.machine import Work, item_of, length
@@ -18,6 +20,7 @@ from soma_common.sagas.parameters import Call, Kind, Known
 from soma_common.sagas.steps import SubSaga
 from soma_common.tx import Tx
 
+_LONGEST: Final = 10 * 365 * 86_400.0  # seconds
 MOST_VALUE: Final = 900 * 1024
 """Bytes of JSON that an input, a result or a signal may have."""
 
@@ -42,6 +45,19 @@ def encode(adapter: TypeAdapter[Any], value: Any, what: str) -> bytes:
     if b"\\u0000" in text or b"NaN" in text or b"Infinity" in text:
         _refuse(text, what)
     return text
+
+
+def seconds_of(wait: Any) -> float:
+    """Seconds in what a timer's rule said: a number, a timedelta, or a moment."""
+    if isinstance(wait, timedelta):
+        wait = wait.total_seconds()
+    elif isinstance(wait, datetime) and wait.tzinfo is not None:
+        wait = (wait - utc_now()).total_seconds()
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait < _LONGEST:
+        raise ValidationError(
+            f"A timer waits for {wait!r:.80}.", cure="give seconds, a timedelta, or a moment with a zone."
+        )
+    return max(0.0, float(wait))
 
 
 def decode(adapter: TypeAdapter[Any], text: bytes | None) -> Any:

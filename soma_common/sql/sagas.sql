@@ -64,8 +64,9 @@ WITH held AS (
     SET length = s.length + g.entries, claims = 0, status = coalesce(g.status, s.status),
         owner = CASE WHEN g.kept THEN s.owner END,
         wake_at = CASE WHEN g.kept THEN s.wake_at
-                       WHEN g.wake_in IS NULL THEN NULL
-                       WHEN s.signals > g.signals OR s.asked IS DISTINCT FROM g.asked THEN soma.now()
+                       WHEN g.status IN ('completed', 'compensated') THEN NULL
+                       WHEN s.asked IS DISTINCT FROM g.asked THEN soma.now()
+                       WHEN s.signals > g.signals AND g.status IS DISTINCT FROM 'stuck' THEN soma.now()
                        ELSE soma.now() + make_interval(secs => g.wake_in) END,
         result = coalesce(g.result::json, s.result), error_type = coalesce(g.error_type, s.error_type),
         error = coalesce(g.error, s.error),
@@ -85,3 +86,27 @@ WITH held AS (
     JOIN held h USING (ordinal)
 )
 SELECT h.ordinal, h.asked, h.signals FROM held h
+
+-- :name next_signal : the first signal of a name that was not taken
+SELECT n.signal_id, n.payload::text FROM soma.saga_signals n
+WHERE n.saga_id = $1::uuid AND n.name = $2::text AND n.taken IS NULL ORDER BY n.number LIMIT 1
+
+-- :name take_signal : it is taken by an entry of the journal; 0: it was refused
+UPDATE soma.saga_signals n SET taken = $3::integer WHERE n.saga_id = $1::uuid AND n.signal_id = $2::text
+
+-- :name signal : leave a signal for a saga; its status. The same signal twice is one
+WITH saga AS (
+    SELECT s.saga_id, s.status FROM soma.sagas s WHERE s.saga_id = $1::uuid FOR NO KEY UPDATE
+), new AS (
+    INSERT INTO soma.saga_signals (saga_id, signal_id, number, name, payload, at, who)
+    SELECT g.saga_id, $2::text, 1 + (SELECT count(*) FROM soma.saga_signals k WHERE k.saga_id = g.saga_id), $3::text,
+           $4::text::json, soma.now(), $5::text
+    FROM saga g WHERE g.status NOT IN ('completed', 'compensated')
+    ON CONFLICT (saga_id, signal_id) DO NOTHING
+    RETURNING saga_id
+), woken AS (
+    UPDATE soma.sagas s SET signals = s.signals + 1,
+        wake_at = CASE WHEN s.owner IS NULL AND s.status <> 'stuck' THEN soma.now() ELSE s.wake_at END
+    FROM new WHERE s.saga_id = new.saga_id
+)
+SELECT g.status, EXISTS (SELECT FROM new) FROM saga g
