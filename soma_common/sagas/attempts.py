@@ -12,7 +12,7 @@ from contextvars import copy_context
 from typing import Any, Final
 
 from soma_common.consumer.handlers import require_done
-from soma_common.errors import OutcomeUnknown
+from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
@@ -22,7 +22,9 @@ from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
 Append = Callable[[Sequence[Event], Any], Awaitable[Any]]
+Fill = Callable[[Tx | None], dict[str, Any]]
 _FORKED: Final = 70  # exit code of a process that came out of an action twice
+_KEEP_OPEN: Final = "leave COMMIT and ROLLBACK to the saga; undo by savepoints."
 
 
 class Attempt:
@@ -40,67 +42,108 @@ class Attempt:
         return time.monotonic() - self.began
 
 
+class StepRaised(Exception):
+    """What the function of a step raised, told apart from what the library raises around it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__(str(type(error).__name__))
+
+
 class Runner:
     """Calls functions of steps.
 
     Args:
         pool: the database in which transactional steps work.
         append: records events in a transaction.
+        transactions: how many may be open at once.
         threads: transactions for plain functions; None: there are none among the definitions.
     """
 
-    def __init__(self, pool: Pool, append: Append, threads: Threads | None = None) -> None:
+    def __init__(self, pool: Pool, append: Append, *, transactions: int, threads: Threads | None = None) -> None:
         self._pool, self._append, self._threads = pool, append, threads
+        self._room = asyncio.Semaphore(transactions)
         self._tracer = TransactionTracer()
 
     @asynccontextmanager
     async def transaction(self, attempt: Attempt, *, blocking: bool) -> AsyncIterator[Any]:
         """The transaction of a step: it commits at the end, or rolls back."""
-        if not blocking:
-            async with self._pool.transaction() as connection:
-                attempt.cut = connection.terminate
-                yield connection
-            return
-        assert self._threads is not None
-        async with self._threads.transaction() as tx:
-            attempt.cut = tx.terminate
-            yield tx
+        async with self._room:
+            if not blocking:
+                async with self._pool.transaction() as connection:
+                    attempt.began, attempt.cut = time.monotonic(), connection.terminate
+                    yield connection
+                return
+            assert self._threads is not None
+            async with self._threads.transaction() as tx:
+                attempt.began, attempt.cut = time.monotonic(), tx.terminate
+                yield tx
 
     async def call(
-        self, call: Call, arguments: dict[str, Any], context: SagaContext, attempt: Attempt, connection: Any = None
+        self, call: Call, fill: Fill, context: SagaContext, attempt: Attempt, connection: Any = None
     ) -> Any:
-        """What the function returns; raises what it raises, and TimeoutError.
+        """What the function returns; what it published is recorded.
 
-        A process that was forked inside of the function and came out of it ends: it would write into its parent's
-        connections.
+        ``fill`` makes its arguments, from the transaction where there is one. A process that was forked inside of the
+        function and came out of it ends: it would write into its parent's connections.
+
+        Raises:
+            StepRaised: what it raised, and TimeoutError.
         """
+        with self._tracer.span(f"{context.saga} {context.step}", parent=context.trace):
+            try:
+                async with asyncio.timeout(attempt.timeout):
+                    if call.blocking:
+                        return await self._in_thread(call, fill, connection)
+                    return await self._called(call, fill, connection)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                raise StepRaised(error) from error
+            except StepRaised:
+                raise
+            except BaseException as error:
+                raise StepRaised(error) from error
+
+    async def _called(self, call: Call, fill: Fill, connection: Any) -> Any:
+        tx = Tx(connection) if call.transactional else None
         pid = os.getpid()
         try:
-            with self._tracer.span(f"{context.saga} {context.step}", parent=context.trace):
-                async with asyncio.timeout(attempt.timeout):
-                    value = await self._called(call, arguments, connection)
+            value = await call.function(**fill(tx))
         finally:
-            if os.getpid() != pid:
-                os._exit(_FORKED)
-        return value
-
-    async def _called(self, call: Call, arguments: dict[str, Any], connection: Any) -> Any:
-        if not call.blocking:
-            return await call.function(**arguments)
-        if isinstance(connection, ThreadTx):
-            value = await connection.call(call.function, **arguments)
-        else:
-            value = await in_thread(call.function, arguments)
+            _end_fork(pid)
         require_done(value)
+        if tx is not None:
+            if not connection.is_in_transaction():
+                raise ConfigurationError("The step ended its transaction.", cure=_KEEP_OPEN)
+            await self._publish(tx, connection)
         return value
 
-    async def publish(self, tx: Tx | None, connection: Any) -> None:
-        """Record what the step published."""
-        if tx is not None and tx.pending:
+    async def _in_thread(self, call: Call, fill: Fill, connection: ThreadTx | None) -> Any:
+        if connection is None:
+            value = await in_thread(lambda: call.function(**fill(None)))
+            require_done(value)
+            return value
+        made: list[Tx] = []
+
+        def work() -> Any:
+            made.append(Tx(connection.driver))
+            value = call.function(**fill(made[0]))
+            require_done(value)
+            connection.check()
+            return value
+
+        value = await connection.call(_unforked, work)
+        await self._publish(made[0], connection)
+        return value
+
+    async def _publish(self, tx: Tx, connection: Any) -> None:
+        if tx.pending:
             await self._append(tx.pending, connection)
 
 
-async def in_thread(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+async def in_thread(function: Callable[[], Any]) -> Any:
     """Call a function in a thread of its own, a daemon: one that hangs is left behind, and keeps no process alive."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Outcome] = loop.create_future()
@@ -108,10 +151,24 @@ async def in_thread(function: Callable[..., Any], arguments: dict[str, Any]) -> 
 
     def work() -> None:
         try:
-            outcome = Outcome(context.run(function, **arguments))
+            outcome = Outcome(context.run(_unforked, function))
         except BaseException as error:
             outcome = Outcome(None, error)
         loop.call_soon_threadsafe(settle, future, outcome)
 
     threading.Thread(target=work, name="soma saga step", daemon=True).start()
     return (await future).get()
+
+
+def _unforked(function: Callable[[], Any]) -> Any:
+    """Call a function; a process that was forked inside of it and comes out of it ends here."""
+    pid = os.getpid()
+    try:
+        return function()
+    finally:
+        _end_fork(pid)
+
+
+def _end_fork(pid: int) -> None:
+    if os.getpid() != pid:
+        os._exit(_FORKED)

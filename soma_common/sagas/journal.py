@@ -52,6 +52,7 @@ class Entry:
     result: bytes | None = None
     error_type: str | None = None
     error: str | None = None
+    stack: str | None = None
     due_in: float | None = None
     took: float | None = None
     who: str | None = None

@@ -101,6 +101,22 @@ class Saga:
         return self.name, self.version
 
     @property
+    def type_id(self) -> int:
+        """Stands for name and version in the database: 63 bits of their SHA-256."""
+        return int.from_bytes(hashlib.sha256(f"{self.name}\0{self.version}".encode()).digest()[:8], "big") >> 1
+
+    @property
+    def pivots(self) -> list[str]:
+        """The names of its pivots, those of sub-sagas included."""
+        found: list[str] = []
+        for part in walk(self.parts):
+            if isinstance(part, SagaStep) and part.pivot:
+                found.append(part.name)
+            elif isinstance(part, SubSaga):
+                found += part.saga.pivots
+        return found
+
+    @property
     def returns(self) -> str | None:
         """The name of the part whose result is the saga's: the last one, where it has a result."""
         last = self.parts[-1]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
-from soma_common.dlq.failures import storable
+from soma_common.dlq.failures import Failure, Stage
 from soma_common.errors import OutcomeUnknown, StepRefused, ValidationError
 from soma_common.sagas.journal import Entry, StepState, What
 from soma_common.sagas.machine import Work
 from soma_common.sagas.steps import SagaStep, Unknown
-
-_MOST_TYPE: Final = 512  # bytes
-_MOST_MESSAGE: Final = 4096  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +42,26 @@ def entries_of(work: Work, state: StepState, failure: Failed, *, one_way: bool) 
     again = state.failures < part.max_retries and not failure.final
     due_in = part.retry.delay(state.failures) if again else None
     if not failure.unknown:
-        return [_entry(What.RETRYING if again else What.FAILED, work, state.attempts, failure, due_in)]
+        return [entry_of(What.RETRYING if again else What.FAILED, work, state.attempts, failure, due_in)]
     if part.unknown is Unknown.ASK:
-        return [_entry(What.UNKNOWN, work, state.attempts, failure)]
+        return [entry_of(What.UNKNOWN, work, state.attempts, failure)]
     if part.unknown is Unknown.COMPENSATE and not one_way:
         again = False
-    unknown = _entry(What.UNKNOWN, work, state.attempts, failure, due_in if again else None)
-    return [unknown] if again else [unknown, _entry(What.FAILED, work, state.attempts, failure)]
+    unknown = entry_of(What.UNKNOWN, work, state.attempts, failure, due_in if again else None)
+    return [unknown] if again else [unknown, entry_of(What.FAILED, work, state.attempts, failure)]
 
 
 def _undo_failed(work: Work, state: StepState, failure: Failed) -> Entry:
     policy = work.part.undo
     again = state.undo_failures < policy.max_retries and not failure.final
     what = What.UNDO_RETRYING if again else What.UNDO_FAILED
-    return _entry(what, work, state.undo_attempts, failure, policy.retry.delay(state.undo_failures) if again else None)
+    return entry_of(what, work, state.undo_attempts, failure, policy.retry.delay(state.undo_failures) if again else None)
 
 
-def _entry(what: What, work: Work, attempts: int, failure: Failed, due_in: float | None = None) -> Entry:
-    kind = type(failure.error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        message = str(failure.error)
-    except Exception as broken:  # a __str__ of somebody else must not hide the failure
-        message = f"(the message cannot be read: {type(broken).__name__})"
+def entry_of(what: What, work: Work, attempts: int, failure: Failed, due_in: float | None = None) -> Entry:
+    """The entry of a failure, after so many attempts before it."""
+    told = Failure.of(Stage.HANDLE, failure.error)
     return Entry(
         what=what, step=work.path, attempt=attempts + 1, due_in=due_in, took=failure.took,
-        error_type=storable(name, _MOST_TYPE), error=storable(message, _MOST_MESSAGE),
+        error_type=told.error_type, error=told.message, stack=told.stack if due_in is None else None,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import orjson
 
+from soma_common.errors import SagaDefinitionError
 from soma_common.events.ids import uuid7
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.sagas.journal import Entry, What
@@ -26,7 +27,6 @@ class Start:
     """A saga that is to begin."""
 
     saga: Saga
-    type_id: int
     input: bytes
     tenant_id: str
     correlation_id: str
@@ -73,15 +73,17 @@ class Record:
     kept: bool = True
     wake_in: float | None = None
     result: bytes | None = None
+    reason: str | None = None
     error_type: str | None = None
     error: str | None = None
 
 
 class Seen(NamedTuple):
-    """What others want of a saga."""
+    """What others want of a saga; and how long its journal was before what was just written."""
 
     asked: str | None
     signals: int
+    base: int = 0
 
 
 class SagaStore:
@@ -95,19 +97,24 @@ class SagaStore:
     def __init__(self, pool: Pool, owner: UUID | None = None) -> None:
         self.pool, self.owner = pool, owner or uuid7()
 
-    async def register(self, saga: Saga) -> tuple[int, str]:
-        """The number of a definition's type, and the fingerprint it was first seen with."""
-        arguments = (saga.name, saga.version, saga.fingerprint, orjson.dumps(shape(saga.parts)).decode())
-        while True:
-            rows = await self.pool.fetch(_SQL["register"], *arguments)
-            if rows:  # else another process registers it this very moment
-                return int(rows[0][0]), str(rows[0][1])
+    async def register(self, saga: Saga) -> str | None:
+        """Make a definition known. None, or how it was first seen under this version, where that was another shape.
 
-    async def claim(
-        self, rooms: Mapping[int, int], *, lease: float, patience: int, suspects: bool = False
-    ) -> list[Claimed]:
+        Raises:
+            SagaDefinitionError: its name and version make the same number as those of another saga.
+        """
+        mine = orjson.dumps(shape(saga.parts)).decode()
+        arguments = (saga.type_id, saga.name, saga.version, saga.fingerprint, mine, saga.pivots)
+        fingerprint, first, name = (await self.pool.fetch(_SQL["register"], *arguments))[0]
+        if name != saga.name:
+            raise SagaDefinitionError(
+                f"Saga {saga.name} cannot be told apart from saga {name} in the database.", cure="rename it."
+            )
+        return None if fingerprint == saga.fingerprint else str(first)
+
+    async def claim(self, rooms: Mapping[int, int], *, lease: float) -> list[Claimed]:
         """Take sagas that are due, of each type as many as there is room for."""
-        arguments = (self.owner, list(rooms), list(rooms.values()), lease, patience, suspects)
+        arguments = (self.owner, list(rooms), list(rooms.values()), lease)
         return [_claimed(row) for row in await self.pool.fetch(_SQL["claim"], *arguments)]
 
     async def take_over(
@@ -127,16 +134,38 @@ class SagaStore:
         found: dict[UUID, list[Entry]] = {}
         for row in await self.pool.fetch(_SQL["journal"], list(sagas)):
             entry = Entry(
-                what=What(row[2]), step=row[1], attempt=row[3], result=_bytes(row[4]), error_type=row[5], due_in=row[6]
-            )
+                what=What(row[2]), step=row[1], attempt=row[3], result=_bytes(row[4]), error_type=row[5], error=row[6],
+                due_in=row[7],
+            )  # fmt: skip
             found.setdefault(UUID(int=row[0].int), []).append(entry)
         return found
 
-    async def hold(self, sagas: Sequence[Claimed], *, lease: float) -> dict[UUID, Seen]:
-        """Renew leases; a saga that is missing was lost."""
+    async def hold(self, sagas: Sequence[Claimed], *, lease: float) -> dict[UUID, Seen | None]:
+        """Renew leases. A saga that is missing was lost; one with None is just being written, and held on."""
         ids, epochs = [saga.saga_id for saga in sagas], [saga.epoch for saga in sagas]
         rows = await self.pool.fetch(_SQL["hold"], ids, epochs, self.owner, lease)
-        return {UUID(int=row[0].int): Seen(row[1], row[2]) for row in rows}
+        found: dict[UUID, Seen | None] = {UUID(int=row[0].int): Seen(row[1], row[2]) for row in rows}
+        if len(found) < len(sagas):
+            for row in await self.pool.fetch(_SQL["held"], ids, epochs, self.owner):
+                found.setdefault(UUID(int=row[0].int), None)
+        return found
+
+    async def leave(self) -> None:
+        """What this worker still has may be taken over at once."""
+        await self.pool.fetch(_SQL["leave"], self.owner)
+
+    async def any_suspects(self, types: Iterable[int], patience: int) -> bool:
+        """Whether sagas of these types were claimed so often without progress, and wait to be claimed again."""
+        return bool((await self.pool.fetch(_SQL["suspects"], list(types), patience))[0][0])
+
+    async def next_signal(self, saga: UUID, name: str) -> tuple[str, bytes] | None:
+        """The first signal of a name that was not taken: its id and payload."""
+        rows = await self.pool.fetch(_SQL["next_signal"], saga, name)
+        return (rows[0][0], rows[0][1].encode()) if rows else None
+
+    async def take_signal(self, saga: UUID, signal: str, entry: int, tx: Any) -> None:
+        """An entry of the journal took it; 0: it was refused."""
+        await fetch(tx, _SQL["take_signal"], (saga, signal, entry))
 
     async def record(self, records: Sequence[Record], tx: Any | None = None) -> dict[int, Seen]:
         """Write records, in the caller's transaction if there is one. By the places of those that were not lost."""
@@ -145,7 +174,7 @@ class SagaStore:
             rows = await self.pool.fetch(_SQL["record"], *arguments)
         else:
             rows = await fetch(tx, _SQL["record"], arguments)
-        return {row[0] - 1: Seen(row[1], row[2]) for row in rows}
+        return {row[0] - 1: Seen(row[1], row[2], row[3]) for row in rows}
 
 
 async def start(connection: Any, starts: Sequence[Start]) -> list[UUID]:
@@ -159,8 +188,8 @@ def start_arguments(starts: Sequence[Start]) -> list[Any]:
     columns = zip(
         *(
             (
-                each.saga_id, each.type_id, each.saga.name, each.tenant_id, each.saga_key, each.priority,
-                each.saga.deadline, each.input.decode(), each.correlation_id, each.trace.traceparent,
+                each.saga_id, each.saga.type_id, each.saga.name, each.saga.version, each.tenant_id, each.saga_key,
+                each.priority, each.saga.deadline, each.input.decode(), each.correlation_id, each.trace.traceparent,
                 each.trace.tracestate,
             )
             for each in starts
@@ -182,7 +211,7 @@ def _saga_columns(records: Sequence[Record]) -> list[list[Any]]:
         *(
             (
                 each.saga.saga_id, each.saga.epoch, len(each.entries), each.status, each.kept, each.wake_in,
-                each.saga.signals, each.saga.asked, _text(each.result), each.error_type, each.error,
+                each.saga.signals, each.saga.asked, _text(each.result), each.reason, each.error_type, each.error,
             )
             for each in records
         ),
@@ -195,12 +224,12 @@ def _entry_columns(records: Sequence[Record]) -> list[list[Any]]:
     rows = [
         (
             ordinal, place, entry.step, entry.what, entry.attempt, entry.due_in, entry.took, _text(entry.result),
-            entry.error_type, entry.error, entry.why,
+            entry.error_type, entry.error, entry.stack, entry.why,
         )
         for ordinal, record in enumerate(records, 1)
         for place, entry in enumerate(record.entries, 1)
     ]  # fmt: skip
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(11)]
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(12)]
 
 
 def _text(value: bytes | None) -> str | None:

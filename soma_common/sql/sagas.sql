@@ -1,25 +1,20 @@
 -- Sagas and their journals.
 
--- :name register : make a type known; no row where another process is just doing that
-WITH made AS (
-    INSERT INTO soma.saga_types (name, version, fingerprint, shape, first_seen)
-    VALUES ($1::text, $2::integer, $3::text, $4::text::json, soma.now())
-    ON CONFLICT (name, version) DO NOTHING
-    RETURNING type_id, fingerprint
-)
-SELECT type_id, fingerprint FROM made
-UNION ALL
-SELECT t.type_id, t.fingerprint FROM soma.saga_types t WHERE t.name = $1::text AND t.version = $2::integer
-LIMIT 1
+-- :name register : make a type known, and that there is a worker for it; the fingerprint that it was first seen with
+INSERT INTO soma.saga_types AS t (type_id, name, version, fingerprint, shape, pivots, seen_at)
+VALUES ($1::bigint, $2::text, $3::integer, $4::text, $5::text::json, $6::text[], soma.now())
+ON CONFLICT (type_id) DO UPDATE SET seen_at = excluded.seen_at
+RETURNING t.fingerprint, t.shape::text, t.name
 
 -- :name start : begin sagas; those whose key is known are not returned
-INSERT INTO soma.sagas (saga_id, type_id, name, tenant_id, saga_key, status, priority, wake_at, deadline, input,
+INSERT INTO soma.sagas (saga_id, type_id, name, version, tenant_id, saga_key, status, priority, wake_at, deadline, input,
                         correlation_id, traceparent, tracestate, created_at)
-SELECT g.saga_id, g.type_id, g.name, g.tenant_id, g.saga_key, 'pending', g.priority, n.now,
+SELECT g.saga_id, g.type_id, g.name, g.version, g.tenant_id, g.saga_key, 'pending', g.priority, n.now,
        n.now + make_interval(secs => g.deadline), g.input::json, g.correlation_id, g.traceparent, g.tracestate, n.now
-FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::float8[], $8::text[],
-            $9::text[], $10::text[], $11::text[])
-     AS g (saga_id, type_id, name, tenant_id, saga_key, priority, deadline, input, correlation_id, traceparent, tracestate)
+FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::smallint[], $8::float8[],
+            $9::text[], $10::text[], $11::text[], $12::text[])
+     AS g (saga_id, type_id, name, version, tenant_id, saga_key, priority, deadline, input, correlation_id, traceparent,
+           tracestate)
 CROSS JOIN (SELECT soma.now() AS now) AS n
 ON CONFLICT (tenant_id, name, saga_key) WHERE saga_key IS NOT NULL DO NOTHING
 RETURNING saga_id
@@ -33,12 +28,12 @@ ORDER BY k.ordinal
 -- :name claim : take sagas that are due
 SELECT c.saga_id, c.type_id, c.tenant_id, c.status, c.length, c.epoch, c.claims, c.was_owned, c.signals, c.asked,
        c.left_seconds, c.input::text, c.correlation_id, c.traceparent, c.tracestate
-FROM soma.claim_sagas($1::uuid, $2::integer[], $3::integer[], $4::float8, $5::integer, $6::boolean) AS c
+FROM soma.claim_sagas($1::uuid, $2::bigint[], $3::integer[], $4::float8) AS c
 
 -- :name take_over : take sagas whose owners fell silent
 SELECT c.saga_id, c.type_id, c.tenant_id, c.status, c.length, c.epoch, c.claims, c.was_owned, c.signals, c.asked,
        c.left_seconds, c.input::text, c.correlation_id, c.traceparent, c.tracestate
-FROM soma.take_over_sagas($1::uuid, $2::integer[], $3::integer, $4::float8, $5::integer, $6::boolean) AS c
+FROM soma.take_over_sagas($1::uuid, $2::bigint[], $3::integer, $4::float8, $5::integer, $6::boolean) AS c
 
 -- :name take_again : a new epoch of a saga that this worker has: what it may have under way will be refused. Waits for
 -- a transaction that is just writing it
@@ -47,14 +42,30 @@ WHERE s.saga_id = $1::uuid AND s.epoch = $2::bigint AND s.owner = $3::uuid
 RETURNING s.saga_id, s.type_id, s.tenant_id, s.status, s.length, s.epoch, s.claims, true, s.signals, s.asked,
           extract(epoch FROM s.deadline - soma.now())::float8, s.input::text, s.correlation_id, s.traceparent, s.tracestate
 
--- :name hold : renew leases; what is not returned was lost
+-- :name hold : renew leases. What is not returned was lost, or is just being written (see held)
 UPDATE soma.sagas s SET wake_at = soma.now() + make_interval(secs => $4::float8)
-FROM unnest($1::uuid[], $2::bigint[]) AS h (saga_id, epoch)
-WHERE s.saga_id = h.saga_id AND s.epoch = h.epoch AND s.owner = $3::uuid
+FROM (SELECT k.saga_id FROM soma.sagas k
+      JOIN unnest($1::uuid[], $2::bigint[]) AS h (saga_id, epoch) ON k.saga_id = h.saga_id AND k.epoch = h.epoch
+      WHERE k.owner = $3::uuid FOR UPDATE OF k SKIP LOCKED) AS h
+WHERE s.saga_id = h.saga_id
 RETURNING s.saga_id, s.asked, s.signals
 
+-- :name held : of these, those that the worker still has
+SELECT s.saga_id FROM soma.sagas s
+JOIN unnest($1::uuid[], $2::bigint[]) AS h (saga_id, epoch) ON s.saga_id = h.saga_id AND s.epoch = h.epoch
+WHERE s.owner = $3::uuid
+
+-- :name leave : a worker ends. What it had in the middle of a step may be taken over at once
+UPDATE soma.sagas s SET wake_at = soma.now() WHERE s.owner = $1::uuid
+
+-- :name suspects : whether there are sagas that were claimed again and again without progress
+SELECT EXISTS (
+    SELECT FROM soma.sagas s WHERE s.claims >= $2::integer AND s.owner IS NOT NULL AND s.wake_at <= (SELECT soma.now())
+      AND s.type_id = ANY ($1::bigint[]))
+
 -- :name journal : entries of sagas, in order
-SELECT j.saga_id, j.step, j.what, j.attempt, j.result::text, j.error_type, extract(epoch FROM j.due - soma.now())::float8
+SELECT j.saga_id, j.step, j.what, j.attempt, j.result::text, j.error_type, j.error,
+       extract(epoch FROM j.due - soma.now())::float8
 FROM soma.saga_steps j WHERE j.saga_id = ANY ($1::uuid[]) ORDER BY j.saga_id, j.number
 
 -- :name record : write entries of sagas that this worker has, and how each goes on; what is not returned was lost.
@@ -64,28 +75,29 @@ WITH held AS (
     SET length = s.length + g.entries, claims = 0, status = coalesce(g.status, s.status),
         owner = CASE WHEN g.kept THEN s.owner END,
         wake_at = CASE WHEN g.kept THEN s.wake_at
-                       WHEN g.status IN ('completed', 'compensated') THEN NULL
-                       WHEN s.asked IS DISTINCT FROM g.asked THEN soma.now()
-                       WHEN s.signals > g.signals AND g.status IS DISTINCT FROM 'stuck' THEN soma.now()
+                       WHEN g.status IN ('completed', 'compensated', 'stuck') THEN NULL
+                       WHEN s.asked IS DISTINCT FROM g.asked OR s.signals > g.signals THEN soma.now()
                        ELSE soma.now() + make_interval(secs => g.wake_in) END,
-        result = coalesce(g.result::json, s.result), error_type = coalesce(g.error_type, s.error_type),
-        error = coalesce(g.error, s.error),
+        result = coalesce(g.result::json, s.result), reason = coalesce(g.reason, s.reason),
+        error_type = coalesce(g.error_type, s.error_type), error = coalesce(g.error, s.error),
         ended_at = CASE WHEN g.status IN ('completed', 'compensated') THEN soma.now() ELSE s.ended_at END
     FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::float8[], $7::integer[],
-                $8::text[], $9::text[], $10::text[], $11::text[]) WITH ORDINALITY
-         AS g (saga_id, epoch, entries, status, kept, wake_in, signals, asked, result, error_type, error, ordinal)
-    WHERE s.saga_id = g.saga_id AND s.epoch = g.epoch AND s.owner = $12::uuid
+                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[]) WITH ORDINALITY
+         AS g (saga_id, epoch, entries, status, kept, wake_in, signals, asked, result, reason, error_type, error, ordinal)
+    WHERE s.saga_id = g.saga_id AND s.epoch = g.epoch AND s.owner = $13::uuid
     RETURNING g.ordinal, s.saga_id, s.length - g.entries AS base, s.epoch, s.asked, s.signals
 ), written AS (
-    INSERT INTO soma.saga_steps (saga_id, number, step, what, attempt, at, due, took, epoch, result, error_type, error, why)
+    INSERT INTO soma.saga_steps (saga_id, number, step, what, attempt, at, due, took, epoch, result, error_type, error,
+                                 stack, why)
     SELECT h.saga_id, h.base + e.place, e.step, e.what, e.attempt, soma.now(),
-           soma.now() + make_interval(secs => e.due_in), e.took, h.epoch, e.result::json, e.error_type, e.error, e.why
-    FROM unnest($13::bigint[], $14::integer[], $15::text[], $16::text[], $17::integer[], $18::float8[], $19::float8[],
-                $20::text[], $21::text[], $22::text[], $23::text[])
-         AS e (ordinal, place, step, what, attempt, due_in, took, result, error_type, error, why)
+           soma.now() + make_interval(secs => e.due_in), e.took, h.epoch, e.result::json, e.error_type, e.error, e.stack,
+           e.why
+    FROM unnest($14::bigint[], $15::integer[], $16::text[], $17::text[], $18::integer[], $19::float8[], $20::float8[],
+                $21::text[], $22::text[], $23::text[], $24::text[], $25::text[])
+         AS e (ordinal, place, step, what, attempt, due_in, took, result, error_type, error, stack, why)
     JOIN held h USING (ordinal)
 )
-SELECT h.ordinal, h.asked, h.signals FROM held h
+SELECT h.ordinal, h.asked, h.signals, h.base FROM held h
 
 -- :name next_signal : the first signal of a name that was not taken
 SELECT n.signal_id, n.payload::text FROM soma.saga_signals n

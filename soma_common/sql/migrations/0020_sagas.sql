@@ -1,23 +1,26 @@
 -- Sagas: where each stands, and its journal (decision 0014).
 
--- Definitions that sagas were started with. shape: the kinds and names of the parts, in order.
+-- Definitions that workers have, or had. type_id is made of name and version (sagas/models.py), so that a saga can be
+-- started by somebody who asks nobody. shape: the kinds and names of the parts, in order. pivots: names of steps.
 CREATE TABLE soma.saga_types (
-    type_id     integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    type_id     bigint PRIMARY KEY,
     name        text NOT NULL,
     version     integer NOT NULL CHECK (version > 0),
     fingerprint text NOT NULL,
     shape       json NOT NULL,
-    first_seen  timestamptz NOT NULL,
+    pivots      text[] NOT NULL,
+    seen_at     timestamptz NOT NULL,             -- when a worker last registered it
     UNIQUE (name, version)
 );
 
 -- One row per saga. A worker that has it is its owner; what it writes is fenced by the epoch, which rises with every
 -- claim. wake_at: of a saga without owner, when it is due (null: it ended, or is stuck); of an owned one, when its lease
--- ends. type_id refers to soma.saga_types without a foreign key, whose locks every start would pay for.
+-- ends. asked: what a person wants of it. reason: the step because of which it turned or is stuck.
 CREATE TABLE soma.sagas (
     saga_id        uuid PRIMARY KEY,
-    type_id        integer NOT NULL,
+    type_id        bigint NOT NULL,
     name           text NOT NULL,
+    version        integer NOT NULL,
     tenant_id      text NOT NULL,
     saga_key       text,
     status         text NOT NULL
@@ -33,6 +36,7 @@ CREATE TABLE soma.sagas (
     deadline       timestamptz NOT NULL,
     input          json NOT NULL,
     result         json,
+    reason         text,
     error_type     text,
     error          text,
     correlation_id text NOT NULL,
@@ -63,7 +67,8 @@ CREATE TABLE soma.saga_steps (
     result     json,
     error_type text,
     error      text,
-    who        text,
+    stack      text,                              -- of a failure for good
+    who        text,                              -- of what people did
     why        text,
     PRIMARY KEY (saga_id, number)
 );
@@ -90,13 +95,10 @@ CREATE TRIGGER journal_is_insert_only BEFORE UPDATE OR DELETE ON soma.saga_steps
     FOR EACH STATEMENT EXECUTE FUNCTION soma.refuse_journal_change();
 
 -- Takes sagas that are due, of each type as many as there is room for: urgent ones first, then those that wait longest.
--- A lease that has ended is taken over; so is one that ends too far ahead to be one (the clock was set back).
--- p_suspects: only those that were claimed p_patience times without progress, instead of all others.
-CREATE FUNCTION soma.claim_sagas(
-    p_owner uuid, p_types integer[], p_rooms integer[], p_lease double precision, p_patience integer, p_suspects boolean
-) RETURNS TABLE (saga_id uuid, type_id integer, tenant_id text, status text, length integer, epoch bigint, claims integer,
-                 was_owned boolean, signals integer, asked text, left_seconds double precision, input json,
-                 correlation_id text, traceparent text, tracestate text)
+CREATE FUNCTION soma.claim_sagas(p_owner uuid, p_types bigint[], p_rooms integer[], p_lease double precision)
+RETURNS TABLE (saga_id uuid, type_id bigint, tenant_id text, status text, length integer, epoch bigint, claims integer,
+               was_owned boolean, signals integer, asked text, left_seconds double precision, input json,
+               correlation_id text, traceparent text, tracestate text)
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
@@ -106,12 +108,11 @@ BEGIN
     FOR n IN 1 .. cardinality(p_types) LOOP
         RETURN QUERY
         WITH due AS MATERIALIZED (
-            SELECT d.saga_id, false AS owned
+            SELECT d.saga_id
             FROM generate_series(1, 5) AS p (priority)
             CROSS JOIN LATERAL (
                 SELECT s.saga_id FROM soma.sagas s
                 WHERE s.type_id = p_types[n] AND s.priority = p.priority AND s.owner IS NULL AND s.wake_at <= v_now
-                  AND (s.claims >= p_patience) = p_suspects
                 ORDER BY s.wake_at LIMIT p_rooms[n] FOR UPDATE SKIP LOCKED) AS d
             LIMIT p_rooms[n]
         )
@@ -119,16 +120,18 @@ BEGIN
         SET owner = p_owner, epoch = s.epoch + 1, wake_at = v_end, claims = s.claims + 1,
             status = CASE s.status WHEN 'pending' THEN 'running' ELSE s.status END
         FROM due WHERE s.saga_id = due.saga_id
-        RETURNING s.saga_id, s.type_id, s.tenant_id, s.status, s.length, s.epoch, s.claims, due.owned, s.signals, s.asked,
+        RETURNING s.saga_id, s.type_id, s.tenant_id, s.status, s.length, s.epoch, s.claims, false, s.signals, s.asked,
                   extract(epoch FROM s.deadline - v_now)::double precision, s.input, s.correlation_id, s.traceparent,
                   s.tracestate;
     END LOOP;
 END $$;
 
 -- The same for sagas whose owner fell silent. Apart: there are none, mostly, and then this reads one entry of an index.
+-- A lease that has ended is taken over; so is one that ends too far ahead to be one (the clock was set back).
+-- p_suspects: only those that were claimed p_patience times without progress, instead of all others.
 CREATE FUNCTION soma.take_over_sagas(
-    p_owner uuid, p_types integer[], p_room integer, p_lease double precision, p_patience integer, p_suspects boolean
-) RETURNS TABLE (saga_id uuid, type_id integer, tenant_id text, status text, length integer, epoch bigint, claims integer,
+    p_owner uuid, p_types bigint[], p_room integer, p_lease double precision, p_patience integer, p_suspects boolean
+) RETURNS TABLE (saga_id uuid, type_id bigint, tenant_id text, status text, length integer, epoch bigint, claims integer,
                  was_owned boolean, signals integer, asked text, left_seconds double precision, input json,
                  correlation_id text, traceparent text, tracestate text)
 LANGUAGE sql VOLATILE AS $$
@@ -151,3 +154,140 @@ LANGUAGE sql VOLATILE AS $$
               extract(epoch FROM s.deadline - soma.now())::double precision, s.input, s.correlation_id, s.traceparent,
               s.tracestate
 $$;
+
+-- Letters. A saga that is stuck has one that is open, a saga that is not has none: a trigger writes and settles them in
+-- the transaction that changes the saga, so that the two cannot differ.
+
+CREATE FUNCTION soma.saga_was_stuck() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    v_consumer integer;
+    v_letter   uuid := gen_random_uuid();
+    v_who      text := coalesce(nullif(current_setting('soma.who', true), ''), 'sagas');
+    v_key      bytea := convert_to(NEW.saga_id::text, 'UTF8');
+    v_stage    text := CASE WHEN EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = NEW.saga_id AND j.what = 'turned')
+                            THEN 'undo' ELSE 'handle' END;
+BEGIN
+    INSERT INTO soma.consumers (name) VALUES ('saga:' || NEW.name) ON CONFLICT (name) DO NOTHING;
+    SELECT c.consumer_id INTO v_consumer FROM soma.consumers c WHERE c.name = 'saga:' || NEW.name;
+    INSERT INTO soma.dead_letters (
+        letter_id, consumer_id, sequence, status, topic, partition, record_offset, record_key, value, header_names,
+        header_values, record_time, digest, event_id, event_type, tenant_id, idempotency_key, trace_id, stage,
+        error_type, error_message, error_stack, fingerprint, attempts, automatic_left, parked_at, changed_at)
+    VALUES (
+        v_letter, v_consumer, 's'::bytea || v_key, 'dead', 'saga:' || NEW.name, -2, NEW.length, v_key,
+        convert_to(NEW.input::text, 'UTF8'), ARRAY['saga_id', 'version', 'step']::bytea[],
+        ARRAY[v_key, convert_to(NEW.version::text, 'UTF8'), convert_to(coalesce(NEW.reason, ''), 'UTF8')],
+        NEW.created_at, sha256(v_key), NEW.saga_id, NEW.name, NEW.tenant_id, NEW.saga_key,
+        split_part(NEW.traceparent, '-', 2)::uuid, v_stage, NEW.error_type, left(NEW.error, 1000),
+        (SELECT j.stack FROM soma.saga_steps j WHERE j.saga_id = NEW.saga_id AND j.stack IS NOT NULL
+         ORDER BY j.number DESC LIMIT 1),
+        left(encode(sha256(convert_to(concat_ws(chr(1), v_stage, NEW.name, NEW.reason, NEW.error_type), 'UTF8')), 'hex'), 16),
+        1, 0, soma.now(), soma.now());
+    INSERT INTO soma.dead_letter_history (letter_id, at, who, what, why)
+    VALUES (v_letter, soma.now(), v_who, 'dead', left(NEW.error, 500));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER saga_was_stuck AFTER UPDATE ON soma.sagas
+    FOR EACH ROW WHEN (NEW.status = 'stuck' AND OLD.status <> 'stuck') EXECUTE FUNCTION soma.saga_was_stuck();
+
+CREATE FUNCTION soma.saga_was_freed() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    WITH settled AS (
+        UPDATE soma.dead_letters l SET status = 'resolved', changed_at = soma.now()
+        WHERE l.event_id = NEW.saga_id AND l.partition = -2 AND l.status = 'dead'
+        RETURNING l.letter_id
+    )
+    INSERT INTO soma.dead_letter_history (letter_id, at, who, what, why)
+    SELECT s.letter_id, soma.now(), coalesce(nullif(current_setting('soma.who', true), ''), 'sagas'), 'resolved',
+           nullif(current_setting('soma.why', true), '')
+    FROM settled s;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER saga_was_freed AFTER UPDATE ON soma.sagas
+    FOR EACH ROW WHEN (OLD.status = 'stuck' AND NEW.status <> 'stuck') EXECUTE FUNCTION soma.saga_was_freed();
+
+-- What people do. Each writes an entry with who and why, and wakes the saga. They return its status before; null: there
+-- is no such saga.
+
+-- Adds an entry of a person to the journal of a saga whose row is locked.
+CREATE FUNCTION soma.write_saga_entry(
+    p_saga uuid, p_step text, p_what text, p_result json, p_error text, p_who text, p_why text
+) RETURNS void
+LANGUAGE sql VOLATILE AS $$
+    WITH saga AS (
+        UPDATE soma.sagas s SET length = s.length + 1 WHERE s.saga_id = p_saga RETURNING s.saga_id, s.length, s.epoch
+    )
+    INSERT INTO soma.saga_steps (saga_id, number, step, what, attempt, at, epoch, result, error_type, error, who, why)
+    SELECT saga_id, length, p_step, p_what,
+           coalesce((SELECT max(j.attempt) FROM soma.saga_steps j WHERE j.saga_id = p_saga AND j.step = p_step), 0),
+           soma.now(), epoch, p_result, CASE WHEN p_error IS NOT NULL THEN 'Resolved' END, p_error, p_who, p_why
+    FROM saga
+$$;
+
+-- A stuck saga goes on at the step because of which it is. p_verb: retry: that step is tried again. skip: it is passed
+-- over. done: it did happen, with a result. failed: it did not.
+CREATE FUNCTION soma.unstick_saga(p_saga uuid, p_verb text, p_result json, p_who text, p_why text) RETURNS text
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_saga   soma.sagas;
+    v_turned boolean;
+    v_what   text;
+BEGIN
+    SELECT * INTO v_saga FROM soma.sagas s WHERE s.saga_id = p_saga FOR UPDATE;
+    IF NOT FOUND OR v_saga.status <> 'stuck' THEN
+        RETURN v_saga.status;
+    END IF;
+    IF v_saga.reason IS NULL AND p_verb <> 'retry' THEN
+        RETURN 'no-step';
+    END IF;
+    v_turned := EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = p_saga AND j.what = 'turned');
+    v_what := CASE p_verb WHEN 'retry' THEN 'retry' WHEN 'failed' THEN 'failed'
+                          WHEN 'skip' THEN CASE WHEN v_turned THEN 'undo-skipped' ELSE 'skipped' END
+                          ELSE CASE WHEN v_turned THEN 'undone' ELSE 'done' END END;
+    IF p_verb = 'failed' AND v_turned THEN
+        RETURN 'turned';
+    END IF;
+    PERFORM soma.write_saga_entry(p_saga, coalesce(v_saga.reason, ''), v_what,
+                                  CASE WHEN v_what = 'done' THEN coalesce(p_result, 'null') END,
+                                  CASE WHEN p_verb = 'failed' THEN 'it did not happen' END, p_who, p_why);
+    PERFORM set_config('soma.who', p_who, true), set_config('soma.why', coalesce(p_why, ''), true);
+    UPDATE soma.sagas s
+    SET status = CASE WHEN v_turned THEN 'compensating' ELSE 'running' END, wake_at = soma.now(), claims = 0,
+        reason = NULL, error_type = NULL, error = NULL
+    WHERE s.saga_id = p_saga;
+    PERFORM set_config('soma.who', '', true), set_config('soma.why', '', true);
+    RETURN 'stuck';
+END $$;
+
+-- Asks a saga to turn around. Returns its status before; 'pivot': it is behind its pivot.
+CREATE FUNCTION soma.ask_saga(p_saga uuid, p_asked text, p_who text, p_why text) RETURNS text
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_saga soma.sagas;
+BEGIN
+    SELECT * INTO v_saga FROM soma.sagas s WHERE s.saga_id = p_saga FOR UPDATE;
+    IF NOT FOUND OR v_saga.status NOT IN ('pending', 'running', 'stuck') THEN
+        RETURN v_saga.status;
+    END IF;
+    IF EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = p_saga AND j.what = 'turned') THEN
+        RETURN 'turned';
+    END IF;
+    IF EXISTS (SELECT FROM soma.saga_steps j JOIN soma.saga_types t ON t.type_id = v_saga.type_id
+               WHERE j.saga_id = p_saga AND j.what IN ('done', 'skipped')
+                 AND reverse(split_part(reverse(j.step), '/', 1)) = ANY (t.pivots)) THEN
+        RETURN 'pivot';
+    END IF;
+    IF v_saga.asked IS NOT DISTINCT FROM p_asked AND v_saga.status <> 'stuck' THEN
+        RETURN 'asked';
+    END IF;
+    PERFORM soma.write_saga_entry(p_saga, '', p_asked, NULL, NULL, p_who, p_why);
+    PERFORM set_config('soma.who', p_who, true), set_config('soma.why', coalesce(p_why, ''), true);
+    UPDATE soma.sagas s
+    SET asked = p_asked, status = CASE s.status WHEN 'stuck' THEN 'running' ELSE s.status END,
+        wake_at = CASE WHEN s.owner IS NULL THEN soma.now() ELSE s.wake_at END, claims = 0
+    WHERE s.saga_id = p_saga;
+    PERFORM set_config('soma.who', '', true), set_config('soma.why', '', true);
+    RETURN v_saga.status;
+END $$;
