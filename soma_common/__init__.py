@@ -26,8 +26,14 @@ if TYPE_CHECKING:
     from soma_common.events.store import EventFilter as EventFilter
     from soma_common.events.store import EventStore as EventStore
     from soma_common.events.types import EventType as EventType
+    from soma_common.sagas.models import Saga as Saga
+    from soma_common.sagas.models import SagaStatus as SagaStatus
+    from soma_common.sagas.models import SagaStep as SagaStep
+    from soma_common.sagas.models import with_compensation as with_compensation
+    from soma_common.sagas.orchestrator import SagaOrchestrator as SagaOrchestrator
     from soma_common.tracing.context import TraceContext as TraceContext
     from soma_common.tracing.tracer import TransactionTracer as TransactionTracer
+    from soma_common.tx import Tx as Tx
 
 _HOME = {
     "ALL_TENANTS": "events.store",
@@ -42,12 +48,18 @@ _HOME = {
     "Payload": "events.payloads",
     "PayloadModels": "events.payloads",
     "RecordedEvent": "events.models",
+    "Saga": "sagas.models",
+    "SagaOrchestrator": "sagas.orchestrator",
+    "SagaStatus": "sagas.models",
+    "SagaStep": "sagas.models",
     "Soma": "app",
     "SomaConfig": "config",
     "SomaError": "errors",
     "StreamKey": "events.keys",
     "TraceContext": "tracing.context",
     "TransactionTracer": "tracing.tracer",
+    "Tx": "tx",
+    "with_compensation": "sagas.models",
 }
 
 __all__ = sorted(_HOME)  # computed, so that door and homes cannot disagree

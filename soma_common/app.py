@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 from soma_common.config import SomaConfig, check_topic
 from soma_common.consumer.handlers import Handle, Handlers, check_consumer, check_types
@@ -26,6 +27,10 @@ from soma_common.postgres.threads import Connect, connecting
 from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.retention.reader import ArchiveReader
+from soma_common.sagas.models import Saga, check_sagas
+from soma_common.sagas.orchestrator import SagaOrchestrator
+from soma_common.sagas.settings import SagaSettings
+from soma_common.sagas.worker import SagaWorker
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
 from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
@@ -55,6 +60,7 @@ class Soma:
         topics: Kafka topics by event type, where they differ from ``config.topic``.
         reads: Kafka topics by consumer, where it reads others than this application's own.
         settings: how its consumers work: all of them, or by name; those that are not named have the defaults.
+        sagas: the definitions of the sagas that its workers run.
         django: the alias of Django's database, where handlers that are plain functions work with Django's connection;
             None: they work with psycopg's. It must be the database of the event log.
     """
@@ -68,6 +74,7 @@ class Soma:
         topics: Mapping[str, str] | None = None,
         reads: Mapping[str, Sequence[str]] | None = None,
         settings: ConsumerSettings | Mapping[str, ConsumerSettings] | None = None,
+        sagas: Iterable[Saga] = (),
         django: str | None = None,
     ) -> None:
         for name, given, kind in (
@@ -89,6 +96,9 @@ class Soma:
                 cure="leave ConsumerSettings(mirror=...) away in this mode.",
             )
         self._handlers: dict[str, Handlers] = {}
+        self._sagas = check_sagas(sagas)
+        self._saga_workers: WeakSet[SagaWorker] = WeakSet()
+        self._orchestrator: SagaOrchestrator | None = None
         self._ground: Ground | None = None
         self._users = 0
         self._opening = asyncio.Lock()
@@ -140,6 +150,13 @@ class Soma:
         """The event store."""
         return self._open_ground.store
 
+    @property
+    def sagas(self) -> SagaOrchestrator:
+        """Starts sagas, and tells where they stand."""
+        if self._orchestrator is None:
+            self._orchestrator = SagaOrchestrator(self._open_ground.pool, self._sagas, woken=self._wake_sagas)
+        return self._orchestrator
+
     async def publish(
         self, events: Event | Iterable[Event], *, expected_version: Expected = ANY, tx: Any | None = None
     ) -> Published:
@@ -190,6 +207,24 @@ class Soma:
             settings=self._settings.of(name, self._handlers), connect=self._connect(handlers),
         )  # fmt: skip
 
+    def saga_worker(self, *, settings: SagaSettings | None = None) -> SagaWorker:
+        """A new worker of the sagas that this application was made with; start it, or hand it to
+        ``run_until_signalled``."""
+        if not self._sagas:
+            raise ConfigurationError("There are no sagas to run.", cure="pass Soma(sagas=[...]).")
+        ground = self._open_ground
+        blocking = any(saga.has_blocking_transactions for saga in self._sagas)
+        worker = SagaWorker(
+            ground.pool, self._sagas, append=_append(ground.store), settings=settings,
+            connect=connecting(ground.pool.settings, self._django) if blocking else None,
+        )  # fmt: skip
+        self._saga_workers.add(worker)
+        return worker
+
+    def _wake_sagas(self) -> None:
+        for worker in self._saga_workers:
+            worker.wake()
+
     def _connect(self, handlers: Handlers) -> Connect | None:
         return connecting(self.pool.settings, self._django) if handlers.blocking else None
 
@@ -205,7 +240,7 @@ class Soma:
         return Probes(services, self.pool, port=port)
 
     async def run(self, *consumers: str, relay: bool = False, health_port: int | None = None) -> None:
-        """Run consumers (all of them when none is named) until SIGTERM or SIGINT, then drain.
+        """Run consumers (all of them, and the sagas, when none is named) until SIGTERM or SIGINT, then drain.
 
         ``relay`` also runs an outbox relay in this process; most run ``somastack relay`` beside it instead.
         ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
@@ -214,6 +249,8 @@ class Soma:
             for stranger in self._reads.keys() - self._handlers.keys():
                 log.warning("reads names consumer %s, which has no handler here: is that its name?", stranger)
             services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
+            if self._sagas and not consumers:
+                services.append(self.saga_worker())
             if relay and self.config.uses_kafka:
                 services.insert(0, self.relay())
             if not services:
@@ -253,6 +290,9 @@ class Soma:
             self._users = max(0, self._users - 1)
             if self._users == 0 and self._ground is not None:
                 ground, self._ground = self._ground, None
+                if self._orchestrator is not None:
+                    await self._orchestrator.close()
+                    self._orchestrator = None
                 await ground.close()
 
     async def __aenter__(self) -> Self:

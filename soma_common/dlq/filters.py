@@ -66,9 +66,9 @@ class LetterFilter:
         return {name: value for name, value in given.items() if value is not None and value is not ALL_TENANTS}
 
 
-def where(conditions: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """A WHERE clause of named fragments and its parameters, from $1 on; values are always parameters."""
-    sql = blocks("dead_letters")
+def where(conditions: Mapping[str, Any], file: str = "dead_letters") -> tuple[str, list[Any]]:
+    """A WHERE clause of a file's named fragments and its parameters, from $1 on; values are always parameters."""
+    sql = blocks(file)
     parts = [sql[f"where_{name}"].replace("$n", f"${number}") for number, name in enumerate(conditions, 1)]
     return (f"WHERE {' AND '.join(parts)}\n" if parts else ""), list(conditions.values())
 

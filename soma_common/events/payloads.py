@@ -109,6 +109,16 @@ def to_json(what: str, value: Any, limit: int) -> bytes:
         text = _dump(what, value)
     else:
         raise PayloadInvalid(f"{what} is a {type(value).__name__}, not an object.", cure="pass a model or a mapping.")
+    return check_json(what, text, limit)
+
+
+def check_json(what: str, text: bytes, limit: int) -> bytes:
+    """The same JSON text, if PostgreSQL and every reader can keep it as it is.
+
+    Raises:
+        PayloadInvalid: it has NaN, infinities, NUL characters or numbers that are too long.
+        EventTooLarge: more than ``limit`` bytes.
+    """
     if len(text) > limit:
         raise EventTooLarge(
             f"{what} has {len(text)} bytes of JSON.", cure=f"use at most {limit}, and keep large data elsewhere."

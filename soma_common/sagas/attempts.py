@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any, Final
 
 from soma_common.consumer.handlers import require_done
@@ -17,7 +18,9 @@ from soma_common.events.models import Event
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
 from soma_common.sagas.context import SagaContext
+from soma_common.sagas.machine import Work
 from soma_common.sagas.parameters import Call
+from soma_common.tracing.context import TraceContext
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
@@ -28,13 +31,28 @@ _KEEP_OPEN: Final = "leave COMMIT and ROLLBACK to the saga; undo by savepoints."
 
 
 class Attempt:
-    """An attempt that is under way: since when, for how long it may be, and how it is ended for good."""
+    """An attempt that is under way: since when, for how long it may be, and how it is ended for good.
 
-    __slots__ = ("began", "cut", "timeout")
+    ``transactional``: its effects are in a transaction, which ``cut`` ends.
+    """
 
-    def __init__(self, timeout: float) -> None:
-        self.began, self.timeout = time.monotonic(), timeout
+    __slots__ = ("_scope", "began", "cut", "number", "timeout", "transactional", "work")
+
+    def __init__(self, work: Work, number: int, timeout: float) -> None:
+        self.work, self.number, self.timeout = work, number, timeout
+        self.began, self.transactional = time.monotonic(), False
         self.cut: Callable[[], object] = lambda: None
+        self._scope: asyncio.Timeout | None = None
+
+    def scope(self) -> asyncio.Timeout:
+        """The time in which the function must return."""
+        self._scope = asyncio.timeout(self.timeout)
+        return self._scope
+
+    def interrupt(self) -> None:
+        """End it as if its time were up."""
+        if self._scope is not None and not self._scope.expired():
+            self._scope.reschedule(asyncio.get_running_loop().time())
 
     @property
     def took(self) -> float:
@@ -71,17 +89,15 @@ class Runner:
         async with self._room:
             if not blocking:
                 async with self._pool.transaction() as connection:
-                    attempt.began, attempt.cut = time.monotonic(), connection.terminate
+                    _begin(attempt, connection)
                     yield connection
                 return
             assert self._threads is not None
             async with self._threads.transaction() as tx:
-                attempt.began, attempt.cut = time.monotonic(), tx.terminate
+                _begin(attempt, tx)
                 yield tx
 
-    async def call(
-        self, call: Call, fill: Fill, context: SagaContext, attempt: Attempt, connection: Any = None
-    ) -> Any:
+    async def call(self, call: Call, fill: Fill, context: SagaContext, attempt: Attempt, connection: Any = None) -> Any:
         """What the function returns; what it published is recorded.
 
         ``fill`` makes its arguments, from the transaction where there is one. A process that was forked inside of the
@@ -92,10 +108,10 @@ class Runner:
         """
         with self._tracer.span(f"{context.saga} {context.step}", parent=context.trace):
             try:
-                async with asyncio.timeout(attempt.timeout):
+                async with attempt.scope():
                     if call.blocking:
-                        return await self._in_thread(call, fill, connection)
-                    return await self._called(call, fill, connection)
+                        return await self._in_thread(call, fill, context, connection)
+                    return await self._called(call, fill, context, connection)
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -106,7 +122,7 @@ class Runner:
             except BaseException as error:
                 raise StepRaised(error) from error
 
-    async def _called(self, call: Call, fill: Fill, connection: Any) -> Any:
+    async def _called(self, call: Call, fill: Fill, context: SagaContext, connection: Any) -> Any:
         tx = Tx(connection) if call.transactional else None
         pid = os.getpid()
         try:
@@ -117,10 +133,10 @@ class Runner:
         if tx is not None:
             if not connection.is_in_transaction():
                 raise ConfigurationError("The step ended its transaction.", cure=_KEEP_OPEN)
-            await self._publish(tx, connection)
+            await self._publish(tx, connection, context)
         return value
 
-    async def _in_thread(self, call: Call, fill: Fill, connection: ThreadTx | None) -> Any:
+    async def _in_thread(self, call: Call, fill: Fill, context: SagaContext, connection: ThreadTx | None) -> Any:
         if connection is None:
             value = await in_thread(lambda: call.function(**fill(None)))
             require_done(value)
@@ -135,12 +151,28 @@ class Runner:
             return value
 
         value = await connection.call(_unforked, work)
-        await self._publish(made[0], connection)
+        await self._publish(made[0], connection, context)
         return value
 
-    async def _publish(self, tx: Tx, connection: Any) -> None:
+    async def _publish(self, tx: Tx, connection: Any, context: SagaContext) -> None:
         if tx.pending:
-            await self._append(tx.pending, connection)
+            trace = self._tracer.current() or context.trace
+            await self._append([_of_saga(event, context, trace) for event in tx.pending], connection)
+
+
+def _of_saga(event: Event, context: SagaContext, trace: TraceContext | None) -> Event:
+    """What an event leaves open is the saga's."""
+    open_correlation = event.correlation_id == str(event.event_id)
+    return replace(
+        event,
+        causation_id=event.causation_id or context.key,
+        correlation_id=context.correlation_id if open_correlation else event.correlation_id,
+        trace=event.trace or trace,
+    )
+
+
+def _begin(attempt: Attempt, transaction: Any) -> None:
+    attempt.began, attempt.cut, attempt.transactional = time.monotonic(), transaction.terminate, True
 
 
 async def in_thread(function: Callable[[], Any]) -> Any:

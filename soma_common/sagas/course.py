@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.journal import Entry, Journal, What
@@ -107,7 +107,7 @@ class Course:
             ended = replace(ended, result=self.values.result(journal))
         return Entry(what=What.ENDED, why=decision.reason), ended
 
-    def _why(self, reason: str, entries: Sequence[Entry]) -> dict[str, str | None]:
+    def _why(self, reason: str, entries: Sequence[Entry]) -> dict[str, Any]:
         """The step because of which it turned or is stuck, and its error."""
         errors = self._errors | {entry.step: entry for entry in entries if entry.what in _FAILURES}
         told = errors.get(reason)

@@ -6,12 +6,15 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from soma_common.sagas.course import Course
 from soma_common.sagas.machine import Work
-from soma_common.sagas.steps import SagaStep, Signal
+from soma_common.sagas.models import Saga
 from soma_common.sagas.stepping import Parts, Stepper
+from soma_common.sagas.steps import SagaStep, Signal
+from soma_common.sagas.store import Seen
 from soma_common.sagas.waiting import Waiter
 
 _PATIENCE: Final = 1.0  # seconds for which a saga that waits is kept; for longer it is given back
@@ -29,13 +32,14 @@ class Driver:
         self._nudge = asyncio.Event()
         self._stopping = False
 
+    @property
+    def saga(self) -> Saga:
+        """Its definition."""
+        return self.course.saga
+
     def stop(self) -> None:
         """Begin nothing new; give it back when what is under way has ended."""
         self._stopping = True
-        self._nudge.set()
-
-    def nudge(self) -> None:
-        """Something has come: look again."""
         self._nudge.set()
 
     async def run(self) -> None:
@@ -52,6 +56,17 @@ class Driver:
             self.abandon()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    def see(self, seen: Seen) -> None:
+        """What others want of it by now."""
+        course = self.course
+        if (seen.asked, seen.signals) == (course.claimed.asked, course.claimed.signals):
+            return
+        course.claimed = replace(course.claimed, asked=seen.asked, signals=seen.signals)
+        if seen.asked == "cancel" and not course.journal.turned and not course.one_way:
+            for attempt in self.stepper.attempts.values():
+                attempt.interrupt()
+        self._nudge.set()
+
     def abandon(self) -> None:
         """Cancel the steps that run side by side."""
         for task in self._tasks.values():
@@ -59,43 +74,50 @@ class Driver:
 
     async def _round(self) -> None:
         self._nudge.clear()
-        course = self.course
-        decision = course.decide()
+        decision = self.course.decide()
         if decision.turn or decision.end is not None:
-            return await self.stepper.write()
-        if self._stopping and not self._tasks:
-            return await self._give_back(0.0)
-        fresh = [work for work in decision.begin if work.path not in self._tasks]
-        ready = [work for work in fresh if self._waiter.is_ready(work)]
-        if not ready or (self._stopping and self._tasks):
-            return await self._wait(fresh)
-        if len(ready) == 1 and not self._tasks:
-            return await self._do(ready[0])
-        for work in ready:
-            if not isinstance(work.part, SagaStep):
-                return await self._do(work)
-        if course.unwritten:
-            return await self.stepper.write()
-        for work in ready:
-            course.at_work.add(work.path)
-            self._tasks[work.path] = asyncio.create_task(self._do(work))
+            await self.stepper.write()
+        elif self._stopping and not self._tasks:
+            await self._give_back(0.0)
+        else:
+            fresh = [work for work in decision.begin if work.path not in self._tasks]
+            ready = [] if self._stopping else [work for work in fresh if self._waiter.is_ready(work)]
+            await (self._begin(ready) if ready else self._wait(fresh))
+
+    async def _begin(self, ready: Sequence[Work]) -> None:
+        """One by itself; several side by side, once what they rest on is written."""
+        course = self.course
+        first = next((work for work in ready if not isinstance(work.part, SagaStep)), ready[0])
+        if not isinstance(first.part, SagaStep) or (len(ready) == 1 and not self._tasks):
+            await self._do(first)
+        elif course.unwritten:
+            await self.stepper.write()
+        else:
+            for work in ready:
+                course.at_work.add(work.path)  # at once: what the first one writes must know of the second
+                self._tasks[work.path] = asyncio.create_task(self._do(work))
 
     async def _do(self, work: Work) -> None:
-        if isinstance(work.part, SagaStep):
-            await self.stepper.do(work)
-        else:
+        if not isinstance(work.part, SagaStep):
             await self._waiter.do(work)
+            return
+        self.course.at_work.add(work.path)
+        try:
+            await self.stepper.do(work)
+        finally:
+            self.course.at_work.discard(work.path)
 
     async def _wait(self, fresh: Sequence[Work]) -> None:
         """Until a step that is under way ends, something is due, or somebody nudges."""
-        now, due = time.monotonic(), self.course.due
-        next_due = min((due.get(work.path, math.inf) for work in fresh), default=math.inf) - now
+        course, now = self.course, time.monotonic()
+        next_due = min((course.due.get(work.path, math.inf) for work in fresh), default=math.inf) - now
         if not self._tasks:
             for_others = all(isinstance(work.part, Signal) for work in fresh)
             if next_due > _PATIENCE or for_others:
-                return await self._give_back(next_due)
-        elif not self.course.journal.turned:
-            next_due = min(next_due, self.course.deadline - now if self.course.deadline > now else math.inf)
+                await self._give_back(next_due)
+                return
+        if now < course.deadline:
+            next_due = min(next_due, course.deadline - now)
         nudged = asyncio.create_task(self._nudge.wait())
         try:
             timeout = None if next_due == math.inf else max(0.0, next_due)

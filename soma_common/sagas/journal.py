@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 
 class What(StrEnum):
@@ -88,7 +88,7 @@ class StepState:
 
 
 NOTHING: Final = StepState()
-_OPEN: Final = {"failed": False, "unknown": False, "begun": False, "failures": 0, "due": None}
+_OPEN: Final[dict[str, Any]] = {"failed": False, "unknown": False, "begun": False, "failures": 0, "due": None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,10 +114,13 @@ def disagreements(saga: Saga, journal: Journal) -> list[str]:
 
 
 def _is_unclear(work: Work, journal: Journal, doubtful: Collection[str]) -> bool:
+    """Whether a step may have taken effect, so that it must be known before the saga turns."""
     part, state = work.part, journal.of_step(work.path)
-    if not isinstance(part, SagaStep) or part.compensation is None or part.unknown is not Unknown.RETRY:
+    if not isinstance(part, SagaStep):
         return False
-    return state.unknown or work.path in doubtful
+    if part.unknown is not Unknown.RETRY:
+        return state.begun
+    return part.compensation is not None and (state.unknown or work.path in doubtful)
 
 
 def _series(saga: Saga, parts: Sequence[Part], prefix: tuple[str, ...], inside: int, journal: Journal) -> _Front:

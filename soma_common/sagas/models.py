@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from soma_common.errors import SagaDefinitionError
 from soma_common.ranges import check_settings
-from soma_common.sagas.parameters import INPUT, Call, Kind, Known, adapter_of
+from soma_common.sagas.context import SagaContext
+from soma_common.sagas.parameters import INPUT, Call, From, Kind, Known, adapter_of
 from soma_common.sagas.steps import (
     ForEach,
     Given,
@@ -22,6 +23,7 @@ from soma_common.sagas.steps import (
     Signal,
     SubSaga,
     Timer,
+    UndoPolicy,
     Unknown,
     When,
     parts_of,
@@ -29,10 +31,11 @@ from soma_common.sagas.steps import (
     with_compensation,
 )
 from soma_common.sagas.wiring import Wiring
+from soma_common.tx import Tx
 
 __all__ = [
-    "ForEach", "Parallel", "Saga", "SagaStatus", "SagaStep", "Signal", "SubSaga", "Timer", "Unknown", "When",
-    "with_compensation",
+    "ForEach", "From", "Parallel", "Saga", "SagaContext", "SagaStatus", "SagaStep", "Signal", "SubSaga", "Timer", "Tx",
+    "UndoPolicy", "Unknown", "When", "with_compensation",
 ]  # fmt: skip
 
 _MOST_NAME: Final = 100
@@ -123,12 +126,36 @@ class Saga:
         return last.name if isinstance(last, SagaStep | Signal | SubSaga) else None
 
     @property
+    def has_blocking_transactions(self) -> bool:
+        """Whether steps of it, or of its sub-sagas, are plain functions with a transaction."""
+        inner = (part.saga for part in walk(self.parts) if isinstance(part, SubSaga))
+        calls = (*self.calls.values(), *self.undos.values())
+        return any(c.blocking and c.transactional for c in calls) or any(s.has_blocking_transactions for s in inner)
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits, equal for definitions with the same parts under the same names in the same order."""
         return hashlib.sha256(repr(shape(self.parts)).encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"Saga({self.name!r}, version={self.version})"
+
+
+def check_sagas(sagas: Iterable[Saga]) -> tuple[Saga, ...]:
+    """Definitions, each version of each once.
+
+    Raises:
+        SagaDefinitionError: something is none, or there are two of one name and version.
+    """
+    known: dict[tuple[str, int], Saga] = {}
+    for saga in sagas:
+        if not isinstance(saga, Saga):
+            raise SagaDefinitionError(f"{saga!r:.100} is no Saga.", cure="pass Saga(name, Input, step, ...).")
+        if known.setdefault(saga.key, saga) is not saga:
+            raise SagaDefinitionError(
+                f"There are two sagas {saga.name}, version {saga.version}.", cure="give one another name or version."
+            )
+    return tuple(known.values())
 
 
 def shape(parts: Sequence[Part]) -> list[Any]:

@@ -15,7 +15,7 @@ from soma_common.sagas.steps import SagaStep, Unknown
 class Failed:
     """An attempt that failed.
 
-    ``unknown``: it may have taken effect nevertheless. ``took``: seconds. ``final``: another attempt would be of no use.
+    ``unknown``: it may have taken effect nevertheless. ``took``: seconds. ``final``: another try is of no use.
     """
 
     error: BaseException
@@ -55,7 +55,9 @@ def _undo_failed(work: Work, state: StepState, failure: Failed) -> Entry:
     policy = work.part.undo
     again = state.undo_failures < policy.max_retries and not failure.final
     what = What.UNDO_RETRYING if again else What.UNDO_FAILED
-    return entry_of(what, work, state.undo_attempts, failure, policy.retry.delay(state.undo_failures) if again else None)
+    return entry_of(
+        what, work, state.undo_attempts, failure, policy.retry.delay(state.undo_failures) if again else None
+    )
 
 
 def entry_of(what: What, work: Work, attempts: int, failure: Failed, due_in: float | None = None) -> Entry:

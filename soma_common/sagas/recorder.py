@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
 
 from soma_common.errors import LeaseLost
 from soma_common.sagas.store import Record, SagaStore, Seen
 
-_MOST = 200
+_Waiting = tuple[Record, asyncio.Future[Seen]]
+_MOST: Final = 200  # records of a batch
 
 
 class Recorder:
@@ -16,7 +19,7 @@ class Recorder:
 
     def __init__(self, store: SagaStore) -> None:
         self._store = store
-        self._waiting: list[tuple[Record, asyncio.Future[Seen]]] = []
+        self._waiting: list[_Waiting] = []
         self._writing: asyncio.Task[None] | None = None
 
     async def write(self, record: Record) -> Seen:
@@ -35,12 +38,24 @@ class Recorder:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-                await self._one(batch)
+                await self._one(self._next())
         finally:
             self._writing = None
 
-    async def _one(self, batch: Sequence[tuple[Record, asyncio.Future[Seen]]]) -> None:
+    def _next(self) -> list[_Waiting]:
+        """The next batch: of each saga one record, since a statement changes a row once."""
+        batch: dict[UUID, _Waiting] = {}
+        later: list[_Waiting] = []
+        for each in self._waiting:
+            saga_id = each[0].saga.saga_id
+            if saga_id in batch or len(batch) == _MOST:
+                later.append(each)
+            else:
+                batch[saga_id] = each
+        self._waiting = later
+        return list(batch.values())
+
+    async def _one(self, batch: Sequence[_Waiting]) -> None:
         try:
             seen = await self._store.record([record for record, _ in batch])
         except Exception as error:

@@ -53,16 +53,19 @@ class Stepper:
         call = work.saga.undos[part.name] if work.undo else work.saga.calls[part.name]
         if not call.transactional and not await self._announce(work):
             return
-        attempt = Attempt(part.undo.timeout_seconds if work.undo else part.timeout_seconds)
+        attempt = Attempt(work, course.number(work), part.undo.timeout_seconds if work.undo else part.timeout_seconds)
         self.attempts[work.path] = attempt
-        course.at_work.add(work.path)
         try:
             failure = await self._attempt(work, call, attempt)
             if failure is not None:
-                await self.write(*entries_of(work, course.journal.of_step(work.path), failure, one_way=course.one_way))
+                await self.fail(work, failure)
         finally:
             del self.attempts[work.path]
-            course.at_work.discard(work.path)
+
+    async def fail(self, work: Work, failure: Failed) -> None:
+        """Write that an attempt failed."""
+        course = self._course
+        await self.write(*entries_of(work, course.journal.of_step(work.path), failure, one_way=course.one_way))
 
     async def write(self, *entries: Entry) -> None:
         """Write entries with what follows from them; durable when this returns."""
@@ -78,11 +81,9 @@ class Stepper:
         if time.monotonic() > course.lease_ends:
             raise DatabaseUnavailable(f"The lease of saga {course.claimed.saga_id} could not be renewed.")
         if not work.undo and work.part.unknown is not Unknown.RETRY:
-            state = course.journal.of_step(work.path)
-            if state.begun:
+            if course.journal.of_step(work.path).begun:
                 error = OutcomeUnknown("Its worker died, or could not write what it came to.")
-                failure = Failed(error, unknown=True, took=0.0)
-                await self.write(*entries_of(work, state, failure, one_way=course.one_way))
+                await self.fail(work, Failed(error, unknown=True, took=0.0))
                 return False
             await self.write(Entry(what=What.BEGUN, step=work.path, attempt=course.number(work)))
             return not course.over and not course.journal.turned
@@ -157,7 +158,7 @@ class Stepper:
 
 
 def _meaning(raised: StepRaised, connection: Any, attempt: Attempt) -> Exception:
-    """What an error in a transaction is: the step's; or a conflict, or the loss of the connection, which are nobody's."""
+    """What an error in a transaction is: the step's, or (a conflict, the loss of the connection) nobody's."""
     if isinstance(raised.error, TimeoutError) and attempt.took >= attempt.timeout:
         return raised
     if connection.is_closed():

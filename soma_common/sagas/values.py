@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import orjson
 import pydantic_core
 from pydantic import TypeAdapter
 from pydantic import ValidationError as Mismatch
 
 from soma_common.clock import utc_now
-from soma_common.errors import EventTooLarge, PayloadInvalid, ValidationError
+from soma_common.errors import PayloadInvalid, ValidationError
+from soma_common.events.payloads import check_json
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.journal import Journal
 from soma_common.sagas.machine import Work, item_of, length
@@ -20,6 +20,7 @@ from soma_common.sagas.parameters import Call, Kind, Known
 from soma_common.sagas.steps import SubSaga
 from soma_common.tx import Tx
 
+ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 _LONGEST: Final = 10 * 365 * 86_400.0  # seconds
 MOST_VALUE: Final = 900 * 1024
 """Bytes of JSON that an input, a result or a signal may have."""
@@ -40,11 +41,12 @@ def encode(adapter: TypeAdapter[Any], value: Any, what: str) -> bytes:
         raise PayloadInvalid(f"{what}: {where}: {first['msg']}.", cure="pass what its annotation says.") from error
     except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
         raise PayloadInvalid(f"{what} cannot be written as JSON: {str(error).splitlines()[0]:.300}.") from error
-    if len(text) > MOST_VALUE:
-        raise EventTooLarge(f"{what} has {len(text)} bytes of JSON.", cure=f"use at most {MOST_VALUE}.")
-    if b"\\u0000" in text or b"NaN" in text or b"Infinity" in text:
-        _refuse(text, what)
-    return text
+    return check_json(what, text, MOST_VALUE)
+
+
+def encode_any(value: Any, what: str) -> bytes:
+    """JSON of a value of whatever type; the errors are those of ``encode``."""
+    return encode(ANY, value, what)
 
 
 def seconds_of(wait: Any) -> float:
@@ -63,16 +65,6 @@ def seconds_of(wait: Any) -> float:
 def decode(adapter: TypeAdapter[Any], text: bytes | None) -> Any:
     """The value in a JSON text; None for none."""
     return None if text is None else adapter.validate_json(text)
-
-
-def _refuse(text: bytes, what: str) -> None:
-    """Raise PayloadInvalid unless what was found stands inside of a text, harmlessly."""
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise PayloadInvalid(f"{what} holds a number that JSON has not.", cure="use null or text.") from error
-    if "\0" in orjson.dumps(value).decode().replace("\\u0000", "\0"):
-        raise PayloadInvalid(f"{what} holds a NUL character.", cure="remove it: PostgreSQL cannot keep it.")
 
 
 class Values:

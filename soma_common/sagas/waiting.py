@@ -52,41 +52,51 @@ class Waiter:
         adapter = part.saga.input if isinstance(part, SubSaga) else work.saga.results[part.name]
         try:
             answer = encode(adapter, self._asked(work), f"What {work.path} says")
+            entry = Entry(what=What.DONE, step=work.path, attempt=1, result=answer)
         except Exception as error:
-            return self._course.note(_failed(work, error))
-        self._course.note(Entry(what=What.DONE, step=work.path, attempt=1, result=answer))
+            entry = _failed(work, error)
+        self._course.note(entry)
 
     def _asked(self, work: Work) -> Any:
         course, call = self._course, work.saga.calls[work.part.name]
         return call.function(**course.values.arguments(call, work, course.journal, tx=None, context=None))
 
     def _timer(self, work: Work) -> None:
-        course, wait = self._course, work.part.wait
-        if course.journal.of_step(work.path).begun:
-            return course.note(Entry(what=What.DONE, step=work.path, attempt=1))
+        if self._course.journal.of_step(work.path).begun:
+            self._course.note(Entry(what=What.DONE, step=work.path, attempt=1))
+            return
+        wait = work.part.wait
         try:
             seconds = seconds_of(self._asked(work) if callable(wait) else wait)
+            entry = Entry(what=What.WAITING, step=work.path, attempt=1, due_in=seconds)
         except Exception as error:
-            return course.note(_failed(work, error))
-        course.note(Entry(what=What.WAITING, step=work.path, attempt=1, due_in=seconds))
+            entry = _failed(work, error)
+        self._course.note(entry)
 
     async def _signal(self, work: Work) -> None:
-        course, part = self._course, work.part
+        course = self._course
         self._looked[work.path] = course.claimed.signals
-        while (found := await self._p.store.next_signal(course.claimed.saga_id, part.name)) is not None:
+        while (found := await self._p.store.next_signal(course.claimed.saga_id, work.part.name)) is not None:
             signal_id, payload = found
-            try:
-                result = encode(adapter := work.saga.results[part.name], decode(adapter, payload), f"Signal {part.name}")
-            except Exception as error:
-                log.warning("Saga %s: signal %s is refused: %s", course.claimed.saga_id, signal_id, error)
-                await self._take(signal_id, None)
-                continue
-            return await self._take(signal_id, Entry(what=What.DONE, step=work.path, attempt=1, result=result))
+            entry = self._received(work, signal_id, payload)
+            await self._take(signal_id, entry)
+            if entry is not None:
+                return
         if work.path in course.due:
             if course.due[work.path] <= time.monotonic():
                 self._give_up(work)
         elif not course.journal.of_step(work.path).begun:
-            course.note(Entry(what=What.WAITING, step=work.path, attempt=1, due_in=part.timeout_seconds))
+            course.note(Entry(what=What.WAITING, step=work.path, attempt=1, due_in=work.part.timeout_seconds))
+
+    def _received(self, work: Work, signal_id: str, payload: bytes) -> Entry | None:
+        """None: its payload is not what the saga waits for."""
+        adapter = work.saga.results[work.part.name]
+        try:
+            result = encode(adapter, decode(adapter, payload), f"Signal {work.part.name}")
+        except Exception as error:
+            log.warning("Saga %s: signal %s is refused: %s", self._course.claimed.saga_id, signal_id, error)
+            return None
+        return Entry(what=What.DONE, step=work.path, attempt=1, result=result)
 
     async def _take(self, signal_id: str, entry: Entry | None) -> None:
         """Take a signal in the commit that writes its entry."""

@@ -161,7 +161,7 @@ def has_pivot(parts: Sequence[Part]) -> bool:
 
 def _gathered(known: Known, loop: str) -> Known:
     """What a step inside of a loop gave, seen from behind the loop: a list, or a list that may have gaps."""
-    kind = known.type if known.certain else known.type | None
+    kind: Any = known.type if known.certain else known.type | None
     return Known(Kind.RESULTS, known.name, list[kind], known.depth - 1, loop=loop)
 
 

@@ -122,3 +122,53 @@ WITH saga AS (
     FROM new WHERE s.saga_id = new.saga_id
 )
 SELECT g.status, EXISTS (SELECT FROM new) FROM saga g
+
+-- :name unstick : a stuck saga goes on
+SELECT soma.unstick_saga($1::uuid, $2::text, $3::text::json, $4::text, $5::text)
+
+-- :name ask : a saga is to turn around
+SELECT soma.ask_saga($1::uuid, $2::text, $3::text, $4::text)
+
+-- :name ends : how sagas ended; those that are stuck, too
+SELECT s.saga_id, s.name, s.version, s.status, s.result::text, s.reason, s.error_type, s.error
+FROM soma.sagas s WHERE s.saga_id = ANY ($1::uuid[]) AND s.status IN ('completed', 'compensated', 'stuck')
+
+-- :name status : of one saga
+SELECT s.status, s.reason, s.name, s.version FROM soma.sagas s WHERE s.saga_id = $1::uuid
+
+-- :name columns : a saga without its journal, as sagas/views.py reads it
+SELECT s.saga_id, s.name, s.version, s.tenant_id, s.saga_key, s.status, s.priority, s.reason, s.error_type, s.error, s.asked,
+       s.owner IS NOT NULL, EXISTS (SELECT FROM soma.saga_types t WHERE t.type_id = s.type_id), s.wake_at, s.deadline,
+       s.created_at, s.ended_at, s.correlation_id, split_part(s.traceparent, '-', 2), s.length
+
+-- :name content : the rest of it
+, s.input::text, s.result::text
+
+-- :name source : where sagas are
+FROM soma.sagas s
+
+-- :name by_id : one saga
+WHERE s.saga_id = $1::uuid
+
+-- :name entries : the journal of a saga, as people see it
+SELECT j.number, j.at, j.step, j.what, j.attempt, j.took, j.due, j.result::text, j.error_type, j.error, j.stack, j.who, j.why
+FROM soma.saga_steps j WHERE j.saga_id = $1::uuid ORDER BY j.number
+
+-- :name where_tenant_id : filter
+s.tenant_id = $n::text
+-- :name where_name : filter
+s.name = $n::text
+-- :name where_statuses : filter
+s.status = ANY ($n::text[])
+-- :name where_correlation_id : filter
+s.correlation_id = $n::text
+-- :name where_saga_key : filter
+s.saga_key = $n::text
+-- :name where_since : filter, inclusive
+s.created_at >= $n::timestamptz
+-- :name where_until : filter, exclusive
+s.created_at < $n::timestamptz
+-- :name where_before : keyset, newest first
+s.saga_id < $n::uuid
+-- :name newest_first : order; ids are made of the time
+ORDER BY s.saga_id DESC LIMIT $n::integer
