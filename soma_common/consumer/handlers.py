@@ -18,7 +18,7 @@ Handle = Callable[[Any, Any], Awaitable[object] | object]
 Typed = Callable[[RecordedEvent], RecordedEvent]
 
 EVERY_TYPE: Final = "*"
-_RELAY: Final = "relay:"  # letters of relays go by names that begin so
+_TAKEN: Final = ("relay:", "saga:")  # letters of relays and of sagas go by names that begin so
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +224,10 @@ def check_consumer(name: str) -> None:
         raise ConfigurationError(
             f"A consumer cannot be called {name!r:.80}.", cure=f"use a text of 1 to {MAX_PART_BYTES} bytes."
         )
-    if name.startswith(_RELAY):
+    if name.startswith(_TAKEN):
         raise ConfigurationError(
-            f"A consumer cannot be called {name!r:.200}: the dead letters of relays are.",
-            cure=f"choose a name that does not begin with {_RELAY!r}.",
+            f"A consumer cannot be called {name!r:.200}: the dead letters of relays and sagas are.",
+            cure=f"choose a name that begins with none of {', '.join(_TAKEN)}.",
         )
 
 

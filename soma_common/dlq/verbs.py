@@ -24,6 +24,7 @@ MOST_VALUE = 16 * 1024 * 1024  # bytes of an edited value
 _MARKABLE = (Status.DEAD, Status.RETRYING)
 BATCH = 500
 _RELAY = "relay:"  # the consumer of letters of the stage publish begins so
+_SAGA = "saga:"  # and so the one of sagas that are stuck
 _SENDING = "sending"  # what the database says of a row that is not given up now
 
 
@@ -194,6 +195,11 @@ def _editable(letter: FullLetter, value: Any, *, raw: bool = False) -> bytes:
             "The event of this letter is recorded in the log: its bytes cannot be changed.",
             cure="mend the topic and retry it, or discard it and publish another event.",
         )
+    if known.consumer.startswith(_SAGA):
+        raise ValidationError(
+            "The letter of a saga holds what it was started with, which cannot be changed.",
+            cure=f"see `somastack saga inspect {known.event.event_id}`.",
+        )
     if known.status not in OPEN:
         raise _changed(known, known.status, known.revision)
     return _bytes_of(value, letter.record.value, raw=raw)
@@ -203,7 +209,7 @@ async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -
     """Give an open letter up; what stands behind it goes on. False when it was discarded before.
 
     Raises:
-        ValidationError: without a reason.
+        ValidationError: without a reason; or it is a saga's.
         LetterNotFound: there is no such letter.
         LetterChanged: it was resolved, or the relay is sending it.
     """
@@ -218,6 +224,10 @@ async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -
     if before == _SENDING:
         raise LetterChanged(
             f"Letter {given} is being sent by its relay.", cure="see what becomes of it, then discard it."
+        )
+    if before == "saga":
+        raise ValidationError(
+            f"Letter {given} is settled with its saga.", cure="see `somastack saga retry|skip|resolve|compensate`."
         )
     if before == Status.RESOLVED:
         raise LetterChanged(f"Letter {given} is resolved: it was applied.")

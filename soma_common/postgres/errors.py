@@ -20,6 +20,7 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
         "leave COMMIT and ROLLBACK to the consumer, undo by savepoints, and name your own in SET CONSTRAINTS.",
     ),
     "SC009": (errors.DatabaseSetBack, "nothing is to be done: the consumer begins again at its stored positions."),
+    "SC010": (errors.SagaError, "what people do to sagas is written beside it: `somastack saga --help`."),
     "40001": (errors.TransactionConflict, "run the whole transaction again."),
     "40P01": (errors.TransactionConflict, "run the whole transaction again."),
     "22021": (errors.PayloadInvalid, "PostgreSQL text cannot hold NUL bytes or broken UTF-8: remove them."),

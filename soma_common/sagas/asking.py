@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
@@ -144,13 +144,23 @@ def unstick(saga_id: UUID | str, verb: str, result: bytes | None, *, who: str, w
         raise WrongSagaState(f"Saga {given} is {status}, not stuck.")
 
 
-def status_of(saga_id: UUID | str) -> Asking[tuple[SagaStatus, str | None, str, int]]:
-    """Where a saga stands: status, reason, name and version."""
+class Standing(NamedTuple):
+    """Where a saga stands."""
+
+    status: SagaStatus
+    reason: str | None
+    name: str
+    version: int
+    turned: bool
+
+
+def standing(saga_id: UUID | str) -> Asking[Standing]:
+    """Where a saga stands."""
     given = saga_id_of(saga_id)
     rows = yield _SQL["status"], (given,)
     if not rows:
         raise not_found(given)
-    return SagaStatus(rows[0][0]), *rows[0][1:]
+    return Standing(SagaStatus(rows[0][0]), *rows[0][1:])
 
 
 def not_found(saga_id: UUID) -> SagaNotFound:

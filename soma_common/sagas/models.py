@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import TypeAdapter
+from pydantic import ValidationError as Mismatch
 
 from soma_common.errors import SagaDefinitionError
 from soma_common.ranges import check_settings
@@ -136,6 +137,32 @@ class Saga:
     def fingerprint(self) -> str:
         """16 hexadecimal digits, equal for definitions with the same parts under the same names in the same order."""
         return hashlib.sha256(repr(shape(self.parts)).encode()).hexdigest()[:16]
+
+    def adapter(self, path: str) -> TypeAdapter[Any]:
+        """Reads and writes the result of the step at a path of the journal."""
+        saga, name = self._inner(path)
+        return saga.results[name]
+
+    def is_needed(self, path: str) -> bool:
+        """Whether others cannot do without the result of the step at a path."""
+        saga, name = self._inner(path)
+        calls = (*saga.calls.values(), *(undo for step, undo in saga.undos.items() if step != name))
+        takes = any(known.name == name and known.kind is Kind.RESULT for call in calls for _, known in call.sources)
+        if not takes and saga.returns != name:
+            return False
+        try:
+            saga.results[name].validate_python(None)
+        except Mismatch:
+            return True
+        return False
+
+    def _inner(self, path: str) -> tuple[Saga, str]:
+        """The definition in which a path ends, and the name of its last part."""
+        saga, (*around, name) = self, path.split("/")
+        for each in around:
+            part = saga.by_name[each.partition("[")[0]]
+            saga = part.saga if isinstance(part, SubSaga) else saga
+        return saga, name
 
     def __repr__(self) -> str:
         return f"Saga({self.name!r}, version={self.version})"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from soma_common.errors import SagaCompensated, SagaStuck
+from soma_common.errors import SagaCompensated, SagaStuck, WrongSagaState
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.sagas import asking
 from soma_common.sagas.asking import Asking
@@ -96,14 +96,14 @@ class SagaOrchestrator:
             SagaNotFound: there is no such saga.
             TimeoutError: it did not end within ``timeout`` seconds.
         """
-        _, _, name, _ = await self._asked(asking.status_of(saga_id))
+        stands = await self._asked(asking.standing(saga_id))
         given = saga_id_of(saga_id)
         try:
             async with asyncio.timeout(timeout):
                 end = await self._ends.of(given)
         except TimeoutError:
-            status, *_ = await self._asked(asking.status_of(saga_id))
-            raise TimeoutError(f"Saga {given} ({name}) is {status} after {timeout:g} s.") from None
+            stands = await self._asked(asking.standing(saga_id))
+            raise TimeoutError(f"Saga {given} ({stands.name}) is {stands.status} after {timeout:g} s.") from None
         return self._result(end)
 
     def _result(self, end: Row) -> Any:
@@ -158,8 +158,15 @@ class SagaOrchestrator:
         """Pass over the step, or the compensation, at which a saga is stuck. The step's result is None then.
 
         Raises:
-            SagaNotFound, WrongSagaState: there is no such saga, or it is not stuck at a step.
+            SagaNotFound, WrongSagaState: there is no such saga, it is not stuck at a step, or others need its result.
         """
+        stands = await self._asked(asking.standing(saga_id))
+        saga = self._sagas.get((stands.name, stands.version))
+        if saga is not None and stands.reason and not stands.turned and saga.is_needed(stands.reason):
+            raise WrongSagaState(
+                f"Saga {saga_id} cannot go on without the result of {stands.reason}.",
+                cure="say it: resolve(happened=True, result=...).",
+            )
         await self._asked(asking.unstick(saga_id, "skip", None, who=who, why=why))
 
     async def resolve(
@@ -175,16 +182,15 @@ class SagaOrchestrator:
             SagaNotFound, WrongSagaState: there is no such saga, or it is not stuck at a step.
             ValidationError: the result is not what the step returns.
         """
-        _, reason, name, version = await self._asked(asking.status_of(saga_id))
-        text = self._step_result(name, version, reason, result) if happened else None
+        stands = await self._asked(asking.standing(saga_id))
+        text = self._step_result(stands, result) if happened and not stands.turned else None
         await self._asked(asking.unstick(saga_id, "done" if happened else "failed", text, who=who, why=why))
 
-    def _step_result(self, name: str, version: int, path: str | None, result: Any) -> bytes:
-        saga = self._sagas.get((name, version))
-        adapter = saga.results.get((path or "").rpartition("/")[2]) if saga else None
-        if adapter is None:
-            return encode_any(result, "The result")
-        return encode(adapter, result, f"The result of {path}")
+    def _step_result(self, stands: asking.Standing, result: Any) -> bytes:
+        saga, what = self._sagas.get((stands.name, stands.version)), f"The result of {stands.reason}"
+        if saga is None or not stands.reason:
+            return encode_any(result, what)
+        return encode(saga.adapter(stands.reason), result, what)
 
     async def close(self) -> None:
         """Wait for no end any more."""

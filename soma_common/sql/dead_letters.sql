@@ -164,6 +164,8 @@ GROUP BY c.name, l.status, l.fingerprint
 ORDER BY count(*) DESC, c.name, l.status, l.fingerprint
 
 -- :name redrive : ask for another try of the whole sequences of letters; the letters that changed
+SELECT soma.retry_letters_of_sagas($1::uuid[], $2::text, $3::text)
+UNION ALL
 SELECT soma.redrive_any($1::uuid[], $2::text, $3::text)
 
 -- :name can_retry : whether the sequence of an open letter has something for which another try can be asked
@@ -189,8 +191,9 @@ WITH edited AS (
 )
 SELECT revision FROM edited
 
--- :name discard : give a letter up; its status before, or that the relay is sending it
-SELECT soma.discard_any($1::uuid, $2::text, $3::text)
+-- :name discard : give a letter up; its status before, or that the relay is sending it. That of a saga goes with the saga
+SELECT CASE WHEN EXISTS (SELECT FROM soma.dead_letters l WHERE l.letter_id = $1::uuid AND l.partition = -2) THEN 'saga'
+            ELSE soma.discard_any($1::uuid, $2::text, $3::text) END
 
 -- :name history : what was done with a letter, oldest first
 SELECT h.at, h.who, h.what, h.why, h.value FROM soma.dead_letter_history h

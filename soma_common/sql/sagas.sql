@@ -134,7 +134,9 @@ SELECT s.saga_id, s.name, s.version, s.status, s.result::text, s.reason, s.error
 FROM soma.sagas s WHERE s.saga_id = ANY ($1::uuid[]) AND s.status IN ('completed', 'compensated', 'stuck')
 
 -- :name status : of one saga
-SELECT s.status, s.reason, s.name, s.version FROM soma.sagas s WHERE s.saga_id = $1::uuid
+SELECT s.status, s.reason, s.name, s.version,
+       EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = s.saga_id AND j.what = 'turned')
+FROM soma.sagas s WHERE s.saga_id = $1::uuid
 
 -- :name columns : a saga without its journal, as sagas/views.py reads it
 SELECT s.saga_id, s.name, s.version, s.tenant_id, s.saga_key, s.status, s.priority, s.reason, s.error_type, s.error, s.asked,

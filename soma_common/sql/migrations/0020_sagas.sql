@@ -89,6 +89,9 @@ CREATE TABLE soma.saga_signals (
 CREATE FUNCTION soma.refuse_journal_change() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP = 'DELETE' AND current_setting('soma.forgetting', true) = 'on' THEN  -- soma.forget_sagas
+        RETURN NULL;
+    END IF;
     RAISE EXCEPTION 'the journal of a saga is written once' USING ERRCODE = 'SC010';
 END $$;
 CREATE TRIGGER journal_is_insert_only BEFORE UPDATE OR DELETE ON soma.saga_steps
@@ -290,4 +293,61 @@ BEGIN
     WHERE s.saga_id = p_saga;
     PERFORM set_config('soma.who', '', true), set_config('soma.why', '', true);
     RETURN v_saga.status;
+END $$;
+
+-- Letters of sagas among those that are to be tried again: the verb retry of their sagas. Returns those that changed.
+CREATE FUNCTION soma.retry_letters_of_sagas(p_letters uuid[], p_who text, p_why text) RETURNS SETOF uuid
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_letter record;
+BEGIN
+    FOR v_letter IN
+        SELECT l.letter_id, l.event_id FROM soma.dead_letters l
+        WHERE l.letter_id = ANY (p_letters) AND l.partition = -2 AND l.status = 'dead' ORDER BY l.event_id
+    LOOP
+        IF soma.unstick_saga(v_letter.event_id, 'retry', NULL, p_who, coalesce(p_why, 'its letter was retried')) = 'stuck' THEN
+            RETURN NEXT v_letter.letter_id;
+        END IF;
+    END LOOP;
+END $$;
+
+-- Removes sagas that ended before a moment, with all that belongs to them, the oldest first; how many.
+CREATE FUNCTION soma.forget_sagas(p_before timestamptz, p_most integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    v_sagas uuid[] := ARRAY(SELECT s.saga_id FROM soma.sagas s WHERE s.ended_at < p_before
+                            ORDER BY s.saga_id LIMIT p_most FOR UPDATE SKIP LOCKED);
+BEGIN
+    PERFORM set_config('soma.forgetting', 'on', true);
+    DELETE FROM soma.saga_signals n WHERE n.saga_id = ANY (v_sagas);
+    DELETE FROM soma.saga_steps j WHERE j.saga_id = ANY (v_sagas);
+    DELETE FROM soma.sagas s WHERE s.saga_id = ANY (v_sagas);
+    PERFORM set_config('soma.forgetting', '', true);
+    RETURN cardinality(v_sagas);
+END $$;
+REVOKE EXECUTE ON FUNCTION soma.forget_sagas(timestamptz, integer) FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION soma.grant_runtime(p_role name) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA soma TO %I', p_role);
+    EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA soma TO %I', p_role);
+    EXECUTE format('GRANT INSERT ON soma.events, soma.outbox TO %I', p_role);
+    EXECUTE format('GRANT INSERT, UPDATE ON soma.streams, soma.shards, soma.workers, soma.consumer_offsets, '
+                   'soma.consumers TO %I', p_role);
+    EXECUTE format('GRANT INSERT, DELETE ON soma.idempotency_keys, soma.inbox, soma.inbox_keys, soma.outbox_parked, '
+                   'soma.workers TO %I', p_role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON soma.consumer_lanes, soma.consumer_claims, '
+                   'soma.consumer_attempts TO %I', p_role);
+    EXECUTE format('GRANT INSERT ON soma.ticks, soma.dead_letters, soma.dead_letter_history TO %I', p_role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON soma.dead_sequences TO %I', p_role);
+    EXECUTE format('GRANT UPDATE (status, stage, error_type, error_message, error_stack, fingerprint, attempts, next_at, '
+                   'automatic_left, edited_value, edited_by, edited_at, revision, changed_at) '
+                   'ON soma.dead_letters TO %I', p_role);
+    EXECUTE format('GRANT INSERT, UPDATE ON soma.sagas, soma.saga_types TO %I', p_role);
+    EXECUTE format('GRANT INSERT ON soma.saga_steps, soma.saga_signals TO %I', p_role);
+    EXECUTE format('GRANT UPDATE (taken) ON soma.saga_signals TO %I', p_role);
+    EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA soma TO %I', p_role);
+    EXECUTE format('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA soma TO %I', p_role);
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION soma.repair(), soma.grant_runtime(name) FROM %I', p_role);
 END $$;

@@ -256,7 +256,7 @@ async def test_a_sub_saga_is_a_part_with_its_own_paths(sagas: Sagas) -> None:
     assert undone(view) == ["inner/note", "reserve"]
 
 
-def _note(forward: str, back: str):  # noqa: ANN202 - two functions, as users write them
+def _note(forward: str, back: str):
     async def undo(hold: Hold, tx: Tx) -> None:
         await tx.conn.execute("INSERT INTO done (what) VALUES ($1)", f"{back} {hold.hold_id}")
 
