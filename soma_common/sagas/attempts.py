@@ -20,6 +20,7 @@ from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.machine import Work
 from soma_common.sagas.parameters import Call
+from soma_common.sagas.rig import REAL, Point, Rig
 from soma_common.tracing.context import TraceContext
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
@@ -78,8 +79,10 @@ class Runner:
         threads: transactions for plain functions; None: there are none among the definitions.
     """
 
-    def __init__(self, pool: Pool, append: Append, *, transactions: int, threads: Threads | None = None) -> None:
-        self._pool, self._append, self._threads = pool, append, threads
+    def __init__(
+        self, pool: Pool, append: Append, *, transactions: int, threads: Threads | None = None, rig: Rig = REAL
+    ) -> None:
+        self._pool, self._append, self._threads, self._probe = pool, append, threads, rig.probe
         self._room = asyncio.Semaphore(transactions)
         self._tracer = TransactionTracer()
 
@@ -124,12 +127,14 @@ class Runner:
 
     async def _called(self, call: Call, fill: Fill, context: SagaContext, connection: Any) -> Any:
         tx = Tx(connection) if call.transactional else None
+        await self._probe(Point.BEFORE_EFFECT, context)
         pid = os.getpid()
         try:
             value = await call.function(**fill(tx))
         finally:
             _end_fork(pid)
         require_done(value)
+        await self._probe(Point.AFTER_EFFECT, context)
         if tx is not None:
             if not connection.is_in_transaction():
                 raise ConfigurationError("The step ended its transaction.", cure=_KEEP_OPEN)
@@ -137,9 +142,11 @@ class Runner:
         return value
 
     async def _in_thread(self, call: Call, fill: Fill, context: SagaContext, connection: ThreadTx | None) -> Any:
+        await self._probe(Point.BEFORE_EFFECT, context)
         if connection is None:
             value = await in_thread(lambda: call.function(**fill(None)))
             require_done(value)
+            await self._probe(Point.AFTER_EFFECT, context)
             return value
         made: list[Tx] = []
 
@@ -151,6 +158,7 @@ class Runner:
             return value
 
         value = await connection.call(_unforked, work)
+        await self._probe(Point.AFTER_EFFECT, context)
         await self._publish(made[0], connection, context)
         return value
 

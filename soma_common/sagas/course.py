@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -35,15 +34,18 @@ class Course:
     """Where a claimed saga stands.
 
     ``at_work``: steps that are under way. ``doubtful``: steps that a former worker may have been at when it died.
-    ``due``: when a step may be tried again, or a wait ends (monotonic clock). ``over``: it ended, or was given back.
+    ``due``: when a step may be tried again, or a wait ends, by the monotonic clock ``now``. ``over``: it ended, or was
+    given back.
     """
 
-    def __init__(self, saga: Saga, claimed: Claimed, entries: Sequence[Entry], *, lease_ends: float) -> None:
-        self.saga, self.claimed, self.lease_ends = saga, claimed, lease_ends
+    def __init__(
+        self, saga: Saga, claimed: Claimed, entries: Sequence[Entry], *, lease_ends: float,
+        now: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.saga, self.claimed, self.lease_ends, self.now = saga, claimed, lease_ends, now
         self.journal, self.values = Journal.of(entries), Values(saga, claimed.input)
-        now = time.monotonic()
-        self.deadline = now + claimed.left
-        self.due = {path: now + state.due for path, state in self.journal.steps.items() if state.due is not None}
+        self.deadline = now() + claimed.left
+        self.due = {path: now() + state.due for path, state in self.journal.steps.items() if state.due is not None}
         self.at_work: set[str] = set()
         self.doubtful: set[str] = set()
         self.over = False
@@ -67,7 +69,7 @@ class Course:
         return self._decide(self.journal, alone=not self.at_work)
 
     def _decide(self, journal: Journal, *, alone: bool) -> Decision:
-        wanted = self.claimed.asked is not None or time.monotonic() >= self.deadline
+        wanted = self.claimed.asked is not None or self.now() >= self.deadline
         return decide(self.saga, journal, turn_wanted=wanted, doubtful=self.doubtful, at_work=not alone)
 
     def note(self, entry: Entry) -> None:
@@ -126,7 +128,7 @@ class Course:
 
     def _add(self, entries: Sequence[Entry]) -> None:
         self.journal = self.journal.after(*entries)
-        now = time.monotonic()
+        now = self.now()
         for entry in entries:
             self.due.pop(entry.step, None)
             if entry.due_in is not None:
@@ -138,7 +140,7 @@ class Course:
     def giving_back(self, wake_in: float) -> Draft:
         """A record with which it is given back: nothing can be done for so many seconds, or until something comes."""
         if not self.journal.turned and not self.one_way:
-            wake_in = min(wake_in, max(0.0, self.deadline - time.monotonic()))
+            wake_in = min(wake_in, max(0.0, self.deadline - self.now()))
         waits = None if wake_in == math.inf else wake_in
         record = Record(saga=self.claimed, entries=tuple(self._unwritten), kept=False, wake_in=waits)
         return Draft(record, (), len(self._unwritten))

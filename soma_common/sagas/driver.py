@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -55,6 +54,10 @@ class Driver:
         finally:
             self.abandon()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def nudge(self) -> None:
+        """Look again: the clock was set."""
+        self._nudge.set()
 
     def see(self, seen: Seen) -> None:
         """What others want of it by now."""
@@ -109,7 +112,7 @@ class Driver:
 
     async def _wait(self, fresh: Sequence[Work]) -> None:
         """Until a step that is under way ends, something is due, or somebody nudges."""
-        course, now = self.course, time.monotonic()
+        course, now = self.course, self.course.now()
         next_due = min((course.due.get(work.path, math.inf) for work in fresh), default=math.inf) - now
         if not self._tasks:
             for_others = all(isinstance(work.part, Signal) for work in fresh)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from soma_common.sagas.machine import Work
 from soma_common.sagas.outcomes import Failed, entries_of, failed
 from soma_common.sagas.parameters import Call
 from soma_common.sagas.recorder import Recorder, lost
+from soma_common.sagas.rig import REAL, Point, Rig
 from soma_common.sagas.steps import Unknown
 from soma_common.sagas.store import SagaStore
 from soma_common.sagas.values import encode
@@ -33,6 +33,7 @@ class Parts:
     store: SagaStore
     recorder: Recorder
     runner: Runner
+    rig: Rig = REAL
 
 
 class Stepper:
@@ -78,7 +79,7 @@ class Stepper:
         False: that it had begun before, and nobody knows how it ended, was written instead.
         """
         course = self._course
-        if time.monotonic() > course.lease_ends:
+        if self._p.rig.now() > course.lease_ends:
             raise DatabaseUnavailable(f"The lease of saga {course.claimed.saga_id} could not be renewed.")
         if not work.undo and work.part.unknown is not Unknown.RETRY:
             if course.journal.of_step(work.path).begun:
@@ -104,8 +105,9 @@ class Stepper:
         return failed(work, last, attempt.took, transactional=True)
 
     async def _external(self, work: Work, call: Call, attempt: Attempt) -> Failed | None:
+        context, probe = self._course.context(work), self._p.rig.probe
         try:
-            value = await self._p.runner.call(call, self._filling(work, call), self._course.context(work), attempt)
+            value = await self._p.runner.call(call, self._filling(work, call), context, attempt)
             entry = self._done(work, value, attempt)
         except StepRaised as raised:
             return failed(work, raised.error, attempt.took, transactional=False)
@@ -113,12 +115,14 @@ class Stepper:
             raise
         except Exception as error:  # of what it returned
             return Failed(error, unknown=True, took=attempt.took, final=True)
+        await probe(Point.BEFORE_RECORD, context)
         await self.write(entry)
+        await probe(Point.AFTER_COMMIT, context)
         return None
 
     async def _transactional(self, work: Work, call: Call, attempt: Attempt) -> Failed | None:
         course = self._course
-        context, fill = course.context(work), self._filling(work, call)
+        context, fill, probe = course.context(work), self._filling(work, call), self._p.rig.probe
         try:
             async with self._p.runner.transaction(attempt, blocking=call.blocking) as connection:
                 try:
@@ -126,9 +130,12 @@ class Stepper:
                     draft = course.draft(self._encoded(work, value, attempt))
                 except StepRaised as raised:
                     raise _meaning(raised, connection, attempt) from raised.error
+                await probe(Point.BEFORE_RECORD, context)
                 seen = await self._p.store.record([draft.record], connection)
                 if not seen:
                     raise lost(draft.record)
+                await probe(Point.BEFORE_COMMIT, context)
+            await probe(Point.AFTER_COMMIT, context)
         except StepRaised as raised:
             return failed(work, raised.error, attempt.took, transactional=True)
         course.written(draft, seen[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Final
 
 from soma_common.sagas.course import Course
@@ -28,7 +27,7 @@ class Waiter:
 
     def is_ready(self, work: Work) -> bool:
         """Whether there may be something to do for it now."""
-        is_due = self._course.due.get(work.path, 0.0) <= time.monotonic()
+        is_due = self._course.due.get(work.path, 0.0) <= self._course.now()
         if not isinstance(work.part, Signal):
             return is_due
         fresh = self._looked.get(work.path, -1) < self._course.claimed.signals
@@ -83,7 +82,7 @@ class Waiter:
             if entry is not None:
                 return
         if work.path in course.due:
-            if course.due[work.path] <= time.monotonic():
+            if course.due[work.path] <= self._course.now():
                 self._give_up(work)
         elif not course.journal.of_step(work.path).begun:
             course.note(Entry(what=What.WAITING, step=work.path, attempt=1, due_in=work.part.timeout_seconds))

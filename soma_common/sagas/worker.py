@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -23,6 +22,7 @@ from soma_common.sagas.machine import disagreements
 from soma_common.sagas.models import Saga, check_sagas
 from soma_common.sagas.outcomes import Failed
 from soma_common.sagas.recorder import Recorder
+from soma_common.sagas.rig import REAL, Rig
 from soma_common.sagas.settings import SagaSettings
 from soma_common.sagas.stepping import Parts
 from soma_common.sagas.store import Claimed, SagaStore
@@ -43,11 +43,12 @@ class SagaWorker(Service):
         pool: the database of the sagas, in which their transactional steps work.
         append: records events in a transaction.
         connect: makes connections for steps that are plain functions with a transaction.
+        rig: what tests hold in their hands.
     """
 
     def __init__(
         self, pool: Pool, sagas: Iterable[Saga], *, append: Append, settings: SagaSettings | None = None,
-        connect: Connect | None = None,
+        connect: Connect | None = None, rig: Rig = REAL,
     ) -> None:  # fmt: skip
         super().__init__("sagas")
         self._settings = settings = settings or SagaSettings()
@@ -55,16 +56,19 @@ class SagaWorker(Service):
         room = settings.transactions or max(1, pool.settings.size - 2)
         store = SagaStore(pool)
         self._store = store
-        self._parts = Parts(store, Recorder(store), Runner(pool, append, transactions=room, threads=self._threads))
+        runner = Runner(pool, append, transactions=room, threads=self._threads, rig=rig)
+        self._parts, self._now = Parts(store, Recorder(store), runner, rig), rig.now
         self._sagas = {saga.type_id: saga for saga in check_sagas(sagas)}
         self._running: dict[asyncio.Task[None], Driver | None] = {}
         self._left: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._looked = 0.0
 
-    def wake(self) -> None:
-        """Look for sagas that are due at once."""
+    def wake(self, *, everything: bool = False) -> None:
+        """Look for sagas that are due at once; with ``everything``, at those that wait here, too."""
         self._wake.set()
+        for driver in filter(None, self._running.values() if everything else ()):
+            driver.nudge()
 
     async def run(self) -> None:
         """Until it is stopped, and the steps under way have ended."""
@@ -125,7 +129,7 @@ class SagaWorker(Service):
         return len(self._running) <= self._settings.at_once * 3 // 4
 
     async def _claim(self) -> int:
-        lease, now = self._settings.lease, time.monotonic()
+        lease, now = self._settings.lease, self._now()
         got = await self._claim_due(lease)
         if now - self._looked > lease / 10:
             self._looked = now
@@ -138,7 +142,7 @@ class SagaWorker(Service):
 
     async def _claim_due(self, lease: float) -> int:
         """Every type has an equal share of what is free; what one leaves over is for all."""
-        now, rooms = time.monotonic(), self._rooms()
+        now, rooms = self._now(), self._rooms()
         free = self._settings.at_once - len(self._running)
         share = -(-free // max(1, len(rooms)))
         claimed = await self._store.claim({t: min(share, room) for t, room in rooms.items()}, lease=lease)
@@ -165,7 +169,7 @@ class SagaWorker(Service):
             await asyncio.wait(self._running, timeout=settings.lease)
             if self._running:
                 return 0  # others are busy, or too long at it: next time
-        now = time.monotonic()
+        now = self._now()
         got = await self._store.take_over(
             self._sagas, 1, lease=settings.lease, patience=settings.patience, suspects=True
         )
@@ -198,7 +202,7 @@ class SagaWorker(Service):
     ) -> None:
         """One saga, and again from its journal whenever nobody knows what was written."""
         while claimed is not None:
-            course = Course(self._sagas[claimed.type_id], claimed, entries, lease_ends=lease_ends)
+            course = Course(self._sagas[claimed.type_id], claimed, entries, lease_ends=lease_ends, now=self._now)
             driver = Driver(self._parts, course)
             task = asyncio.current_task()
             assert task is not None
@@ -222,7 +226,7 @@ class SagaWorker(Service):
     async def _again(self, claimed: Claimed) -> tuple[Claimed | None, Sequence[Entry], float]:
         """The saga under a new epoch, when the database is back; None when another worker has it."""
         for delay in _AWAY.delays():
-            now = time.monotonic()
+            now = self._now()
             try:
                 again = await self._store.take_again(claimed, lease=self._settings.lease)
                 if again is None:
@@ -261,7 +265,7 @@ class SagaWorker(Service):
             await asyncio.sleep(min(1.0, lease / 6))
             self._leave_hung()
             held = {d.course.claimed.saga_id: d for d in self._running.values() if d and not d.course.over}
-            soon = time.monotonic() + lease * 2 / 3
+            soon = self._now() + lease * 2 / 3
             late = {saga_id: driver for saga_id, driver in held.items() if driver.course.lease_ends < soon}
             if not late:
                 continue
@@ -271,7 +275,7 @@ class SagaWorker(Service):
                 log.warning("Leases of sagas could not be renewed: %s", error)
 
     async def _hold(self, held: Mapping[UUID, Driver]) -> None:
-        now, claims = time.monotonic(), [driver.course.claimed for driver in held.values()]
+        now, claims = self._now(), [driver.course.claimed for driver in held.values()]
         seen = await self._store.hold(claims, lease=self._settings.lease)
         for was, driver in zip(claims, held.values(), strict=True):
             if was.saga_id not in seen:
