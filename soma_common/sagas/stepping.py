@@ -6,7 +6,16 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
-from soma_common.errors import DatabaseUnavailable, OutcomeUnknown, TransactionConflict
+from soma_common.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    InfrastructureError,
+    LeaseLost,
+    LogError,
+    MigrationError,
+    OutcomeUnknown,
+    TransactionConflict,
+)
 from soma_common.postgres.errors import sqlstate_of, translate
 from soma_common.retry import Backoff
 from soma_common.sagas.attempts import Attempt, Runner, StepRaised
@@ -24,6 +33,8 @@ from soma_common.tx import Tx
 
 _CONFLICTED: Final = Backoff(base=0.005, maximum=0.5)
 _MOST_CONFLICTS: Final = 20
+ENDING: Final = (ConfigurationError, MigrationError, LogError)
+"""Of the library's own statements: no saga's fault, and no retry mends it. The worker ends with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,10 @@ class Stepper:
             await probe(Point.AFTER_COMMIT, context)
         except StepRaised as raised:
             return failed(work, raised.error, attempt.took, transactional=True)
+        except (TransactionConflict, LeaseLost, InfrastructureError, *ENDING):
+            raise
+        except Exception as error:  # the step left its transaction behind so that it cannot be written to, or committed
+            return failed(work, error, attempt.took, transactional=True)
         course.written(draft, seen[0])
         return None
 

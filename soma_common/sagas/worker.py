@@ -24,7 +24,7 @@ from soma_common.sagas.outcomes import Failed
 from soma_common.sagas.recorder import Recorder
 from soma_common.sagas.rig import REAL, Rig
 from soma_common.sagas.settings import SagaSettings
-from soma_common.sagas.stepping import Parts
+from soma_common.sagas.stepping import ENDING, Parts
 from soma_common.sagas.store import Claimed, SagaStore
 from soma_common.service import Service
 
@@ -63,6 +63,7 @@ class SagaWorker(Service):
         self._left: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._looked = 0.0
+        self._fatal: BaseException | None = None
 
     def wake(self, *, everything: bool = False) -> None:
         """Look for sagas that are due at once; with ``everything``, at those that wait here, too."""
@@ -81,6 +82,8 @@ class SagaWorker(Service):
                 driver.stop()
             while self._running:
                 await asyncio.wait(self._running)
+            if self._fatal is not None:
+                raise self._fatal
         finally:
             keeping.cancel()
             for task in (*self._running, *self._left):
@@ -194,7 +197,12 @@ class SagaWorker(Service):
         self._running.pop(task, None)
         self._left.discard(task)
         self._wake.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, ENDING):
+            self._fatal = self._fatal or error
+            self.stopping.set()
+        else:
             log.error("A saga was dropped; it is claimed again when its lease ends.", exc_info=error)
 
     async def _drive(
@@ -241,7 +249,9 @@ class SagaWorker(Service):
         """A saga that cannot be run is stuck."""
         claims, most = course.claimed.claims, 2 * self._settings.patience
         if claims > most:
-            draft = course.stuck("WorkerDied", f"Its workers died {most} times at it, or could not go on with it.")
+            draft = course.stuck(
+                "WorkerDied", f"Its workers died at it, or could not go on with it, {most} times in a row."
+            )
         elif entries and (found := disagreements(course.saga, course.journal)):
             draft = course.stuck("JournalDisagrees", f"{course.saga!r} is not what it was: {'; '.join(found)}.")
         else:
