@@ -29,6 +29,11 @@ from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.retention.reader import ArchiveReader
 from soma_common.sagas.models import Saga, check_sagas
 from soma_common.sagas.orchestrator import SagaOrchestrator
+from soma_common.sagas.receiving import CONSUMER as REPLIES_CONSUMER
+from soma_common.sagas.receiving import REPLIES, receive
+from soma_common.sagas.replies import COMMANDS as SAGA_COMMANDS
+from soma_common.sagas.replies import EVENTS as SAGA_EVENTS
+from soma_common.sagas.replies import is_command
 from soma_common.sagas.settings import SagaSettings
 from soma_common.sagas.worker import SagaWorker
 from soma_common.service import Service, run_until_signalled
@@ -97,6 +102,8 @@ class Soma:
             )
         self._handlers: dict[str, Handlers] = {}
         self._sagas = check_sagas(sagas)
+        if any(saga.asks for saga in self._sagas):
+            self._declare_replies()
         self._saga_workers: WeakSet[SagaWorker] = WeakSet()
         self._orchestrator: SagaOrchestrator | None = None
         self._ground: Ground | None = None
@@ -280,7 +287,7 @@ class Soma:
             if self._ground is None:
                 self._ground = await open_ground(self.config, self.models, self._topic)
                 if self.config.uses_kafka:
-                    await ensure_topics(self.config, self._own_topics, mirrors=self._settings.mirrors)
+                    await ensure_topics(self.config, self._needed_topics, mirrors=self._settings.mirrors)
             self._users += 1
         return self
 
@@ -311,8 +318,25 @@ class Soma:
     def _own_topics(self) -> list[str]:
         return sorted({self.config.topic, *self._topics.values()})
 
+    @property
+    def _needed_topics(self) -> list[str]:
+        """Its own, and those by which sagas and other services talk, where it takes part in that."""
+        between = {SAGA_COMMANDS, SAGA_EVENTS}
+        takes_part = any(between.intersection(topics) for topics in self._reads.values())
+        return sorted({*self._own_topics, *(between if takes_part else ())})
+
     def _topic(self, event: Event) -> str:
-        return self._topics.get(event.event_type, self.config.topic)
+        usual = self.config.topic
+        if is_command(event):
+            usual = SAGA_COMMANDS
+        elif event.event_type.startswith("saga."):
+            usual = SAGA_EVENTS
+        return self._topics.get(event.event_type, usual)
+
+    def _declare_replies(self) -> None:
+        """Other services answer to sagas: a consumer of its own hands that on."""
+        self.handler(*REPLIES, consumer=REPLIES_CONSUMER)(receive)
+        self._reads.setdefault(REPLIES_CONSUMER, (SAGA_EVENTS,))
 
     def _typed(self, event: RecordedEvent) -> RecordedEvent:
         return typed(event, self.models, self.upcasters)

@@ -26,6 +26,7 @@ from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
 Append = Callable[[Sequence[Event], Any], Awaitable[Any]]
+"""Records events in a transaction: ``await append(events, tx)``."""
 Fill = Callable[[Tx | None], dict[str, Any]]
 _FORKED: Final = 70  # exit code of a process that came out of an action twice
 _KEEP_OPEN: Final = "leave COMMIT and ROLLBACK to the saga; undo by savepoints."
@@ -164,8 +165,12 @@ class Runner:
 
     async def _publish(self, tx: Tx, connection: Any, context: SagaContext) -> None:
         if tx.pending:
-            trace = self._tracer.current() or context.trace
-            await self._append([_of_saga(event, context, trace) for event in tx.pending], connection)
+            await self.publish(tx.pending, connection, context)
+
+    async def publish(self, events: Sequence[Event], connection: Any, context: SagaContext) -> None:
+        """Record events of a saga in a transaction."""
+        trace = self._tracer.current() or context.trace
+        await self._append([_of_saga(event, context, trace) for event in events], connection)
 
 
 def _of_saga(event: Event, context: SagaContext, trace: TraceContext | None) -> Event:

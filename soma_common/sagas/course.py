@@ -130,6 +130,8 @@ class Course:
         self.journal = self.journal.after(*entries)
         now = self.now()
         for entry in entries:
+            if entry.what is What.TURNED:
+                self.due.clear()
             self.due.pop(entry.step, None)
             if entry.due_in is not None:
                 self.due[entry.step] = now + entry.due_in

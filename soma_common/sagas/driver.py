@@ -12,7 +12,7 @@ from soma_common.sagas.course import Course
 from soma_common.sagas.machine import Work
 from soma_common.sagas.models import Saga
 from soma_common.sagas.stepping import Parts, Stepper
-from soma_common.sagas.steps import SagaStep, Signal
+from soma_common.sagas.steps import Ask, SagaStep, Signal
 from soma_common.sagas.store import Seen
 from soma_common.sagas.waiting import Waiter
 
@@ -115,7 +115,7 @@ class Driver:
         course, now = self.course, self.course.now()
         next_due = min((course.due.get(work.path, math.inf) for work in fresh), default=math.inf) - now
         if not self._tasks:
-            for_others = all(isinstance(work.part, Signal) for work in fresh)
+            for_others = all(isinstance(work.part, Signal | Ask) for work in fresh)
             if next_due > _PATIENCE or for_others:
                 await self._give_back(next_due)
                 return

@@ -114,7 +114,9 @@ class Journal:
         steps, turned, first, length = dict(self.steps), self.turned, self.first_failed, self.length
         for entry in entries:
             length += 1
-            turned = turned or entry.what is What.TURNED
+            if entry.what is What.TURNED:
+                turned = True
+                steps = {path: replace(state, due=None) for path, state in steps.items()}  # nothing forward is due
             if entry.step:
                 steps[entry.step] = _fold(steps.get(entry.step, NOTHING), entry)
                 first = first or (entry.step if entry.what is What.FAILED else None)

@@ -11,7 +11,7 @@ import orjson
 
 from soma_common.sagas.journal import NOTHING, Journal, StepState
 from soma_common.sagas.models import Saga
-from soma_common.sagas.steps import ForEach, Parallel, Part, SagaStep, SubSaga, Unknown, When
+from soma_common.sagas.steps import Ask, ForEach, Parallel, Part, SagaStep, SubSaga, Unknown, When
 
 
 class Work(NamedTuple):
@@ -196,7 +196,7 @@ def _undoings(
 ) -> Iterator[Work]:
     for part in reversed(parts):
         match part:
-            case SagaStep():
+            case SagaStep() | Ask():
                 work = Work(saga, part, prefix, inside, undo=True)
                 if _is_to_undo(part, journal.of_step(work.path)):
                     yield work
@@ -212,9 +212,11 @@ def _undoings(
                 pass
 
 
-def _is_to_undo(part: SagaStep, state: StepState) -> bool:
+def _is_to_undo(part: SagaStep | Ask, state: StepState) -> bool:
     if part.compensation is None or state.undone:
         return False
+    if isinstance(part, Ask):  # a command that was sent and not answered is taken back
+        return state.done or state.begun or state.unknown
     return state.done or (state.unknown and part.unknown is Unknown.COMPENSATE)
 
 

@@ -16,6 +16,7 @@ from soma_common.ranges import check_settings
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.parameters import INPUT, Call, From, Kind, Known, adapter_of
 from soma_common.sagas.steps import (
+    Ask,
     ForEach,
     Given,
     Parallel,
@@ -35,8 +36,8 @@ from soma_common.sagas.wiring import Wiring
 from soma_common.tx import Tx
 
 __all__ = [
-    "ForEach", "From", "Parallel", "Saga", "SagaContext", "SagaStatus", "SagaStep", "Signal", "SubSaga", "Timer", "Tx",
-    "UndoPolicy", "Unknown", "When", "with_compensation",
+    "Ask", "ForEach", "From", "Parallel", "Saga", "SagaContext", "SagaStatus", "SagaStep", "Signal", "SubSaga",
+    "Timer", "Tx", "UndoPolicy", "Unknown", "When", "with_compensation",
 ]  # fmt: skip
 
 _MOST_NAME: Final = 100
@@ -124,7 +125,7 @@ class Saga:
     def returns(self) -> str | None:
         """The name of the part whose result is the saga's: the last one, where it has a result."""
         last = self.parts[-1]
-        return last.name if isinstance(last, SagaStep | Signal | SubSaga) else None
+        return last.name if isinstance(last, SagaStep | Signal | SubSaga | Ask) else None
 
     @property
     def has_blocking_transactions(self) -> bool:
@@ -134,9 +135,18 @@ class Saga:
         return any(c.blocking and c.transactional for c in calls) or any(s.has_blocking_transactions for s in inner)
 
     @property
+    def asks(self) -> bool:
+        """Whether it asks other services, itself or in a sub-saga."""
+        return any(isinstance(p, Ask) or (isinstance(p, SubSaga) and p.saga.asks) for p in walk(self.parts))
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits, equal for definitions with the same parts under the same names in the same order."""
         return hashlib.sha256(repr(shape(self.parts)).encode()).hexdigest()[:16]
+
+    def number(self, name: str) -> int:
+        """The place of a part in the definition, from 1."""
+        return list(self.by_name).index(name) + 1
 
     def adapter(self, path: str) -> TypeAdapter[Any]:
         """Reads and writes the result of the step at a path of the journal."""

@@ -198,14 +198,15 @@ class SagaOrchestrator:
 
     async def _asked(self, question: Asking[Answer], tx: Any = None) -> Answer:
         if tx is not None:
-            return await _carried_out(question, tx.conn if isinstance(tx, Tx) else tx)
+            return await carried_out(question, tx.conn if isinstance(tx, Tx) else tx)
         async with self._pool.connection() as connection:
-            answer = await _carried_out(question, connection)
+            answer = await carried_out(question, connection)
         self._woken()
         return answer
 
 
-async def _carried_out(question: Asking[Answer], connection: Any) -> Answer:
+async def carried_out(question: Asking[Answer], connection: Any) -> Answer:
+    """The answer to a question, asked on a connection."""
     try:
         statement = next(question)
         while True:

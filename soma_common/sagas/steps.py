@@ -224,9 +224,39 @@ class SubSaga:
         _check_name(self.name)
 
 
-Part = SagaStep | Parallel | When | ForEach | Timer | Signal | SubSaga
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Asks another service: sends a command by an event, and waits for its reply.
+
+    The other service answers by ``reply(command, result)`` or ``refusal(command, ...)``, of ``sagas.replies``, in the
+    transaction of its handler. Delivery is the outbox's and the inbox's: nothing is sent twice by hand. One that
+    comes early is kept, a second one and one that comes too late change nothing.
+
+    Args:
+        name: in the journal.
+        command: a plain function that makes the event: from the input and from results of earlier steps.
+        reply: the type of what is answered.
+        compensation: makes the event that takes the command back; also sent when no reply came in time.
+        timeout_seconds: after which it has failed; None: the saga's deadline ends the wait.
+    """
+
+    name: str
+    command: Function
+    reply: Any = None
+    compensation: Function | None = field(default=None, kw_only=True)
+    timeout_seconds: float | None = field(default=None, kw_only=True)
+    undo: UndoPolicy = field(default_factory=UndoPolicy, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        check_settings(self, undo=UndoPolicy)
+        if self.timeout_seconds is not None:
+            check_settings(self, timeout_seconds=(0.001, 10 * 365 * 86_400.0))
+
+
+Part = SagaStep | Parallel | When | ForEach | Timer | Signal | SubSaga | Ask
 Given = Part | Function
-_PARTS: Final = (SagaStep, Parallel, When, ForEach, Timer, Signal, SubSaga)
+_PARTS: Final = (SagaStep, Parallel, When, ForEach, Timer, Signal, SubSaga, Ask)
 
 
 def parts_of(given: Any, *, empty: bool = False) -> tuple[Part, ...]:

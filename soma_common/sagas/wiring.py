@@ -9,8 +9,9 @@ from typing import Any, Final, get_args, get_origin
 from pydantic import TypeAdapter
 
 from soma_common.errors import SagaDefinitionError
+from soma_common.events.models import Event
 from soma_common.sagas.parameters import Call, Function, Kind, Known, Signature, adapter_of
-from soma_common.sagas.steps import ForEach, Parallel, Part, SagaStep, Signal, SubSaga, Timer, Unknown, When, walk
+from soma_common.sagas.steps import Ask, ForEach, Parallel, Part, SagaStep, Signal, SubSaga, Timer, Unknown, When, walk
 
 Scope = tuple[Known, ...]
 
@@ -64,6 +65,8 @@ class Wiring:
                 return (*scope, self._result(part.name, kind, place))
             case SubSaga():
                 return self._sub_saga(part, scope, place)
+            case Ask():
+                return self._ask(part, scope, place)
 
     def _step(self, part: SagaStep, scope: Scope, place: _Place) -> Scope:
         where = self._where(part.name)
@@ -121,17 +124,36 @@ class Wiring:
             self.calls[part.name] = _handed_on(saga.input_type, scope, where)
         return (*scope, self._result(part.name, saga.result_type, place))
 
+    def _ask(self, part: Ask, scope: Scope, place: _Place) -> Scope:
+        makers = [(self._rule(part.name, part.command, scope), "its command")]
+        answered = self._result(part.name, part.reply, place)
+        if part.compensation is not None:
+            own = Known(Kind.OWN, part.name, part.reply, place.depth, certain=False)
+            undo = Signature.of(part.compensation, f"{self._where(part.name)}, its compensation", rule=True)
+            self.undos[part.name] = self._deciding(undo, (*scope, own))
+            makers.append((undo, "its compensation"))
+        for signature, what in makers:
+            if signature.returns is not Event:
+                raise SagaDefinitionError(
+                    f"{self._where(part.name)}: {what} makes no event.",
+                    cure="annotate the function: def command(...) -> Event.",
+                )
+        return (*scope, answered)
+
     def _rule(self, name: str, function: Function, scope: Scope) -> Signature:
-        where = f"{self._where(name)}, its rule"
-        signature = Signature.of(function, where, rule=True)
+        signature = Signature.of(function, f"{self._where(name)}, its rule", rule=True)
+        self.calls[name] = self._deciding(signature, scope)
+        return signature
+
+    def _deciding(self, signature: Signature, scope: Scope) -> Call:
+        """A call of a function that has nothing but what it is given."""
         call = signature.bound(scope)
         if call.transactional or not call.blocking or any(known.kind is Kind.CONTEXT for _, known in call.sources):
             raise SagaDefinitionError(
-                f"{where} must decide from what it is given.",
+                f"{signature.where} must decide from what it is given.",
                 cure="make it a plain function without Tx and SagaContext; do the rest in a step before it.",
             )
-        self.calls[name] = call
-        return signature
+        return call
 
     def _result(self, name: str, kind: Any, place: _Place) -> Known:
         kind = type(None) if kind is None else kind

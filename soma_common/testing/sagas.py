@@ -17,8 +17,6 @@ from datetime import timedelta
 from typing import Any, Final, Self
 from uuid import UUID
 
-import asyncpg
-
 from soma_common.errors import DatabaseUnavailable
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import RecordedEvent
@@ -129,7 +127,7 @@ class _MortalPool(Pool):
             self._pool.terminate()
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+    async def connection(self) -> AsyncIterator[Any]:
         """As long as it lives."""
         if self.dead:
             raise DatabaseUnavailable("The worker has died.")
