@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from soma_common.events.types import EventType as EventType
     from soma_common.tracing.context import TraceContext as TraceContext
     from soma_common.tracing.tracer import TransactionTracer as TransactionTracer
+    from soma_common.transactions import TransactionScope as TransactionScope
+    from soma_common.tx import Tx as Tx
 
 _HOME = {
     "ALL_TENANTS": "events.store",
@@ -47,7 +49,9 @@ _HOME = {
     "SomaError": "errors",
     "StreamKey": "events.keys",
     "TraceContext": "tracing.context",
+    "TransactionScope": "transactions",
     "TransactionTracer": "tracing.tracer",
+    "Tx": "tx",
 }
 
 __all__ = sorted(_HOME)  # computed, so that door and homes cannot disagree

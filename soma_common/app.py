@@ -26,8 +26,10 @@ from soma_common.postgres.threads import Connect, connecting
 from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.retention.reader import ArchiveReader
+from soma_common.scopes import Mode
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
+from soma_common.transactions import TransactionScope
 from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
 
 log = logging.getLogger(__name__)
@@ -145,6 +147,10 @@ class Soma:
     ) -> Published:
         """Record events; see :meth:`EventStore.publish`."""
         return await self.store.publish(events, expected_version=expected_version, tx=tx)
+
+    def transaction(self, *, mode: Mode = "join") -> TransactionScope:
+        """A transaction for writes and events: ``async with soma.transaction() as tx``; see ``TransactionScope``."""
+        return TransactionScope(self.store, mode=mode)
 
     def sync_store(self) -> SyncEventStore:
         """A store for synchronous code (Django, psycopg): the same models, codec and topics. It publishes on
