@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from soma_common.errors import ConfigurationError, TransactionDoomed, TransactionElsewhere, TransactionEnded
 from soma_common.events.models import Event
@@ -53,10 +53,11 @@ class Scope:
     """
 
     def __init__(
-        self, place: object, store: object, conn: Any, trace: CurrentTrace, *,
+        self, place: object, store: Any, conn: Any, trace: CurrentTrace, *,
         within: Scope | None = None, unit: bool = True,
     ) -> None:  # fmt: skip
-        self.place, self.store, self.conn, self.within, self.unit = place, store, conn, within, unit
+        self.place, self.store, self.conn, self.unit = place, store, conn, unit
+        self.within: Any = within  # of the same class
         self._owner, self._before = here(), _open_before()
         self._trace, self._open_inside, self._ended = trace, 0, False
         self._doom: BaseException | None = None
@@ -69,9 +70,9 @@ class Scope:
         """Whether it is open, and opened by whoever asks."""
         return not self._ended and self._owner is here()
 
-    def part(self, *, unit: bool) -> Scope:
+    def part(self, *, unit: bool) -> Self:
         """A scope that takes part in this one's transaction."""
-        return Scope(self.place, self.store, self.conn, self._trace, within=self, unit=unit)
+        return type(self)(self.place, self.store, self.conn, self._trace, within=self, unit=unit)
 
     def check(self) -> None:
         """Raise unless whoever calls may use the transaction now.

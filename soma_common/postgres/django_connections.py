@@ -41,6 +41,21 @@ def check_alias(alias: str) -> None:
         )
 
 
+def atomic(connection: Any, *, savepoint: bool) -> AbstractContextManager[object]:
+    """Django's ``atomic`` block on one of its connections."""
+    block: AbstractContextManager[object] = transaction.atomic(using=connection.alias, savepoint=savepoint)
+    return block
+
+
+def mark(connection: Any) -> object:
+    """A function that does nothing after the commit: Django forgets it when the block that is open is rolled back."""
+
+    def nothing() -> None: ...
+
+    transaction.on_commit(nothing, using=connection.alias)
+    return nothing
+
+
 class DjangoConnection(ThreadConnection):
     """The connection that Django keeps for this thread under an alias."""
 
