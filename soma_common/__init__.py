@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from soma_common.app import Soma as Soma
     from soma_common.config import SomaConfig as SomaConfig
+    from soma_common.decorators import trace_transaction as trace_transaction
     from soma_common.deployment import DeployMode as DeployMode
     from soma_common.errors import SomaError as SomaError
     from soma_common.events.keys import StreamKey as StreamKey
@@ -52,6 +53,7 @@ _HOME = {
     "TransactionScope": "transactions",
     "TransactionTracer": "tracing.tracer",
     "Tx": "tx",
+    "trace_transaction": "decorators",
 }
 
 __all__ = sorted(_HOME)  # computed, so that door and homes cannot disagree

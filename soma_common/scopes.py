@@ -168,6 +168,14 @@ def innermost(place: object, store: object) -> Scope | None:
     return scope
 
 
+def innermost_of(store: object) -> Scope | None:
+    """The innermost open scope, of any place, that this task or thread opened and whose events this store records."""
+    scope = _INNERMOST.get()
+    while scope is not None and not (scope.is_mine and scope.store is store):
+        scope = scope._before
+    return scope
+
+
 def _open_before() -> Scope | None:
     """The innermost scope, whoever opened it; those that ended elsewhere are forgotten."""
     scope = _INNERMOST.get()
