@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
-from soma_common import current
 from soma_common.blocking import BlockingTransactions
 from soma_common.config import SomaConfig, check_topic
 from soma_common.consumer.handlers import Handle, Handlers, check_consumer, check_types
 from soma_common.consumer.order import Order
 from soma_common.consumer.settings import ConsumerSettings, SettingsByConsumer
 from soma_common.consumer.worker import ConsumerWorker
+from soma_common.current import closed, opened
 from soma_common.decorators import Traced, TraceOptions, trace_transaction
 from soma_common.errors import ConfigurationError
 from soma_common.events.append import Expected, Published
@@ -269,7 +269,7 @@ class Soma:
                 self._ground = await open_ground(self.config, self.models, self._topic)
                 if self.config.uses_kafka:
                     await ensure_topics(self.config, self._own_topics, mirrors=self._settings.mirrors)
-                current.opened(self)
+                opened(self)
             self._users += 1
         return self
 
@@ -279,7 +279,7 @@ class Soma:
             self._users = max(0, self._users - 1)
             if self._users == 0 and self._ground is not None:
                 ground, self._ground = self._ground, None
-                current.closed(self)
+                closed(self)
                 self.blocking.close()
                 await ground.close()
 

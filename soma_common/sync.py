@@ -27,19 +27,9 @@ from soma_common.events.append import (
     append_steps,
 )
 from soma_common.events.models import ANY, Event
+from soma_common.postgres.blocks import block, check_whole, depth, is_idle, mark, marks
 from soma_common.postgres.errors import is_connection_loss, translated, translated_around_callers
-from soma_common.postgres.sync import (
-    block,
-    check_whole,
-    depth,
-    driver_connection,
-    fetch_sync,
-    is_django,
-    is_idle,
-    mark,
-    marks,
-    transaction_if_none,
-)
+from soma_common.postgres.sync import driver_connection, fetch_sync, is_django, transaction_if_none
 from soma_common.scopes import Mode, Scope, check_mode, innermost
 from soma_common.tracing.context import TraceContext
 from soma_common.tx import Tx

@@ -18,6 +18,12 @@ def test_scopes_and_atomic_blocks_go_together(soma_database: str) -> None:
     assert _run("scopes", soma_database).count(" ok\n") == EXPECTED
 
 
+def test_views_are_traced_transactions(soma_database: str) -> None:
+    from tests.integration.django_project.traced_views import EXPECTED
+
+    assert _run("traced_views", soma_database).count(" ok\n") == EXPECTED
+
+
 def _run(module: str, database: str) -> str:
     root = Path(__file__).parents[2]
     done = subprocess.run(
