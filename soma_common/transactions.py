@@ -150,7 +150,7 @@ async def _settle(store: EventStore, published: Published, lost: DatabaseUnavail
     """
     if published.transaction_id is None:
         raise CommitUnknown(
-            f"The connection was lost at COMMIT of a transaction that recorded no event ({lost.message}).",
+            f"The connection was lost at COMMIT of a transaction that recorded no new event ({lost.message}).",
             cure="look whether what it wrote is there; or publish an event in it, then the scope finds out.",
         ) from lost
     if not await store.outcome(published):

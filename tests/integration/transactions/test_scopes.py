@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -344,6 +346,31 @@ async def test_a_cancelled_scope_rolls_back(world: World) -> None:
     with pytest.raises(asyncio.CancelledError):
         await working
     assert await world.there() == []
+
+
+async def test_cancelled_at_any_moment_it_leaves_all_or_nothing(world: World) -> None:
+    """And the connections are good for others afterwards."""
+
+    async def work(name: str) -> None:
+        async with world.scope() as outer:
+            await world.write(outer, name)
+            async with world.scope("savepoint") as inner:
+                await world.write(inner, f"{name}.1")
+            async with world.scope("new") as other:
+                await world.write(other, f"{name}.2")
+
+    chance = random.Random(1)
+    for number in range(150):
+        working = asyncio.create_task(work(str(number)))
+        await asyncio.sleep(chance.uniform(0, 0.02))
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+    names = set(await world.there())
+    assert {name for name in names if f"{name}.1" in names} == {name for name in names if "." not in name}
+    assert 0 < len(names) < 450
+    await work("last")
+    assert {"last", "last.1", "last.2"} <= set(await world.there())
 
 
 async def test_a_joined_scope_that_ran_out_of_time_refuses_the_commit(world: World) -> None:
