@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from soma_common.app import Soma as Soma
     from soma_common.config import SomaConfig as SomaConfig
+    from soma_common.decorators import trace_transaction as trace_transaction
     from soma_common.deployment import DeployMode as DeployMode
     from soma_common.errors import SomaError as SomaError
     from soma_common.events.keys import StreamKey as StreamKey
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from soma_common.sagas.orchestrator import SagaOrchestrator as SagaOrchestrator
     from soma_common.tracing.context import TraceContext as TraceContext
     from soma_common.tracing.tracer import TransactionTracer as TransactionTracer
+    from soma_common.transactions import TransactionScope as TransactionScope
     from soma_common.tx import Tx as Tx
 
 _HOME = {
@@ -57,8 +59,10 @@ _HOME = {
     "SomaError": "errors",
     "StreamKey": "events.keys",
     "TraceContext": "tracing.context",
+    "TransactionScope": "transactions",
     "TransactionTracer": "tracing.tracer",
     "Tx": "tx",
+    "trace_transaction": "decorators",
     "with_compensation": "sagas.models",
 }
 

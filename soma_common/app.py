@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
+from soma_common.blocking import BlockingTransactions
 from soma_common.config import SomaConfig, check_topic
 from soma_common.consumer.handlers import Handle, Handlers, check_consumer, check_types
 from soma_common.consumer.order import Order
 from soma_common.consumer.settings import ConsumerSettings, SettingsByConsumer
 from soma_common.consumer.worker import ConsumerWorker
+from soma_common.current import closed, opened
+from soma_common.decorators import Traced, TraceOptions, trace_transaction
 from soma_common.errors import ConfigurationError
 from soma_common.events.append import Expected, Published
 from soma_common.events.models import ANY, Event, RecordedEvent
@@ -22,6 +26,7 @@ from soma_common.events.store import EventStore
 from soma_common.events.types import check_event_type
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
+from soma_common.postgres.lending import lender_of
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Connect, connecting
 from soma_common.probes import Probes
@@ -36,8 +41,11 @@ from soma_common.sagas.replies import EVENTS as SAGA_EVENTS
 from soma_common.sagas.replies import is_command
 from soma_common.sagas.settings import SagaSettings
 from soma_common.sagas.worker import SagaWorker
+from soma_common.scopes import Mode
 from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
+from soma_common.transactions import TransactionScope
+from soma_common.tx import Tx
 from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
 
 log = logging.getLogger(__name__)
@@ -107,6 +115,11 @@ class Soma:
         self._saga_workers: WeakSet[SagaWorker] = WeakSet()
         self._orchestrator: SagaOrchestrator | None = None
         self._ground: Ground | None = None
+        # Transactions of plain functions; used by trace_transaction.
+        self.blocking = BlockingTransactions(
+            lambda: SyncEventStore(sync_settings(config, self.models, self._topic)),
+            lambda: lender_of(lambda: self.pool.settings, django),
+        )
         self._users = 0
         self._opening = asyncio.Lock()
 
@@ -170,14 +183,26 @@ class Soma:
         """Record events; see :meth:`EventStore.publish`."""
         return await self.store.publish(events, expected_version=expected_version, tx=tx)
 
+    def transaction(self, *, mode: Mode = "join") -> TransactionScope:
+        """A transaction for writes and events: ``async with soma.transaction() as tx``; see ``TransactionScope``."""
+        return TransactionScope(self.store, mode=mode)
+
     def sync_store(self) -> SyncEventStore:
         """A store for synchronous code (Django, psycopg): the same models, codec and topics. It publishes on
-        connections that the caller opened; this application need not be open. Make one per process.
+        connections that the caller opened; this application need not be open. There is one per application.
 
         Raises:
             RegistryUnavailable: the registry is away, and there are schemas that it was not asked for before.
         """
-        return SyncEventStore(sync_settings(self.config, self.models, self._topic))
+        return self.blocking.store
+
+    def sync_transaction(self, *, mode: Mode = "join") -> AbstractContextManager[Tx]:
+        """The same for plain functions: on Django's connection where this has one (see ``django``), else psycopg's."""
+        return self.blocking.scope(mode=mode)
+
+    def trace_transaction(self, **options: Unpack[TraceOptions]) -> Traced:
+        """:func:`soma_common.trace_transaction` for this application."""
+        return trace_transaction(app=self, **options)
 
     def _handlers_of(self, name: str) -> Handlers:
         handlers = self._handlers.get(name)
@@ -288,6 +313,7 @@ class Soma:
                 self._ground = await open_ground(self.config, self.models, self._topic)
                 if self.config.uses_kafka:
                     await ensure_topics(self.config, self._needed_topics, mirrors=self._settings.mirrors)
+                opened(self)
             self._users += 1
         return self
 
@@ -300,6 +326,8 @@ class Soma:
                 if self._orchestrator is not None:
                     await self._orchestrator.close()
                     self._orchestrator = None
+                closed(self)
+                self.blocking.close()
                 await ground.close()
 
     async def __aenter__(self) -> Self:

@@ -17,6 +17,10 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
     │   ├── IdempotencyKeyReused    one key for two different events
     │   ├── TransactionConflict     serialization failure or deadlock: retry the whole transaction
     │   └── CommitUnknown           the connection was lost at COMMIT and the outcome cannot be told
+    ├── TransactionError            a transaction cannot be opened, used or committed as asked
+    │   ├── TransactionDoomed       its COMMIT is refused: something in it failed, and the error was swallowed
+    │   ├── TransactionElsewhere    it is used by another task or thread than the one that opened it
+    │   └── TransactionEnded        it is used after its block
     ├── LogError                    the event log and its readers disagree
     │   ├── ClusterChanged          the database was restored or copied into another cluster
     │   ├── CursorLost              a cursor points at a tick this database does not have
@@ -133,6 +137,22 @@ class TransactionConflict(AppendError):
 
 class CommitUnknown(AppendError):
     """The connection was lost at COMMIT and the outcome could not be found out."""
+
+
+class TransactionError(SomaError):
+    """A transaction cannot be opened, used or committed as asked."""
+
+
+class TransactionDoomed(TransactionError):
+    """The COMMIT of this transaction is refused: a part of it failed, and nobody let the error pass."""
+
+
+class TransactionElsewhere(TransactionError):
+    """A transaction belongs to the task or thread that opened it."""
+
+
+class TransactionEnded(TransactionError):
+    """The transaction has ended."""
 
 
 class LogError(SomaError):

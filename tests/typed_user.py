@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any, assert_type
 
-from soma_common import ALL_TENANTS, Event, Payload, PayloadModels, RecordedEvent, Soma
+from soma_common import (
+    ALL_TENANTS,
+    Event,
+    Payload,
+    PayloadModels,
+    RecordedEvent,
+    Soma,
+    TransactionScope,
+    Tx,
+    sync,
+    trace_transaction,
+)
 from soma_common.consumer.handlers import EVERY_TYPE, BatchContext, HandlerContext, SyncHandlerContext
 from soma_common.consumer.order import Order
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
@@ -79,3 +91,38 @@ async def main() -> None:
         async with soma.probes(worker) as probes:
             print(probes.port, RetentionPolicy(default=timedelta(days=30)).default)
     await soma.run("billing", health_port=0)
+
+
+@trace_transaction(name="place", event_type="order.txn", events=("failed",), tenant_id=lambda order, **_: str(order))
+async def place(tx: Tx, order: OrderPlaced, count: int = 1) -> int:
+    await tx.conn.execute("SELECT 1")
+    return count
+
+
+@soma.trace_transaction(mode="savepoint", correlation_id="c")
+def place_plainly(order: OrderPlaced) -> str:
+    return order.item
+
+
+class Shop:
+    @trace_transaction()
+    async def place(self, tx: Tx, order: OrderPlaced) -> list[int]:
+        return [len(tx.pending)]
+
+
+async def transactions(order: OrderPlaced, connection: Any) -> None:
+    async with soma.transaction() as tx, TransactionScope(soma.store, mode="savepoint") as inner:
+        assert_type(tx, Tx)
+        inner.publish(Event(payload=order, tenant_id="a", aggregate_id="x"))
+    with soma.sync_transaction(mode="new") as tx:
+        assert_type(tx, Tx)
+    with sync.TransactionScope(soma.sync_store(), connection) as tx:
+        assert_type(tx, Tx)
+    assert_type(await place(order, count=2), int)
+    assert_type(place_plainly(order), str)
+    assert_type(await Shop().place(order), list[int])
+    await place("no order")  # type: ignore[arg-type]
+    await place(order, tx=tx)  # type: ignore[call-arg]
+    place_plainly()  # type: ignore[call-arg]
+    trace_transaction(nme="misspelt")  # type: ignore[call-arg]
+    soma.transaction(mode="nested")  # type: ignore[arg-type]

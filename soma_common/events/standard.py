@@ -38,6 +38,7 @@ class TxnFailed(Payload, event_type=EventType.TXN_FAILED):
     name: str
     error_type: str = Field(description="The class of the error.")
     error: str = Field(default="", description="The error's message.")
+    duration_ms: float | None = Field(default=None, description="Since it started.")
 
 
 class TxnCompensating(Payload, event_type=EventType.TXN_COMPENSATING):

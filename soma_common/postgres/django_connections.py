@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
@@ -39,6 +40,49 @@ def check_alias(alias: str) -> None:
             f"Django's database {alias!r} is {vendor}{'' if is_psycopg3 else ' by psycopg2'}.",
             cure="name the one of the event log: PostgreSQL by psycopg 3.",
         )
+
+
+class DjangoLender:
+    """Django's connection of the caller's thread; beside it, where that is in a transaction, one of its own."""
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    @contextmanager
+    def lend(self) -> Iterator[Any]:
+        """The connection that Django keeps for this thread."""
+        yield connections[self._alias]
+
+    @contextmanager
+    def lend_idle(self) -> Iterator[Any]:
+        """The same where it is in no transaction; else another one, made for this."""
+        wrapper = connections[self._alias]
+        if not wrapper.in_atomic_block and wrapper.get_autocommit():
+            yield wrapper
+            return
+        other = connections.create_connection(self._alias)
+        try:
+            yield other
+        finally:
+            other.close()
+
+    def close(self) -> None:
+        """Django closes its connections itself."""
+
+
+def atomic(connection: Any, *, savepoint: bool) -> AbstractContextManager[object]:
+    """Django's ``atomic`` block on one of its connections."""
+    block: AbstractContextManager[object] = transaction.atomic(using=connection.alias, savepoint=savepoint)
+    return block
+
+
+def mark(connection: Any) -> object:
+    """A function that does nothing after the commit: Django forgets it when the block that is open is rolled back."""
+
+    def nothing() -> None: ...
+
+    transaction.on_commit(nothing, using=connection.alias)
+    return nothing
 
 
 class DjangoConnection(ThreadConnection):

@@ -20,7 +20,7 @@ def fetch_sync(connection: Any, sql: str, args: Sequence[Any]) -> list[Row]:
 
     with translated(), _django_errors(connection):
         # Not closed: a cursor of the client's side holds nothing.
-        cursor = psycopg.RawCursor(_driver_connection(connection), row_factory=psycopg.rows.tuple_row)
+        cursor = psycopg.RawCursor(driver_connection(connection), row_factory=psycopg.rows.tuple_row)
         cursor.execute(sql, literals(args))
         found: list[Any] = cursor.fetchall() if cursor.description else []
         return found
@@ -30,14 +30,19 @@ def transaction_if_none(connection: Any) -> AbstractContextManager[Any]:
     """A transaction around what follows, when the connection is in autocommit and has none open."""
     import psycopg
 
-    driver = _driver_connection(connection)
+    driver = driver_connection(connection)
     idle = driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     return driver.transaction() if driver.autocommit and idle else nullcontext()
 
 
-def _driver_connection(connection: Any) -> Any:
+def is_django(connection: Any) -> bool:
+    """Whether this is Django's connection, not psycopg's."""
+    return hasattr(connection, "ensure_connection")
+
+
+def driver_connection(connection: Any) -> Any:
     """psycopg's connection inside Django's; opened when Django has not opened it yet."""
-    if hasattr(connection, "ensure_connection"):
+    if is_django(connection):
         connection.ensure_connection()
         return connection.connection
     return connection

@@ -106,7 +106,7 @@ class ThreadConnection(ABC):
         Raises:
             DatabaseUnavailable, ConfigurationError: there is no connection, or one to another database.
         """
-        if self.raw is not None and not _is_sound(self.raw):
+        if self.raw is not None and not is_sound(self.raw):
             self.close()
         try:
             raw = self._connected()
@@ -210,7 +210,7 @@ class ThreadConnection(ABC):
             grip.cancel()  # a server that works on a statement does not look at its socket
 
 
-def _is_sound(raw: psycopg.Connection[Any]) -> bool:
+def is_sound(raw: psycopg.Connection[Any]) -> bool:
     """Whether an idle connection is alive. What can be read from it is mostly the server's last word."""
     if raw.closed or raw.info.transaction_status != TransactionStatus.IDLE:
         return False
@@ -247,7 +247,7 @@ class PsycopgConnection(ThreadConnection):
 
     def __init__(self, settings: PoolSettings) -> None:
         super().__init__()
-        self._conninfo = _conninfo(settings)
+        self._conninfo = conninfo_of(settings)
         self._threshold = None if settings.transaction_pooler else 5
         self._transaction: psycopg.Transaction | None = None
 
@@ -281,7 +281,7 @@ class PsycopgConnection(ThreadConnection):
             self.raw.close()
 
 
-def _conninfo(settings: PoolSettings) -> str:
+def conninfo_of(settings: PoolSettings) -> str:
     """The pool's address for libpq.
 
     Raises:

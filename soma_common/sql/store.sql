@@ -57,6 +57,9 @@ ORDER BY e.position DESC LIMIT $n::bigint
 SELECT CASE WHEN $1::text::xid8 >= pg_current_xact_id() THEN true
             ELSE pg_xact_status($1::text::xid8) IS DISTINCT FROM 'in progress' END
 
+-- :name whole : refused when a statement failed before: the COMMIT would be a ROLLBACK, and nobody would hear of it
+SELECT
+
 -- :name written : whether a transaction's events are in the log; the ids alone could be older, the transaction's id newer
 SELECT EXISTS (SELECT FROM soma.events WHERE event_id = ANY ($1::uuid[]) AND xid = $2::text::xid8)
 

@@ -13,6 +13,7 @@ import soma_common
 
 # Names and paths that the Soma services import (REQUIREMENTS 26.1, DESIGN 11): they never move.
 FIXED = {
+    "soma_common.decorators": ["trace_transaction"],
     "soma_common.events.types": ["EventType"],
     "soma_common.events.models": ["Event", "RecordedEvent"],
     "soma_common.events.store": ["EventStore"],

@@ -9,6 +9,8 @@ _address = urlsplit(os.environ["DJANGO_DATABASE"])
 
 SECRET_KEY = "of a test"
 USE_TZ = True
+ROOT_URLCONF = "tests.integration.django_project.urls"
+ALLOWED_HOSTS = ["testserver"]
 INSTALLED_APPS = ["tests.integration.django_project.orders"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES = {
