@@ -103,20 +103,20 @@ class Course:
         assert decision.end is not None
         ended = replace(record, status=_STATUS[decision.end], kept=False)
         if decision.end is End.STUCK:
-            ended = replace(ended, **self._why(decision.reason or "", entries))
+            ended = replace(ended, **self._why(decision.reason, entries))
             return Entry(what=What.STUCK, why=decision.reason), ended
         if decision.end is End.COMPLETED:
             ended = replace(ended, result=self.values.result(journal))
         return Entry(what=What.ENDED, why=decision.reason), ended
 
-    def _why(self, reason: str, entries: Sequence[Entry]) -> dict[str, Any]:
+    def _why(self, reason: str | None, entries: Sequence[Entry]) -> dict[str, Any]:
         """The step because of which it turned or is stuck, and its error."""
         errors = self._errors | {entry.step: entry for entry in entries if entry.what in _FAILURES}
-        told = errors.get(reason)
+        told = errors.get(reason or "")
         return {
             "reason": reason,
             "error_type": told.error_type if told else None,
-            "error": told.error if told else _NO_ERROR.get(reason),
+            "error": told.error if told else _NO_ERROR.get(reason or ""),
         }
 
     def written(self, draft: Draft, seen: Seen) -> None:

@@ -78,8 +78,9 @@ WITH held AS (
                        WHEN g.status IN ('completed', 'compensated', 'stuck') THEN NULL
                        WHEN s.asked IS DISTINCT FROM g.asked OR s.signals > g.signals THEN soma.now()
                        ELSE soma.now() + make_interval(secs => g.wake_in) END,
-        result = coalesce(g.result::json, s.result), reason = coalesce(g.reason, s.reason),
-        error_type = coalesce(g.error_type, s.error_type), error = coalesce(g.error, s.error),
+        result = coalesce(g.result::json, s.result), reason = CASE WHEN g.status IN ('compensating', 'stuck') THEN g.reason ELSE s.reason END,
+        error_type = CASE WHEN g.status IN ('compensating', 'stuck') THEN g.error_type ELSE s.error_type END,
+        error = CASE WHEN g.status IN ('compensating', 'stuck') THEN g.error ELSE s.error END,
         ended_at = CASE WHEN g.status IN ('completed', 'compensated') THEN soma.now() ELSE s.ended_at END
     FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::float8[], $7::integer[],
                 $8::text[], $9::text[], $10::text[], $11::text[], $12::text[]) WITH ORDINALITY

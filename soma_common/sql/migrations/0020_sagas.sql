@@ -237,6 +237,8 @@ DECLARE
     v_saga   soma.sagas;
     v_turned boolean;
     v_what   text;
+    v_reason text;                                -- because of which it turned
+    v_failed record;
 BEGIN
     SELECT * INTO v_saga FROM soma.sagas s WHERE s.saga_id = p_saga FOR UPDATE;
     IF NOT FOUND OR v_saga.status <> 'stuck' THEN
@@ -255,10 +257,13 @@ BEGIN
     PERFORM soma.write_saga_entry(p_saga, coalesce(v_saga.reason, ''), v_what,
                                   CASE WHEN v_what = 'done' THEN coalesce(p_result, 'null') END,
                                   CASE WHEN p_verb = 'failed' THEN 'it did not happen' END, p_who, p_why);
+    SELECT j.why INTO v_reason FROM soma.saga_steps j WHERE j.saga_id = p_saga AND j.what = 'turned';
+    SELECT j.error_type, j.error INTO v_failed FROM soma.saga_steps j
+    WHERE j.saga_id = p_saga AND j.step = v_reason AND j.error_type IS NOT NULL ORDER BY j.number LIMIT 1;
     PERFORM set_config('soma.who', p_who, true), set_config('soma.why', coalesce(p_why, ''), true);
     UPDATE soma.sagas s
     SET status = CASE WHEN v_turned THEN 'compensating' ELSE 'running' END, wake_at = soma.now(), claims = 0,
-        reason = NULL, error_type = NULL, error = NULL
+        reason = v_reason, error_type = v_failed.error_type, error = v_failed.error
     WHERE s.saga_id = p_saga;
     PERFORM set_config('soma.who', '', true), set_config('soma.why', '', true);
     RETURN 'stuck';
