@@ -97,7 +97,7 @@ def inspect(saga_id: str, watching: bool, as_json: bool) -> None:
 @_WHO
 @_reports
 def retry(saga_id: str, why: str, as_json: bool, who: str) -> None:
-    """Try the step again, or the compensation, at which it is stuck, with all its retries."""
+    """Try the step, or the compensation, again at which a saga is stuck, with all its retries."""
     _unstick(saga_id, as_json, lambda orchestrator: orchestrator.retry(saga_id, why=why, who=who))
 
 
@@ -108,7 +108,7 @@ def retry(saga_id: str, why: str, as_json: bool, who: str) -> None:
 @_WHO
 @_reports
 def skip(saga_id: str, why: str, as_json: bool, who: str) -> None:
-    """Pass over the step, or the compensation, at which it is stuck. The step's result is null then."""
+    """Pass over the step, or the compensation, at which a saga is stuck. The step's result is null then."""
     _unstick(saga_id, as_json, lambda orchestrator: orchestrator.skip(saga_id, why=why, who=who))
 
 
@@ -127,7 +127,7 @@ def skip(saga_id: str, why: str, as_json: bool, who: str) -> None:
 def resolve(
     saga_id: str, happened: bool | None, result: str | None, app: str | None, why: str, as_json: bool, who: str
 ) -> None:  # fmt: skip
-    """Say what happened at the step at which it is stuck."""
+    """Say what happened at the step at which a saga is stuck."""
     if happened is None:
         raise click.UsageError("Say --happened or --did-not-happen.")
     if result is not None and not happened:
@@ -147,7 +147,7 @@ def resolve(
 @_WHO
 @_reports
 def compensate(saga_id: str, why: str, as_json: bool, who: str) -> None:
-    """Let it turn around: what is under way ends first, and all that was done is undone."""
+    """Undo all that a saga did. What is under way ends first."""
     done = _run(lambda orchestrator: orchestrator.compensate(saga_id, reason=why, who=who))
     _turned(saga_id, done, "it turns around when what is under way has ended", as_json)
 
@@ -159,7 +159,7 @@ def compensate(saga_id: str, why: str, as_json: bool, who: str) -> None:
 @_WHO
 @_reports
 def cancel(saga_id: str, why: str, as_json: bool, who: str) -> None:
-    """The same, but a step that is under way is cancelled."""
+    """Undo all that a saga did, at once: a step that is under way is cancelled."""
     done = _run(lambda orchestrator: orchestrator.cancel(saga_id, reason=why, who=who))
     _turned(saga_id, done, "what is under way is cancelled, and it turns around", as_json)
 
@@ -173,7 +173,7 @@ def cancel(saga_id: str, why: str, as_json: bool, who: str) -> None:
 @_WHO
 @_reports
 def signal(saga_id: str, name: str, payload: str | None, signal_id: str | None, as_json: bool, who: str) -> None:
-    """Send it a signal. PAYLOAD is JSON, or - for standard input; without it: null."""
+    """Send a saga a signal. PAYLOAD is JSON, or - for standard input; without it: null."""
     text: str | bytes | None = payload
     if payload == "-":
         text = sys.stdin.buffer.read()

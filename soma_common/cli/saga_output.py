@@ -15,7 +15,7 @@ from rich.text import Text
 
 from soma_common.cli.escaping import json_text
 from soma_common.cli.moments import span, stamp, took
-from soma_common.cli.saga_timeline import Line, Sign, Timeline, error_of, help_of, short, value_of, where
+from soma_common.cli.saga_timeline import Line, Sign, Timeline, error_of, help_of, short, stuck_at, value_of, where
 from soma_common.cli.tables import add, escaped, plain_table, screen
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import SagaStatus
@@ -25,6 +25,7 @@ from soma_common.sagas.views import LoggedEntry, SagaPage, SagaView
 _COLUMNS: Final = {
     "saga": 0, "name": 0, "status": 0, "where": 0, "age": 100, "error": 120, "tenant": 160, "correlation": 200,
 }  # fmt: skip
+_CHANGING: Final = ("saga", "name", "status", "asked", "deadline")
 _WHOLE: Final = ("saga", "status")  # what the next command wants is never folded
 _STATUS: Final = {
     SagaStatus.PENDING: "dim", SagaStatus.RUNNING: "cyan", SagaStatus.COMPENSATING: "yellow",
@@ -75,9 +76,13 @@ def document(value: Any) -> None:
 
 
 def pictured(view: SagaView, *, lines: int | None = None) -> RenderableType:
-    """A saga as it is now: what it is, what happened (the last so many lines), what can be done."""
+    """A saga as it is now: what it is, what happened, what can be done. With ``lines``: what changes, and so many lines
+    of what happened last.
+    """
     now = datetime.now(UTC)
-    parts: list[RenderableType] = [_header(view, now), Text(), _timeline(view, lines)]
+    facts = _facts(view, now)
+    header = facts if lines is None else {name: facts[name] for name in _CHANGING}
+    parts: list[RenderableType] = [_header(header), Text(), _timeline(view, lines)]
     if view.status is SagaStatus.STUCK:
         parts += [Text(), _help(view)]
     elif view.ended_at is None:
@@ -90,9 +95,16 @@ def status(of: SagaStatus) -> Text:
     return Text(of.value, style=_STATUS[of])
 
 
-def _header(view: SagaView, now: datetime) -> Table:
+def _header(facts: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False)
-    facts = {
+    for name, value in facts.items():
+        if value != "":
+            add(table, Text(name, style="dim"), value)
+    return table
+
+
+def _facts(view: SagaView, now: datetime) -> dict[str, Any]:
+    return {
         "saga": view.saga_id, "name": f"{short(view.name)} v{view.version}", "status": _standing(view),
         "asked": _asked(view.journal), "tenant": short(view.tenant_id), "key": short(view.saga_key),
         "correlation": short(view.correlation_id, 600), "trace": view.trace_id,
@@ -100,18 +112,12 @@ def _header(view: SagaView, now: datetime) -> Table:
         "deadline": "" if view.ended_at else _deadline(view, now), "priority": view.priority,
         "input": value_of(view.input), "result": value_of(view.result),
     }  # fmt: skip
-    for name, value in facts.items():
-        if value != "":
-            add(table, Text(name, style="dim"), value)
-    return table
 
 
 def _standing(view: SagaView) -> Text:
-    found = status(view.status)
-    if view.reason:
-        found.append_text(escaped(f" because of {short(view.reason)}", "default"))
     error = error_of(view.error_type, view.error)
-    return found.append_text(escaped(f": {error}", "default")) if error else found
+    because = f" because of {short(view.reason)}" if view.reason else ""
+    return Text().append_text(status(view.status)).append_text(escaped(because + (f": {error}" if error else "")))
 
 
 def _asked(journal: Iterable[LoggedEntry]) -> str:
@@ -146,7 +152,7 @@ def _timeline(view: SagaView, most: int | None) -> Table:
         table.add_column(name, no_wrap=True, overflow="fold" if most is None else "ellipsis")
     table.add_column("detail", overflow="fold" if most is None else "ellipsis", no_wrap=most is not None)
     table.columns[2].no_wrap = most is not None
-    for cells in rows if most is None else rows[-most:]:
+    for cells in rows if most is None else rows[max(0, len(rows) - most) :]:
         table.add_row(*cells)
     return table
 
@@ -181,8 +187,8 @@ def _takes_signs() -> bool:
 
 def _help(view: SagaView) -> Group:
     """What a person can do, ready to copy."""
-    told = escaped(f"It is stuck {where(view, datetime.now(UTC))}. What can help:", "bold red")
-    lines = [told]
+    step = stuck_at(view, view.journal)
+    lines = [escaped(f"It is stuck{f' at {short(step)}' if step else ', but at no step'}. What can help:", "bold red")]
     for command, does in help_of(view, view.journal):
         whole = escaped(f"  {command}")
         whole.no_wrap, whole.overflow = True, "ignore"  # to be copied

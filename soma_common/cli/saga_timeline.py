@@ -177,8 +177,8 @@ def help_of(saga: SagaSummary, journal: Iterable[LoggedEntry]) -> list[tuple[str
 
 def error_of(kind: str | None, message: str | None) -> str:
     """An error in one short line."""
-    name = short((kind or "").rpartition(".")[2])
-    return f"{name}: {short(message)}" if name else short(message)
+    told = (short((kind or "").rpartition(".")[2]), short(message))
+    return ": ".join(each for each in told if each)
 
 
 def short(value: str | None, most: int = _LONG) -> str:

@@ -486,6 +486,7 @@ def test_watch_on_a_terminal_redraws_and_leaves_the_end(ask: Ask, run: Run, env:
                 return words in shown
 
     wait_until(lambda: read(b"waits at approved"), what="the picture")
+    assert "✓".encode() in shown
     assert run("signal", saga_id, "approved", "5").exit_code == 0
     finished(ask, saga_id)
     wait_until(lambda: read(b"") and process.poll() is not None, what="the end")
