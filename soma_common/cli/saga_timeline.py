@@ -153,10 +153,11 @@ def _doing(saga: SagaSummary) -> str:
 
 
 def stuck_at(saga: SagaSummary, journal: Iterable[LoggedEntry]) -> str | None:
-    """The step at which a saga is stuck; None: it is not, or at none."""
-    if saga.status is not SagaStatus.STUCK:
-        return None
-    return saga.reason if saga.reason and any(entry.step == saga.reason for entry in journal) else None
+    """The step at which a saga is stuck; None: it is not, or at none (its code changed, or kills its worker)."""
+    found = None
+    for entry in journal if saga.status is SagaStatus.STUCK else ():
+        found = entry.why or None if entry.what is What.STUCK else found
+    return found
 
 
 def help_of(saga: SagaSummary, journal: Iterable[LoggedEntry]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -117,9 +116,11 @@ def test_what_helps_depends_on_where_it_is_stuck() -> None:
         return [command.split()[2] for command, _ in help_of(saga, journal)]
 
     stuck = summary("stuck", reason="pay")
-    forward, turned = entry("failed", "pay"), entry("turned", why="pay")
-    assert verbs(stuck, forward) == ["retry", "skip", "resolve", "resolve", "compensate"]
-    assert verbs(stuck, forward, turned) == ["retry", "skip", "resolve"]
-    assert verbs(replace(stuck, reason=None), forward) == ["retry", "compensate"]
-    assert verbs(replace(stuck, reason="deadline"), forward, turned) == ["retry"]
-    assert stuck_at(replace(stuck, reason="deadline"), [forward]) is None
+    at_pay, turned = entry("stuck", why="pay"), entry("turned", why="pay")
+    at_none = entry("stuck", error_type="Poison", error="it kills its worker")
+    assert verbs(stuck, at_pay) == ["retry", "skip", "resolve", "resolve", "compensate"]
+    assert verbs(stuck, turned, at_pay) == ["retry", "skip", "resolve"]
+    assert verbs(stuck, at_none) == ["retry", "compensate"]
+    assert verbs(stuck, turned, at_none) == ["retry"]
+    assert stuck_at(stuck, [at_pay, at_none]) is None
+    assert stuck_at(summary(reason="pay"), [at_pay]) is None
