@@ -177,6 +177,11 @@ class Soma:
             self._orchestrator = SagaOrchestrator(self._open_ground.pool, self._sagas, woken=self._wake_sagas)
         return self._orchestrator
 
+    @property
+    def saga_definitions(self) -> tuple[Saga, ...]:
+        """The sagas that it was made with."""
+        return self._sagas
+
     async def publish(
         self, events: Event | Iterable[Event], *, expected_version: Expected = ANY, tx: Any | None = None
     ) -> Published:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from soma_common.cli import dlq_output as output
 from soma_common.cli import dlq_progress as progress
 from soma_common.cli.db import dsn_of
 from soma_common.cli.show import login
-from soma_common.cli.telling import complain
+from soma_common.cli.telling import reporting, told
 from soma_common.config import SomaConfig
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.handler import DLQHandler
 from soma_common.dlq.models import OPEN, Letter, Status
-from soma_common.errors import DeadLetterError, SomaError, ValidationError
+from soma_common.errors import DeadLetterError, ValidationError
 from soma_common.events.store import ALL_TENANTS
 from soma_common.wiring import make_pool
 
@@ -57,20 +56,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a line.")
 _WHO = click.option("--who", default=login, help="Name in the history.  [default: your login]")
-
-
-def _reports(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors as one line on stderr, and the exit code that says which kind it was."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except SomaError as error:
-            complain(error)
-            sys.exit(1 if isinstance(error, DeadLetterError) else 2)
-
-    return run
+_reports = reporting(DeadLetterError)
 
 
 @dlq.command(name="list")
@@ -116,12 +102,12 @@ def retry(letter_id: str, why: str | None, dry_run: bool, as_json: bool, who: st
 
         letter, can = _run(who, work)
         text = f"{letter.letter_id} is {letter.status}: {'would be tried' if can else 'nothing would be done'}"
-        output.told(text, can, as_json=as_json, letter_id=letter.letter_id, dry_run=True, status=letter.status)
+        told(text, can, as_json=as_json, letter_id=letter.letter_id, dry_run=True, status=letter.status)
         return
     done = _run(who, lambda handler: handler.retry_event(letter_id, why=why))
     nothing = "nothing to do: it was asked for before, or the letter is settled"
     text = "another try is asked for" if done else nothing
-    output.told(text, done, as_json=as_json, letter_id=letter_id, dry_run=False)
+    told(text, done, as_json=as_json, letter_id=letter_id, dry_run=False)
 
 
 @dlq.command(name="retry-all")
@@ -191,7 +177,7 @@ def edit(letter_id: str, value: str | None, path: Path | None, raw: bool, why: s
     revision = _run(who, work)
     text = f"would be edited: {len(written)} bytes" if dry_run else f"edited: revision {revision}"
     facts = {"size": len(written)} if dry_run else {"revision": revision}
-    output.told(text, True, as_json=as_json, letter_id=letter_id, dry_run=dry_run, **facts)
+    told(text, True, as_json=as_json, letter_id=letter_id, dry_run=dry_run, **facts)
 
 
 @dlq.command()
@@ -208,11 +194,11 @@ def discard(letter_id: str, reason: str, dry_run: bool, as_json: bool, who: str)
         can, error = letter.status in OPEN, letter.error_type or "it waits behind another"
         will = "would be discarded" if can else "nothing would be done"
         text = f"{letter.letter_id} is {letter.status} ({error}): {will}"
-        output.told(text, can, as_json=as_json, letter_id=letter.letter_id, dry_run=True, status=letter.status)
+        told(text, can, as_json=as_json, letter_id=letter.letter_id, dry_run=True, status=letter.status)
         return
     done = _run(who, lambda handler: handler.discard(letter_id, reason))
     text = "discarded" if done else "nothing to do: it was discarded before"
-    output.told(text, done, as_json=as_json, letter_id=letter_id, dry_run=False)
+    told(text, done, as_json=as_json, letter_id=letter_id, dry_run=False)
 
 
 @dlq.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from soma_common.cli.escaping import json_text, plain
+from soma_common.cli.escaping import json_text
+from soma_common.cli.tables import add, escaped, plain_table, screen
 from soma_common.cli.telling import warn
 from soma_common.dlq.careful import Redrive
 from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Summary
@@ -31,7 +30,7 @@ def letters(page: LetterPage, *, as_json: bool) -> None:
     if as_json:
         _json({"letters": [_plain(letter) for letter in page.letters], "next_cursor": page.next_cursor})
         return
-    _print(_console(), _LETTER, [
+    _print(screen(), _LETTER, [
         {"letter": letter.letter_id, "status": letter.status, "consumer": letter.consumer,
          "event type": letter.event.event_type or "-", "record": _place(letter), "tries": letter.attempts,
          "parked": f"{letter.parked_at:%m-%d %H:%M:%S}", "error": _error(letter.error_type, letter.message)}
@@ -46,7 +45,7 @@ def letter(full: FullLetter, history: Sequence[HistoryEntry], *, as_json: bool) 
     if as_json:
         _json(_plain(full) | {"history": [_plain(entry) for entry in history]})
         return
-    one, console = full.letter, _console()
+    one, console = full.letter, screen()
     table = Table(box=None, show_header=False)
     facts = {
         "letter": one.letter_id, "status": f"{one.status}, {one.attempts} tries, revision {one.revision}",
@@ -60,15 +59,15 @@ def letter(full: FullLetter, history: Sequence[HistoryEntry], *, as_json: bool) 
     if one.edited_at is not None:
         facts["edited"] = f"by {one.edited_by} at {one.edited_at}: {_value(full.edited_value)}"
     for name, value in facts.items():
-        _row(table, name, value)
+        add(table, name, value)
     for name, header in full.record.headers:
-        _row(table, f"header {name}", repr(header))
+        add(table, f"header {name}", repr(header))
     console.print(table)
     if full.stack:
-        console.print(_text(full.stack))
-    told = _table("at", "who", "what", "why")
+        console.print(escaped(full.stack))
+    told = plain_table("at", "who", "what", "why")
     for entry in history:
-        _row(told, f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.who, entry.what, entry.why or "")
+        add(told, f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.who, entry.what, entry.why or "")
     console.print(told)
 
 
@@ -77,7 +76,7 @@ def summary(groups: Sequence[Summary], *, as_json: bool) -> None:
     if as_json:
         _json([_plain(group) for group in groups])
         return
-    _print(_console(), _GROUP, [
+    _print(screen(), _GROUP, [
         {"count": group.count, "consumer": group.consumer, "status": group.status,
          "fingerprint": group.fingerprint or "-",
          "event type": group.event_type or "-", "oldest": f"{group.oldest:%m-%d %H:%M:%S}",
@@ -85,16 +84,6 @@ def summary(groups: Sequence[Summary], *, as_json: bool) -> None:
          "error": _error(group.error_type, group.message)}
         for group in groups
     ])  # fmt: skip
-
-
-def told(text: str, done: bool, *, as_json: bool, **facts: Any) -> None:
-    """What a verb did to one letter; the exit code is 1 when there was nothing to do."""
-    if as_json:
-        _json({"done": done} | facts)
-    else:
-        click.echo(plain(text))
-    if not done:
-        sys.exit(1)
 
 
 def redriven(state: Redrive, *, dry_run: bool, as_json: bool) -> None:
@@ -116,32 +105,10 @@ def redriven(state: Redrive, *, dry_run: bool, as_json: bool) -> None:
 def _print(console: Console, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """A table of as many columns as fit."""
     shown = [name.lstrip("*") for name in columns if console.width >= _WIDE or not name.startswith("*")]
-    table = _table(*shown)
+    table = plain_table(*shown, whole=_WHOLE)
     for row in rows:
-        _row(table, *(row[name] for name in shown))
+        add(table, *(row[name] for name in shown))
     console.print(table)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
-    return table
-
-
-def _row(table: Table, *values: Any) -> None:
-    table.add_row(*(_text(str(value)) for value in values))
-
-
-def _text(text: str) -> Text:
-    """As it is: no markup, and nothing that would steer the terminal."""
-    return Text(plain(text, lines=True))
-
-
-def _console() -> Console:
-    console = Console(soft_wrap=False)
-    # A pipe has no width: nothing is folded for it.
-    return console if console.is_terminal else Console(width=400)
 
 
 def _place(one: Letter) -> str:

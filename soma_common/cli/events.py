@@ -8,15 +8,14 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import click
 
 from soma_common.app import Soma
 from soma_common.cli.db import dsn_of
+from soma_common.cli.loading import load
+from soma_common.cli.moments import TIMES, utc
 from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_runs, show_state, watch
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
@@ -33,7 +32,6 @@ from soma_common.retention.reader import ArchiveReader
 from soma_common.wiring import make_pool
 
 _AT_ONCE = 50  # events held at once
-_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
 
 
 @click.group()
@@ -51,11 +49,11 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
             "--from",
             "--since",
             "since",
-            type=click.DateTime(_TIMES),
+            type=click.DateTime(TIMES),
             metavar="TIME",
             help="Inclusive; UTC unless it has an offset.",
         ),
-        click.option("--to", "--until", "until", type=click.DateTime(_TIMES), metavar="TIME", help="Exclusive."),
+        click.option("--to", "--until", "until", type=click.DateTime(TIMES), metavar="TIME", help="Exclusive."),
         click.option("--service", "service_id", metavar="NAME"),
         click.option("--type", "event_type", metavar="TYPE"),
         click.option("--aggregate-type", metavar="TYPE"),
@@ -70,7 +68,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 def _conditions(given: dict[str, Any]) -> dict[str, Any]:
     """The options as conditions; times without an offset are UTC."""
     given["tenant_id"] = _tenant(given["tenant_id"], given.pop("all_tenants"))
-    times = {name: _utc(given[name]) for name in ("since", "until")}
+    times = {name: utc(given[name]) for name in ("since", "until")}
     return given | times
 
 
@@ -80,10 +78,6 @@ def _tenant(name: str | None, everyone: bool) -> str | AllTenants:
     if not everyone and not name:
         raise ValidationError("Whose events?", cure="name a --tenant, or pass --all-tenants.")
     return ALL_TENANTS if everyone or name is None else name
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
 _archive = click.option(
@@ -311,15 +305,7 @@ def load_app(name: str) -> Soma:
     Raises:
         ConfigurationError: there is no such module or name, or it is no Soma.
     """
-    module_name, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        cure = "name it as package.module:NAME, importable from here."
-        raise ConfigurationError(f"The application {name!r:.100} cannot be loaded: {error}.", cure=cure) from error
-    finally:
-        sys.path.pop(0)
+    found = load(name, "application")
     if not isinstance(found, Soma):
         raise ConfigurationError(f"{name!r:.100} is a {type(found).__name__}.", cure="name a Soma.")
     return found

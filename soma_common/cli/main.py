@@ -24,6 +24,11 @@ _COMMANDS = {
         "retention",
         "What is kept for how long: plan, run, accept, archives.",
     ),
+    "saga": (
+        "soma_common.cli.saga",
+        "saga",
+        "Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, graph.",
+    ),
     "topics": ("soma_common.cli.topics", "topics", "Topics of the relay: status, accept."),
     "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check and push."),
 }

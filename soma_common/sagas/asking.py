@@ -15,7 +15,16 @@ from soma_common.events.ids import uuid7
 from soma_common.sagas.models import SagaStatus
 from soma_common.sagas.store import Start, start_arguments
 from soma_common.sagas.values import encode_any
-from soma_common.sagas.views import Row, SagaFilter, SagaPage, SagaView, saga_id_of, summary_of, view_of
+from soma_common.sagas.views import (
+    KnownSaga,
+    Row,
+    SagaFilter,
+    SagaPage,
+    SagaView,
+    saga_id_of,
+    summary_of,
+    view_of,
+)
 from soma_common.sql.loader import blocks
 
 Answer = TypeVar("Answer")
@@ -82,6 +91,12 @@ def find(wanted: SagaFilter, cursor: str | None, limit: int) -> Asking[SagaPage]
     rows = yield f"{_SUMMARIES}\n{clause}{order}", [*args, limit + 1]
     sagas = tuple(summary_of(row) for row in rows[:limit])
     return SagaPage(sagas, str(sagas[-1].saga_id) if len(rows) > limit else None)
+
+
+def known() -> Asking[list[KnownSaga]]:
+    """The definitions that workers have, or had."""
+    rows = yield _SQL["known"], ()
+    return [KnownSaga(name=row[0], version=row[1], shape=orjson.loads(row[2]), seen_at=row[3]) for row in rows]
 
 
 def signal(

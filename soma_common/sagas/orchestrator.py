@@ -16,7 +16,7 @@ from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.starting import begin
 from soma_common.sagas.store import NORMAL, Start
 from soma_common.sagas.values import ANY, decode, encode, encode_any
-from soma_common.sagas.views import SagaFilter, SagaPage, SagaView, saga_id_of
+from soma_common.sagas.views import KnownSaga, SagaFilter, SagaPage, SagaView, saga_id_of
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
@@ -87,6 +87,10 @@ class SagaOrchestrator:
             TenantRequired, ValidationError: what was asked for cannot be.
         """
         return await self._asked(asking.find(SagaFilter.of(wanted, conditions), cursor, limit))
+
+    async def known(self) -> Sequence[KnownSaga]:
+        """The definitions that workers have, or had, by name and version."""
+        return await self._asked(asking.known())
 
     async def result(self, saga_id: UUID | str, *, timeout: float = _PATIENCE) -> Any:
         """What a saga came to: the result of its last step, as a value of its type.

@@ -49,6 +49,7 @@ class SagaSummary:
     ``reason``: the step because of which it turned or is stuck; or ``deadline``, ``compensate``, ``cancel``.
     ``wake_at``: when it is due, or the lease of its worker ends; None: it ended, or waits for people or a signal.
     ``has_worker``: a worker has it now. ``is_known``: some worker has had its version; else it waits for one.
+    ``last_step`` and ``last_what``: of the last entry of its journal that is of a step.
     """
 
     saga_id: UUID
@@ -71,6 +72,8 @@ class SagaSummary:
     correlation_id: str
     trace_id: str
     length: int
+    last_step: str | None
+    last_what: What | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,17 @@ class SagaView(SagaSummary):
     input: Any
     result: Any
     journal: tuple[LoggedEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownSaga:
+    """A definition that workers have, or had. ``shape``: kinds and names of its parts. ``seen_at``: when one last
+    registered it."""
+
+    name: str
+    version: int
+    shape: Sequence[Any]
+    seen_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +178,10 @@ _NAMES = tuple(field.name for field in fields(SagaSummary))
 
 def _columns(row: Row) -> dict[str, Any]:
     given = dict(zip(_NAMES, row, strict=False))
-    return given | {"saga_id": UUID(int=row[0].int), "status": SagaStatus(given["status"])}
+    what = given["last_what"]
+    return given | {
+        "saga_id": UUID(int=row[0].int), "status": SagaStatus(given["status"]), "last_what": what and What(what),
+    }  # fmt: skip
 
 
 def _entry(row: Row) -> LoggedEntry:

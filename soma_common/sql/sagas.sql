@@ -139,16 +139,21 @@ SELECT s.status, s.reason, s.name, s.version,
        EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = s.saga_id AND j.what = 'turned')
 FROM soma.sagas s WHERE s.saga_id = $1::uuid
 
+-- :name known : definitions that workers have, or had
+SELECT t.name, t.version, t.shape::text, t.seen_at FROM soma.saga_types t ORDER BY t.name, t.version
+
 -- :name columns : a saga without its journal, as sagas/views.py reads it
 SELECT s.saga_id, s.name, s.version, s.tenant_id, s.saga_key, s.status, s.priority, s.reason, s.error_type, s.error, s.asked,
        s.owner IS NOT NULL, EXISTS (SELECT FROM soma.saga_types t WHERE t.type_id = s.type_id), s.wake_at, s.deadline,
-       s.created_at, s.ended_at, s.correlation_id, split_part(s.traceparent, '-', 2), s.length
+       s.created_at, s.ended_at, s.correlation_id, split_part(s.traceparent, '-', 2), s.length, l.step, l.what
 
 -- :name content : the rest of it
 , s.input::text, s.result::text
 
--- :name source : where sagas are
+-- :name source : where sagas are, each with the last entry of its journal that is of a step
 FROM soma.sagas s
+LEFT JOIN LATERAL (SELECT j.step, j.what FROM soma.saga_steps j WHERE j.saga_id = s.saga_id AND j.step <> ''
+                   ORDER BY j.number DESC LIMIT 1) AS l ON true
 
 -- :name by_id : one saga
 WHERE s.saga_id = $1::uuid

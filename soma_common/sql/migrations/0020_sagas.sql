@@ -259,7 +259,7 @@ BEGIN
                                   CASE WHEN p_verb = 'failed' THEN 'it did not happen' END, p_who, p_why);
     SELECT j.why INTO v_reason FROM soma.saga_steps j WHERE j.saga_id = p_saga AND j.what = 'turned';
     SELECT j.error_type, j.error INTO v_failed FROM soma.saga_steps j
-    WHERE j.saga_id = p_saga AND j.step = v_reason AND j.error_type IS NOT NULL ORDER BY j.number LIMIT 1;
+    WHERE j.saga_id = p_saga AND j.step = v_reason AND j.what IN ('failed', 'unknown') ORDER BY j.number DESC LIMIT 1;
     PERFORM set_config('soma.who', p_who, true), set_config('soma.why', coalesce(p_why, ''), true);
     UPDATE soma.sagas s
     SET status = CASE WHEN v_turned THEN 'compensating' ELSE 'running' END, wake_at = soma.now(), claims = 0,
