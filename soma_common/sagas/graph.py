@@ -10,7 +10,7 @@ from typing import Any, Final
 from soma_common.errors import ValidationError
 from soma_common.sagas.models import Saga
 from soma_common.sagas.parameters import Call
-from soma_common.sagas.steps import ForEach, Parallel, Part, SagaStep, Signal, SubSaga, Timer, When
+from soma_common.sagas.steps import Ask, ForEach, Parallel, Part, SagaStep, Signal, SubSaga, Timer, When
 
 _INDENT: Final = "    "
 # Opening and closing of a node, by what it stands for.
@@ -181,13 +181,18 @@ def _box(saga: Saga, part: Part) -> _Box:
         case Signal():
             most = "" if part.timeout_seconds is None else f", at most {part.timeout_seconds:g} s"
             return _Box("wait", f"signal {part.name}{most}")
+        case Ask():
+            return _Box("wait", f"ask {part.name}", _undo(part))
 
 
 def _step(part: SagaStep, call: Call) -> _Box:
     marks = [mark for mark, there in (("tx", call.transactional), ("pivot", part.pivot)) if there]
     label = f"{part.name} ({', '.join(marks)})" if marks else part.name
-    undo = None if part.compensation is None else f"undo: {getattr(part.compensation, '__name__', 'yes')}"
-    return _Box("pivot" if part.pivot else "step", label, undo)
+    return _Box("pivot" if part.pivot else "step", label, _undo(part))
+
+
+def _undo(part: SagaStep | Ask) -> str | None:
+    return None if part.compensation is None else f"undo: {getattr(part.compensation, '__name__', 'yes')}"
 
 
 def _when(name: str, then: _Series, otherwise: _Series) -> _Box:
@@ -221,7 +226,7 @@ def _of_shape(kind: str, *more: Any) -> _Box:
             return _Box("pivot", f"{name} (pivot)")
         case "step", (str(name),):
             return _Box("step", name)
-        case "timer" | "signal", (str(name),):
+        case "timer" | "signal" | "ask", (str(name),):
             return _Box("wait", f"{kind} {name}")
         case _:
             raise ValueError(kind)
