@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from soma_common.errors import (
+    ClockAhead,
     ConfigurationError,
     DatabaseUnavailable,
     InfrastructureError,
@@ -186,7 +187,9 @@ def _meaning(raised: StepRaised, connection: Any, attempt: Attempt) -> Exception
     if connection.is_closed():
         return DatabaseUnavailable(f"The connection to PostgreSQL was lost in a step: {raised.error!s:.200}.")
     known = translate(raised.error) if sqlstate_of(raised.error) else raised.error
-    return known if isinstance(known, TransactionConflict) else raised
+    if isinstance(known, ClockAhead):  # this machine's clock: nothing can be published, and no saga is to blame
+        return DatabaseUnavailable(known.message, cure=known.cure)
+    return known if isinstance(known, TransactionConflict | InfrastructureError) else raised
 
 
 __all__ = ["Draft", "Parts", "Stepper"]

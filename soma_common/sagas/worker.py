@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Append = Callable[[Sequence[Event], Any], Awaitable[Any]]
 _SOONEST: Final = 0.002  # seconds between two looks, when there was something a moment ago
 _AWAY: Final = Backoff(base=0.1, maximum=5.0)
+_VAIN: Final = Backoff(base=0.01, maximum=5.0)
 _LEAVING: Final = 5.0  # seconds
 
 
@@ -209,6 +210,7 @@ class SagaWorker(Service):
         self, claimed: Claimed | None, entries: Sequence[Entry], lease_ends: float, hung: Attempt | None = None
     ) -> None:
         """One saga, and again from its journal whenever nobody knows what was written."""
+        vain = 0  # how often nothing was written in between
         while claimed is not None:
             course = Course(self._sagas[claimed.type_id], claimed, entries, lease_ends=lease_ends, now=self._now)
             driver = Driver(self._parts, course)
@@ -228,7 +230,8 @@ class SagaWorker(Service):
                 return
             except InfrastructureError as error:
                 log.warning("Saga %s is taken up again from its journal: %s", claimed.saga_id, error)
-            hung = None
+            hung, vain = None, 0 if course.journal.length > len(entries) else vain + 1
+            await asyncio.sleep(_VAIN.delay(vain))
             claimed, entries, lease_ends = await self._again(course.claimed)
 
     async def _again(self, claimed: Claimed) -> tuple[Claimed | None, Sequence[Entry], float]:
