@@ -114,6 +114,7 @@ class Course:
         errors = self._errors | {entry.step: entry for entry in entries if entry.what in _FAILURES}
         told = errors.get(reason or "")
         return {
+            "turns": True,
             "reason": reason,
             "error_type": told.error_type if told else None,
             "error": told.error if told else _NO_ERROR.get(reason or ""),
@@ -151,7 +152,7 @@ class Course:
         """A record with which it is stuck for a reason that is no step's."""
         record = Record(
             saga=self.claimed, entries=(Entry(what=What.STUCK, error_type=error_type, error=error),),
-            status=SagaStatus.STUCK, kept=False, error_type=error_type, error=error,
+            status=SagaStatus.STUCK, kept=False, turns=True, error_type=error_type, error=error,
         )  # fmt: skip
         return Draft(record, record.entries, 0)
 

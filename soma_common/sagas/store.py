@@ -65,6 +65,7 @@ class Record:
     """What is written of a saga in one statement: entries, and how it goes on.
 
     ``kept``: the worker goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself).
+    ``turns``: it turns around or is stuck, because of ``reason``.
     """
 
     saga: Claimed
@@ -73,6 +74,7 @@ class Record:
     kept: bool = True
     wake_in: float | None = None
     result: bytes | None = None
+    turns: bool = False
     reason: str | None = None
     error_type: str | None = None
     error: str | None = None
@@ -211,7 +213,7 @@ def _saga_columns(records: Sequence[Record]) -> list[list[Any]]:
         *(
             (
                 each.saga.saga_id, each.saga.epoch, len(each.entries), each.status, each.kept, each.wake_in,
-                each.saga.signals, each.saga.asked, _text(each.result), each.reason, each.error_type, each.error,
+                each.saga.signals, each.saga.asked, _text(each.result), each.turns, each.reason, each.error_type, each.error,
             )
             for each in records
         ),

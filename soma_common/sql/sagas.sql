@@ -78,14 +78,15 @@ WITH held AS (
                        WHEN g.status IN ('completed', 'compensated', 'stuck') THEN NULL
                        WHEN s.asked IS DISTINCT FROM g.asked OR s.signals > g.signals THEN soma.now()
                        ELSE soma.now() + make_interval(secs => g.wake_in) END,
-        result = coalesce(g.result::json, s.result), reason = CASE WHEN g.status IN ('compensating', 'stuck') THEN g.reason ELSE s.reason END,
-        error_type = CASE WHEN g.status IN ('compensating', 'stuck') THEN g.error_type ELSE s.error_type END,
-        error = CASE WHEN g.status IN ('compensating', 'stuck') THEN g.error ELSE s.error END,
+        result = coalesce(g.result::json, s.result),
+        reason = CASE WHEN g.turns THEN g.reason ELSE s.reason END,
+        error_type = CASE WHEN g.turns THEN g.error_type ELSE s.error_type END,
+        error = CASE WHEN g.turns THEN g.error ELSE s.error END,
         ended_at = CASE WHEN g.status IN ('completed', 'compensated') THEN soma.now() ELSE s.ended_at END
     FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::float8[], $7::integer[],
-                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[]) WITH ORDINALITY
-         AS g (saga_id, epoch, entries, status, kept, wake_in, signals, asked, result, reason, error_type, error, ordinal)
-    WHERE s.saga_id = g.saga_id AND s.epoch = g.epoch AND s.owner = $13::uuid
+                $8::text[], $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[]) WITH ORDINALITY
+         AS g (saga_id, epoch, entries, status, kept, wake_in, signals, asked, result, turns, reason, error_type, error, ordinal)
+    WHERE s.saga_id = g.saga_id AND s.epoch = g.epoch AND s.owner = $14::uuid
     RETURNING g.ordinal, s.saga_id, s.length - g.entries AS base, s.epoch, s.asked, s.signals
 ), written AS (
     INSERT INTO soma.saga_steps (saga_id, number, step, what, attempt, at, due, took, epoch, result, error_type, error,
@@ -93,8 +94,8 @@ WITH held AS (
     SELECT h.saga_id, h.base + e.place, e.step, e.what, e.attempt, soma.now(),
            soma.now() + make_interval(secs => e.due_in), e.took, h.epoch, e.result::json, e.error_type, e.error, e.stack,
            e.why
-    FROM unnest($14::bigint[], $15::integer[], $16::text[], $17::text[], $18::integer[], $19::float8[], $20::float8[],
-                $21::text[], $22::text[], $23::text[], $24::text[], $25::text[])
+    FROM unnest($15::bigint[], $16::integer[], $17::text[], $18::text[], $19::integer[], $20::float8[], $21::float8[],
+                $22::text[], $23::text[], $24::text[], $25::text[], $26::text[])
          AS e (ordinal, place, step, what, attempt, due_in, took, result, error_type, error, stack, why)
     JOIN held h USING (ordinal)
 )

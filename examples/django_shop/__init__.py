@@ -1,0 +1,1 @@
+"""A Django project whose orders are sagas: ``python -m examples.django_shop``."""
