@@ -19,7 +19,8 @@ TABLES = """
 CREATE TABLE stock (item text PRIMARY KEY, pieces int NOT NULL CHECK (pieces >= 0));
 CREATE TABLE ledger (entry bigserial PRIMARY KEY, key text NOT NULL, account text NOT NULL, cents bigint NOT NULL);
 INSERT INTO stock VALUES ('lamp', 10);
-INSERT INTO ledger (key, account, cents) VALUES ('opening', 'Ada', 50000), ('opening', 'Bob', 500), ('opening', 'bank', -50500)
+INSERT INTO ledger (key, account, cents)
+VALUES ('opening', 'Ada', 50000), ('opening', 'Bob', 500), ('opening', 'bank', -50500)
 """
 
 

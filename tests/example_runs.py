@@ -11,10 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def printed_by(example: str, folder: Path) -> list[str]:
-    """The lines that a script of ``examples/`` prints, with a database of its own; it must end well."""
+    """The lines that a script of ``examples/`` (or ``-m module``) prints, with a database of its own; it must end well."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SOMA_", "SOMASTACK_"))}
+    script = example.split() if example.startswith("-m") else [str(ROOT / "examples" / example)]
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "examples" / example)],
+        [sys.executable, "-W", "error", *script],
         cwd=folder,
         env=clean | {"PYTHONPATH": str(ROOT), "SOMA_FOLDER": str(folder / "db")},
         capture_output=True,

@@ -1,7 +1,7 @@
 """Starts the embedded database, makes the tables, places orders, and runs their sagas.
 
-In a project the settings are your own, the tables come by ``migrate``, and the worker is a process of its own that calls
-``asyncio.run(soma.run())``.
+In a project the settings are your own, the tables come by ``migrate``, and the worker is a process of its own that
+calls ``asyncio.run(soma.run())``.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from django.conf import settings
 
 from soma_common import Soma, SomaConfig
 from soma_common.postgres.embedded import EmbeddedPostgres
+from soma_common.sagas.settings import SagaSettings
 from soma_common.sagas.sync import SagaOrchestrator
 
 
@@ -82,7 +83,7 @@ async def upgraded(soma: Soma) -> None:
 
 async def ended(soma: Soma) -> None:
     """Run a worker until every saga has ended."""
-    async with soma, soma.saga_worker():
+    async with soma, soma.saga_worker(settings=SagaSettings(at_once=1)):  # in their order: it is told who got the lamp
         for saga in (await soma.sagas.list(tenant_id="shop")).sagas[::-1]:
             try:
                 print(saga.saga_key, await soma.sagas.result(saga.saga_id))

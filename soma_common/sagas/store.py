@@ -213,7 +213,8 @@ def _saga_columns(records: Sequence[Record]) -> list[list[Any]]:
         *(
             (
                 each.saga.saga_id, each.saga.epoch, len(each.entries), each.status, each.kept, each.wake_in,
-                each.saga.signals, each.saga.asked, _text(each.result), each.turns, each.reason, each.error_type, each.error,
+                each.saga.signals, each.saga.asked, _text(each.result), each.turns, each.reason, each.error_type,
+                each.error,
             )
             for each in records
         ),
