@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from examples.flights.report import (
     show_tables,
 )
 from examples.flights.servers import clean_environment, servers
+from examples.flights.trip import Hotels, Undone, book_trip, fail_on_purpose, show_undone
 from examples.flights.truth import Statistics, truth
 from examples.flights.worker import RELAY
 from soma_common import ALL_TENANTS, Event, Soma
@@ -76,11 +77,12 @@ class Outcome:
     kills: Sequence[Kill]
     twice: int
     seconds: float
+    trip: Undone | None = None
 
     @property
     def exit_code(self) -> int:
         """0: all is as in the file; 1: it is not; 3: it is, but rows of the file were refused."""
-        if self.wrong or self.twice or self.letters:
+        if self.wrong or self.twice or self.letters or (self.trip and not self.trip.is_whole):
             return DIFFERENT
         return SOME_REFUSED if self.reading.refused else ALL_GOOD
 
@@ -122,11 +124,13 @@ async def _through(options: Options, reading: Reading, folder: Path, console: Co
         env = {**clean_environment(), **settings, "SOMA_EXACTLY_ONCE": str(options.exactly_once).lower()}
         os.environ.clear()
         os.environ.update(env)
-        soma = await stack.enter_async_context(projection.application())
+        hotels = Hotels()
+        soma = await stack.enter_async_context(projection.application(sagas=[book_trip(hotels)]))
         await projection.create_tables(soma.pool)
         run = Run(options, soma, events, progress)
         stack.push_async_callback(run.end)
-        return await run.go(reading, folder, env)
+        outcome = await run.go(reading, folder, env)
+        return replace(outcome, trip=await fail_on_purpose(soma, hotels))
 
 
 async def together(*work: Coroutine[Any, Any, None]) -> None:
@@ -279,4 +283,6 @@ def _show(console: Console, outcome: Outcome) -> None:
     show_summary(console, outcome.kills, outcome.found.events, len(outcome.found.alerts), outcome.seconds)
     show_published_again(console, outcome.twice)
     show_letters(console, outcome.letters)
+    if outcome.trip is not None:
+        show_undone(console, outcome.trip)
     show_differences(console, outcome.wrong, outcome.rows)

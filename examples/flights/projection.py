@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from examples.flights.events import MODELS, TENANT, AircraftDelayed, FlightArrived, FlightCancelled, FlightDeparted
 from examples.flights.truth import THRESHOLD, Aircraft, Alert, Delays, Statistics
-from soma_common import Event, RecordedEvent, Soma
+from soma_common import Event, RecordedEvent, Saga, Soma
 from soma_common.postgres.pool import Pool
 
 SERVICE = "flights"
@@ -25,9 +25,9 @@ def sql() -> Mapping[str, str]:
     return dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
 
 
-def application(*, threshold: int = THRESHOLD) -> Soma:
+def application(*, threshold: int = THRESHOLD, sagas: Sequence[Saga] = ()) -> Soma:
     """The application by environment: two consumers, of which the second reacts to what the first one publishes."""
-    soma = Soma.from_env(service_id=SERVICE, models=MODELS)
+    soma = Soma.from_env(service_id=SERVICE, models=MODELS, sagas=sagas)
 
     @soma.handler(FlightDeparted, FlightArrived, FlightCancelled, consumer="delays")
     async def count(event: RecordedEvent, ctx: Any) -> None:

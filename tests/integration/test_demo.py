@@ -76,6 +76,8 @@ def test_the_demo_survives_its_kills(scratch: Path) -> None:
     assert all(int(outstanding.replace(",", "")) > 0 for *_, outstanding in kills)
     assert "carriers UA 888 887 153 9.1 min 4.3 min 266 min ok" in out
     assert "published a second time: nothing was recorded again" in out
+    assert "✗ failed   pay        the card was declined\n  ↺ turned\n  ↩ undone   hold-room" in out
+    assert "compensated: 0 seats taken, 0 rooms held" in out
     assert out.splitlines()[-1] == "2510 rows compared with the file: no difference"
     assert list(scratch.iterdir()) == []
     assert using(scratch) == []
