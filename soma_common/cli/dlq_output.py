@@ -15,7 +15,7 @@ from soma_common.cli.escaping import json_text
 from soma_common.cli.tables import add, escaped, plain_table, screen
 from soma_common.cli.telling import warn
 from soma_common.dlq.careful import Redrive
-from soma_common.dlq.models import FullLetter, HistoryEntry, Letter, LetterPage, Summary
+from soma_common.dlq.models import OF_SAGA, FullLetter, HistoryEntry, Letter, LetterPage, Summary
 
 _SHOWN = 2000  # bytes of a value
 _WIDE = 160  # columns of a terminal that has room for everything
@@ -112,6 +112,8 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[dict[str, An
 
 
 def _place(one: Letter) -> str:
+    if one.partition == OF_SAGA:
+        return f"saga {one.event.event_id}"
     if one.partition < 0:  # it never got as far as a partition
         return f"{one.topic}, outbox row {one.offset}"
     return f"{one.topic}[{one.partition}]@{one.offset}"

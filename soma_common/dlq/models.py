@@ -35,6 +35,9 @@ class Status(StrEnum):
 
 OPEN: Final = (Status.RETRYING, Status.BLOCKED, Status.DEAD, Status.REDRIVING)
 
+OF_RELAY, OF_SAGA = -1, -2
+"""In place of a partition: the record is a row of the outbox, or what a saga was started with."""
+
 Headers = tuple[tuple[str, bytes | None], ...]
 
 

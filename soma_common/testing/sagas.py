@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any, Final, Self
 from uuid import UUID
 
-from soma_common.errors import DatabaseUnavailable
+from soma_common.errors import DatabaseUnavailable, ValidationError
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import RecordedEvent
 from soma_common.events.store import ALL_TENANTS, EventStore
@@ -231,7 +231,9 @@ class SagaTestKit:
 
         Raises:
             TimeoutError: it did not end within 30 real seconds.
+            ValidationError: a fault names no step of the saga.
         """
+        _check(saga, faults)
         self._faults, self._happened, self._calls, self._ended = list(_each(faults)), [], [], asyncio.Event()
         saga_id = await self.orchestrator.start_saga(saga, given, **{"tenant_id": TENANT, **more})
         async with asyncio.timeout(_PATIENCE):
@@ -292,6 +294,13 @@ class SagaTestKit:
         await self._next_life()
         self._lives.insert(0, life)
         await self._ended.wait()
+
+
+def _check(saga: Saga, faults: Sequence[Fault]) -> None:
+    names = [step.name for step, _ in _steps(saga)]
+    for fault in faults:
+        if not isinstance(fault, Fault) or fault.step.rpartition("/")[2] not in names:
+            raise ValidationError(f"{fault} is at no step of {saga!r}.", cure=f"there are: {', '.join(names)}.")
 
 
 def _each(faults: Sequence[Fault]) -> Iterator[Fault]:
