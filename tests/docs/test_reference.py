@@ -40,6 +40,8 @@ SETTINGS = [
     "soma_common.replay.engine.ReplaySettings",
     "soma_common.replay.rebuilding.RebuildSettings",
     "soma_common.outbox.settings.RelaySettings",
+    "soma_common.sagas.settings.SagaSettings",
+    "soma_common.sagas.steps.UndoPolicy",
     "soma_common.kafka.publisher.PublisherSettings",
     "soma_common.postgres.pool.PoolSettings",
 ]
