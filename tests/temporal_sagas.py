@@ -271,4 +271,12 @@ async def total(doubles: Annotated[list[int], From("one")]) -> int:
 
 long_loop = Saga("long-loop", Order, ForEach(many, one, at_once=10), total)
 
-careful = Saga("careful", Order, doing("first"), SagaStep(vague, vague_undo, unknown=Unknown.ASK), doing("last"))
+
+async def cautious(order: Order) -> str:
+    note(order, "cautious")
+    return "done"
+
+
+careful = Saga("careful", Order, doing("first"), SagaStep(cautious, unknown=Unknown.ASK), doing("last"), deadline=60)
+
+brief = Saga("brief", Order, SagaStep(reserve, timeout_seconds=3), doing("last"), deadline=60)

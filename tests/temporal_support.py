@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,12 @@ class Desk:
         """A worker of this process."""
         made = TemporalSagas(self.store, sagas, heartbeat=heartbeat)
         worker = Worker(
-            self.client, task_queue=self.queue, workflows=made.workflows, activities=made.activities, **options
+            self.client,
+            task_queue=self.queue,
+            workflows=made.workflows,
+            activities=made.activities,
+            sticky_queue_schedule_to_start_timeout=timedelta(seconds=1),
+            **options,
         )
         async with worker:
             yield made
@@ -72,7 +78,9 @@ class Desk:
 
     async def start(self, saga: Saga, order: Order | None = None, **options: Any) -> WorkflowHandle[Any, Any]:
         """Start a saga on this desk's queue."""
-        return await temporal.start(self.client, saga, order or self.order(), task_queue=self.queue, **options)
+        return await temporal.start(
+            self.client, saga, order or self.order(), task_queue=self.queue, tenant_id="t", **options
+        )
 
     async def entries(self, handle: WorkflowHandle[Any, Any]) -> list[tuple[str, str]]:
         """What the journal says, and of which step."""
@@ -119,7 +127,11 @@ def plain_run(saga: Saga, order: Order, signals: dict[str, bytes]) -> list[Entry
         decision = decide(saga, journal)
         if decision.end is not None:
             return entries
-        fresh = [Entry(what=What.TURNED)] if decision.turn else [_outcome(values, w, journal, signals) for w in decision.begin[:1]]
+        fresh = (
+            [Entry(what=What.TURNED)]
+            if decision.turn
+            else [_outcome(values, w, journal, signals) for w in decision.begin[:1]]
+        )
         entries.extend(fresh)
         journal = journal.after(*fresh)
 
@@ -154,5 +166,3 @@ def undone(entries: Sequence[Entry] | Sequence[tuple[str, str]]) -> list[str]:
     """The steps that were undone, in order."""
     pairs = [(e.what, e.step) if isinstance(e, Entry) else e for e in entries]
     return [step for what, step in pairs if what == What.UNDONE]
-
-

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+from datetime import timedelta
 from typing import Any
 
 from temporalio import activity
@@ -20,6 +21,8 @@ from soma_common.temporal.sagas import TemporalSagas
 from tests import temporal_sagas
 from tests.core_support import opened
 
+SOON = timedelta(seconds=1)  # in which a killed worker's workflows are another's
+
 
 class Dying(Interceptor):
     """Dies around an activity."""
@@ -27,16 +30,16 @@ class Dying(Interceptor):
     def __init__(self, name: str, when: str) -> None:
         self.name, self.when = name, when
 
-    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - theirs
         return _Around(next, self)
 
 
 class _Around(ActivityInboundInterceptor):
-    def __init__(self, next: ActivityInboundInterceptor, dying: Dying) -> None:
-        super().__init__(next)
+    def __init__(self, inner: ActivityInboundInterceptor, dying: Dying) -> None:
+        super().__init__(inner)
         self._dying = dying
 
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - theirs
         result = await super().execute_activity(input)
         if activity.info().activity_type == self._dying.name and self._dying.when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -59,12 +62,12 @@ async def main(address: str, queue: str, dsn: str, name: str = "", when: str = "
     if when == "inside":
         dying_inside(name)
     async with opened(dsn) as store:
-        sagas = [temporal_sagas.place_order, temporal_sagas.careful, temporal_sagas.long_loop]
+        sagas = [temporal_sagas.place_order, temporal_sagas.careful, temporal_sagas.brief, temporal_sagas.long_loop]
         made = TemporalSagas(store, sagas, heartbeat=1.0)
         client = await Client.connect(address)
         worker = Worker(
             client, task_queue=queue, workflows=made.workflows, activities=made.activities,
-            interceptors=[Dying(name, when)],
+            sticky_queue_schedule_to_start_timeout=SOON, interceptors=[Dying(name, when)],
         )  # fmt: skip
         await worker.run()
 

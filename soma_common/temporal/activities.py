@@ -13,17 +13,25 @@ from uuid import UUID
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from soma_common.errors import InfrastructureError, LeaseLost, OutcomeUnknown, SagaDefinitionError, TransactionConflict
+from soma_common.dlq.failures import Failure, Stage
+from soma_common.errors import (
+    DatabaseUnavailable,
+    InfrastructureError,
+    OutcomeUnknown,
+    SagaDefinitionError,
+    TransactionConflict,
+)
 from soma_common.events.store import EventStore
-from soma_common.postgres.threads import Connect, Threads, ThreadTx, connecting
+from soma_common.postgres.errors import sqlstate_of, translate
+from soma_common.postgres.threads import Connect, Threads, connecting
 from soma_common.retry import Backoff
-from soma_common.sagas.attempts import Attempt, Runner
+from soma_common.sagas.attempts import Attempt, Runner, StepRaised
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.machine import Work
 from soma_common.sagas.models import Saga
-from soma_common.sagas.outcomes import described, failed
+from soma_common.sagas.outcomes import Failed, failed
 from soma_common.sagas.parameters import Call
-from soma_common.sagas.steps import SagaStep, SubSaga, Timer, Unknown, walk
+from soma_common.sagas.steps import SagaStep, SubSaga, Timer, Unknown
 from soma_common.sagas.values import Values, encode, seconds_of
 from soma_common.temporal import effects, names
 from soma_common.temporal.messages import Answer, Ask, Report, check_size
@@ -35,7 +43,7 @@ Activity = Callable[[Ask], Awaitable[Answer]]
 Sagas = Mapping[tuple[str, int], Saga]
 _CONFLICTED: Final = Backoff(base=0.005, maximum=0.5)
 _MOST_CONFLICTS: Final = 20
-_SILENCE: Final = 1.0  # seconds beyond a step's timeout for which its transaction may stand still
+_SILENCE: Final = 5.0  # seconds beyond a step's timeout for which its transaction may be open
 
 
 class Activities:
@@ -50,9 +58,10 @@ class Activities:
     def __init__(self, store: EventStore, sagas: Sagas, connect: Connect | None = None) -> None:
         self._store, self._sagas = store, sagas
         self.threads: Threads | None = None
-        if any(_needs_threads(saga) for saga in sagas.values()):
+        if any(saga.has_blocking_transactions for saga in sagas.values()):
             self.threads = Threads(connect or connecting(store.pool.settings), "soma saga steps")
-        self._runner = Runner(store.pool, self._append, self.threads)
+        room = max(1, store.pool.settings.size - 2)  # some connections stay for finding out
+        self._runner = Runner(store.pool, self._append, transactions=room, threads=self.threads)
 
     def all(self) -> Sequence[Activity]:
         """One activity for each step, compensation and rule, as Temporal's worker takes them."""
@@ -82,34 +91,39 @@ class Activities:
     async def _attempt(self, ask: Ask, work: Work) -> Answer:
         part: SagaStep = work.part
         call = work.saga.undos[part.name] if ask.undo else work.saga.calls[part.name]
-        attempt = Attempt(part.undo.timeout_seconds if ask.undo else part.timeout_seconds)
+        attempt = Attempt(work, ask.attempt, part.undo.timeout_seconds if ask.undo else part.timeout_seconds)
         try:
             async with _alive():
-                return await self._past_conflicts(ask, work, call, attempt)
-        except (asyncio.CancelledError, LeaseLost, InfrastructureError) as error:
-            if isinstance(error, asyncio.CancelledError) and not _is_wanted():
-                raise _reported(work, RuntimeError("It raised CancelledError."), attempt, call) from error
+                do = self._transactional if call.transactional else self._external
+                return await do(ask, work, call, attempt)
+        except StepRaised as raised:
+            raise _reported(
+                failed(work, raised.error, attempt.took, transactional=call.transactional)
+            ) from raised.error
+        except (asyncio.CancelledError, InfrastructureError) as away:
             if call.transactional or ask.undo or part.unknown is Unknown.RETRY:
                 raise  # Temporal tries again, under the same key
-            raise _reported(work, OutcomeUnknown(str(error) or "The worker stopped."), attempt, call) from error
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise _reported(work, error, attempt, call) from error
+            unknown = OutcomeUnknown(str(away) or "The worker stopped.")
+            raise _reported(Failed(unknown, unknown=True, took=attempt.took)) from away
+        except Exception as raised:
+            error = raised.error if isinstance(raised, StepRaised) else raised
+            raise _reported(failed(work, error, attempt.took, transactional=call.transactional)) from error
 
-    async def _past_conflicts(self, ask: Ask, work: Work, call: Call, attempt: Attempt) -> Answer:
-        if not call.transactional:
-            arguments = self._arguments(ask, work, call, None)
-            value = await self._runner.call(call, arguments, _context(ask), attempt)
+    async def _external(self, ask: Ask, work: Work, call: Call, attempt: Attempt) -> Answer:
+        value = await self._runner.call(call, self._filling(ask, work, call), _context(ask), attempt)
+        try:
             return Answer(result=_text(work, value), took=attempt.took)
+        except Exception as error:  # of what it returned: it happened
+            raise _reported(Failed(error, unknown=True, took=attempt.took, final=True)) from error
+
+    async def _transactional(self, ask: Ask, work: Work, call: Call, attempt: Attempt) -> Answer:
         for conflicts in range(_MOST_CONFLICTS):
             try:
                 return await self._in_transaction(ask, work, call, attempt)
-            except TransactionConflict:
-                if conflicts == _MOST_CONFLICTS - 1:
-                    raise
+            except TransactionConflict as error:
+                last = error
             await asyncio.sleep(_CONFLICTED.delay(conflicts))
-        raise AssertionError("the last conflict is raised")
+        raise StepRaised(last)
 
     async def _in_transaction(self, ask: Ask, work: Work, call: Call, attempt: Attempt) -> Answer:
         """Effect, events and outcome commit together, once, however often Temporal has this step done."""
@@ -119,22 +133,22 @@ class Activities:
             done = await effects.begin(connection, context.key, ask.attempt, silence=silence)
             if done is not None:
                 return Answer(result=done.result.decode())
-            tx = Tx(connection.driver if isinstance(connection, ThreadTx) else connection)
-            arguments = self._arguments(ask, work, call, tx)
-            value = await self._runner.call(call, arguments, context, attempt, connection)
-            result = _text(work, value)
-            await self._runner.publish(tx, connection)
+            try:
+                value = await self._runner.call(call, self._filling(ask, work, call), context, attempt, connection)
+                result = _text(work, value)
+            except StepRaised as raised:
+                raise _meaning(raised, connection, attempt) from raised.error
             await effects.keep(connection, context.key, result.encode())
         return Answer(result=result, took=attempt.took)
 
     async def _append(self, events: Any, connection: Any) -> Any:
         return await self._store.publish(events, tx=connection)
 
-    def _arguments(self, ask: Ask, work: Work, call: Call, tx: Tx | None) -> dict[str, Any]:
-        """What the function is called with, seen from inside of its loops."""
+    def _filling(self, ask: Ask, work: Work, call: Call) -> Callable[[Tx | None], dict[str, Any]]:
+        """Makes what the function is called with, seen from inside of its loops."""
         values = Values(self._sagas[ask.saga, ask.version], (ask.input or "null").encode())
-        inside = work._replace(prefix=local(work.prefix))
-        return values.arguments(call, inside, journal_of(ask.results), tx=tx, context=_context(ask))
+        inside, journal, context = work._replace(prefix=local(work.prefix)), journal_of(ask.results), _context(ask)
+        return lambda tx: values.arguments(call, inside, journal, tx=tx, context=context)
 
     async def _settle(self, ask: Ask) -> Answer:
         done = await effects.settle(self._store.pool, _context(ask).key, ask.attempt)
@@ -146,30 +160,24 @@ class Activities:
         part = work.part
         call = work.saga.calls[part.name]
         try:
-            said = call.function(**self._arguments(ask, work, call, None))
+            said = call.function(**self._filling(ask, work, call)(None))
             if isinstance(part, Timer):
                 return Answer(result=json.dumps(seconds_of(said)))
             adapter = part.saga.input if isinstance(part, SubSaga) else work.saga.results[part.name]
             text = encode(adapter, said, f"What {work.path} says").decode()
             check_size(f"What {work.path} says", text)
         except Exception as error:
-            raise _refused(error) from error
+            raise _reported(Failed(error, unknown=False, took=0.0, final=True)) from error
         return Answer(result=text)
 
     async def _check(self, ask: Ask) -> Answer:
         work = self._work(ask)
-        adapter = work.saga.results[work.part.name]
+        adapter = self._sagas[ask.saga, ask.version].adapter(ask.step)
         try:
             value = adapter.validate_json(ask.payload or "null")
             return Answer(result=encode(adapter, value, f"The value for {work.path}").decode())
         except Exception as error:
-            raise _refused(error) from error
-
-
-def _needs_threads(saga: Saga) -> bool:
-    calls = [*saga.calls.values(), *saga.undos.values()]
-    inner = [part.saga for part in walk(saga.parts) if isinstance(part, SubSaga)]
-    return any(call.blocking and call.transactional for call in calls) or any(map(_needs_threads, inner))
+            raise _reported(Failed(error, unknown=False, took=0.0, final=True)) from error
 
 
 def _named(name: str, do: Activity) -> Activity:
@@ -219,22 +227,21 @@ async def _alive() -> AsyncIterator[None]:
             await beating
 
 
-def _is_wanted() -> bool:
-    """Whether Temporal asked this activity to end."""
-    return activity.is_cancelled() or activity.is_worker_shutdown()
+def _meaning(raised: StepRaised, connection: Any, attempt: Attempt) -> Exception:
+    """What an error in a transaction is: the step's, or (a conflict, the loss of the connection) nobody's."""
+    if isinstance(raised.error, TimeoutError) and attempt.took >= attempt.timeout:
+        return raised
+    if connection.is_closed():
+        return DatabaseUnavailable(f"The connection to PostgreSQL was lost in a step: {raised.error!s:.200}.")
+    known = translate(raised.error) if sqlstate_of(raised.error) else raised.error
+    return known if isinstance(known, TransactionConflict) else raised
 
 
-def _reported(work: Work, error: BaseException, attempt: Attempt, call: Call) -> ApplicationError:
-    """A failed attempt, as the workflow is told of it."""
-    failure = failed(work, error, attempt.took, transactional=call.transactional)
-    return _application_error(error, took=failure.took, unknown=failure.unknown, final=failure.final)
-
-
-def _refused(error: BaseException) -> ApplicationError:
-    return _application_error(error, final=True)
-
-
-def _application_error(error: BaseException, **known: Any) -> ApplicationError:
-    error_type, message = described(error)
-    report = Report(error_type=error_type, error=message, **known)
-    return ApplicationError(report.error, asdict(report), type=report.error_type, non_retryable=True)
+def _reported(failure: Failed) -> ApplicationError:
+    """A failure, as the workflow is told of it."""
+    told = Failure.of(Stage.HANDLE, failure.error)
+    report = Report(
+        error_type=told.error_type, error=told.message, stack=told.stack, took=failure.took, unknown=failure.unknown,
+        final=failure.final,
+    )  # fmt: skip
+    return ApplicationError(told.message, asdict(report), type=told.error_type, non_retryable=True)

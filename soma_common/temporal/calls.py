@@ -21,7 +21,9 @@ from soma_common.temporal import names
 from soma_common.temporal.messages import Answer, Ask, Report, Start, check_size
 from soma_common.temporal.needs import needed, needs_input
 
-_GRACE: Final = 5.0  # seconds beyond a step's own timeout, which ends it in the worker, where its outcome is known
+# Seconds beyond a step's own timeout, which ends it in the worker, where its outcome is known: it may wait there for a
+# connection. That a worker died is noticed by its heartbeats.
+_GRACE: Final = 60.0
 _SHORT: Final = timedelta(seconds=10)
 # Temporal tries again what could not be tried (the database is away, the worker is stopping or does not have the step
 # yet), for as long as it takes. What failed, and what nobody knows the outcome of, comes back here.

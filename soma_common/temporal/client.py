@@ -8,9 +8,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from soma_common.errors import MissingDependency, SagaCompensated, SagaKeyReused, SagaStuck, WrongSagaState
-from soma_common.events.ids import uuid7
 from soma_common.sagas.models import Saga
-from soma_common.sagas.values import encode
+from soma_common.sagas.starting import begin
 from soma_common.tracing.tracer import TransactionTracer
 
 try:
@@ -38,8 +37,8 @@ async def start(
     given: Any,
     *,
     task_queue: str,
+    tenant_id: str,
     saga_key: str | None = None,
-    tenant_id: str = "default",
     correlation_id: str | None = None,
     **options: Any,
 ) -> WorkflowHandle[Any, Any]:
@@ -52,22 +51,25 @@ async def start(
         options: further arguments of ``client.start_workflow``.
 
     Raises:
-        PayloadInvalid, EventTooLarge: the input is not of the saga's type, or too large.
+        ValidationError: a name that cannot be, or the input is not of the saga's type, or too large.
         SagaKeyReused: the key was used with another input.
     """
-    text = encode(saga.input, given, f"The input of {saga.name}").decode()
-    check_size(f"The input of {saga.name}", text)
-    saga_id, trace = str(uuid7()), TransactionTracer().current()
-    begin = Start(
-        input=json.loads(text), version=saga.version, fingerprint=saga.fingerprint, saga_id=saga_id,
-        tenant_id=tenant_id, correlation_id=correlation_id,
-        traceparent=trace and trace.traceparent, tracestate=trace and trace.tracestate,
+    begun = begin(
+        saga, given, tenant_id=tenant_id, saga_key=saga_key, correlation_id=correlation_id,
+        trace=TransactionTracer().current(),
     )  # fmt: skip
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    workflow_id = _workflow_id(saga, tenant_id, saga_key or saga_id)
+    text = begun.input.decode()
+    check_size(f"The input of {saga.name}", text)
+    message = Start(
+        input=json.loads(text), version=saga.version, fingerprint=saga.fingerprint, saga_id=str(begun.saga_id),
+        tenant_id=tenant_id, correlation_id=begun.correlation_id,
+        traceparent=begun.trace.traceparent, tracestate=begun.trace.tracestate,
+    )  # fmt: skip
+    digest = hashlib.sha256(begun.input).hexdigest()
+    workflow_id = _workflow_id(saga, tenant_id, saga_key or str(begun.saga_id))
     try:
         return await client.start_workflow(
-            saga.name, begin, id=workflow_id, task_queue=task_queue, memo={_MEMO: digest},
+            saga.name, message, id=workflow_id, task_queue=task_queue, memo={_MEMO: digest},
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE, **options,
         )  # fmt: skip
     except WorkflowAlreadyStartedError as error:

@@ -225,7 +225,7 @@ class Drive:
         if part.optional:
             self._write([Entry(what=What.DONE, step=work.path, attempt=1, result=b"null")])
         else:
-            error = f"The signal {part.name} did not come within {part.timeout_seconds:g} s."
+            error = f"no signal {part.name} came within {part.timeout_seconds:g} s"
             self._write([_given_up(work, "TimeoutError", error)])
         return True
 
@@ -261,7 +261,7 @@ class Drive:
     async def _ruled(self, work: Work) -> list[Entry]:
         answer = await self._calls.rule(work, self.journal)
         if isinstance(answer, Report):
-            return [_given_up(work, answer.error_type, answer.error)]
+            return [_given_up(work, answer.error_type, answer.error, answer.stack)]
         if isinstance(work.part, Timer):
             return [Entry(what=What.WAITING, step=work.path, attempt=1, due_in=json.loads(answer.result or "0"))]
         return [_done(work, 1, answer)]
@@ -276,6 +276,7 @@ class Drive:
         return [
             replace(
                 entry, error_type=report.error_type, error=report.error,
+                stack=report.stack if entry.due_in is None else None,
                 due_in=None if entry.due_in is None else policy.delay(failures, workflow.random().uniform),
             )
             for entry in entries_of(work, state, failure, one_way=self.behind_pivot)
@@ -289,5 +290,5 @@ def _done(work: Work, number: int, answer: Answer) -> Entry:
     return Entry(what=What.DONE, step=work.path, attempt=number, result=result, took=answer.took)
 
 
-def _given_up(work: Work, error_type: str, error: str) -> Entry:
-    return Entry(what=What.FAILED, step=work.path, attempt=1, error_type=error_type, error=error)
+def _given_up(work: Work, error_type: str, error: str, stack: str | None = None) -> Entry:
+    return Entry(what=What.FAILED, step=work.path, attempt=1, error_type=error_type, error=error, stack=stack)

@@ -11,7 +11,6 @@ from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
 _SQL: Final = blocks("temporal")
-_GUARD: Final = blocks("readers")["guard_transaction"]
 _AT_ONCE: Final = 1000
 
 
@@ -24,13 +23,13 @@ class Effect(NamedTuple):
 async def begin(connection: Any, key: str, attempt: int, *, silence: float) -> Effect | None:
     """Claim a step in a transaction; what an earlier attempt did, if one did it. Waits for one that is at work.
 
-    Once it is claimed, the commit waits for the disk: Temporal hears of it afterwards. A process that falls silent for
-    ``silence`` seconds in this transaction loses it, so that nobody waits for a paused one for ever.
+    The commit waits for the disk: Temporal hears of it afterwards. A process that falls silent for ``silence`` seconds
+    in this transaction loses it, so that nobody waits for a paused one for ever.
 
     Raises:
         StepRefused: this attempt was given up; a later one is on its way, or the saga went another way.
     """
-    await fetch(connection, _GUARD, (f"{int(silence * 1000)}ms",))
+    await fetch(connection, _SQL["guard"], (f"{int(silence * 1000)}ms",))
     if await fetch(connection, _SQL["begin"], (key, attempt)):
         return None
     found: Sequence[Any] = await fetch(connection, _SQL["result"], (key,))

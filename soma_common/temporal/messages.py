@@ -69,6 +69,7 @@ class Report:
 
     error_type: str
     error: str
+    stack: str | None = None
     took: float | None = None
     unknown: bool = False
     final: bool = False

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from soma_common.errors import MissingDependency, SagaDefinitionError
+from soma_common.errors import MissingDependency
 from soma_common.events.store import EventStore
 from soma_common.postgres.threads import connecting
 from soma_common.ranges import check_settings
-from soma_common.sagas.models import Saga
+from soma_common.sagas.models import Saga, check_sagas
 from soma_common.temporal import effects
 
 try:
@@ -43,19 +43,16 @@ class TemporalSagas:
     """
 
     def __init__(
-        self, store: EventStore, sagas: Sequence[Saga], *, heartbeat: float = 10.0, django: str | None = None
+        self, store: EventStore, sagas: Iterable[Saga], *, heartbeat: float = 10.0, django: str | None = None
     ) -> None:
         self.heartbeat = heartbeat
         check_settings(self, heartbeat=(0.1, 3600.0))
-        known: dict[tuple[str, int], Saga] = {}
-        for saga in sagas:
-            if known.setdefault(saga.key, saga) is not saga:
-                raise SagaDefinitionError(f"There are two of {saga!r}.", cure="raise the version of the newer one.")
-        self._store, self._sagas = store, MappingProxyType(known)
+        known = check_sagas(sagas)
+        self._store, self._sagas = store, MappingProxyType({saga.key: saga for saga in known})
         connect = None if django is None else connecting(store.pool.settings, django)
         self._activities = Activities(store, self._sagas, connect)
         self.activities: Sequence[Any] = self._activities.all()
-        self.workflows: Sequence[type] = [self._workflow(name) for name in dict.fromkeys(saga.name for saga in sagas)]
+        self.workflows: Sequence[type] = [self._workflow(name) for name in dict.fromkeys(saga.name for saga in known)]
 
     def _workflow(self, name: str) -> type:
         versions = {saga.version: saga for saga in self._sagas.values() if saga.name == name}

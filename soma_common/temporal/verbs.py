@@ -6,6 +6,7 @@ from typing import Final
 
 from soma_common.errors import WrongSagaState
 from soma_common.sagas.journal import Entry, Journal, What
+from soma_common.sagas.models import Saga
 from soma_common.temporal.messages import Verb
 
 RETRY: Final = "retry"
@@ -13,7 +14,7 @@ SKIP: Final = "skip"
 RESOLVE: Final = "resolve"
 
 
-def at_stuck(kind: str, verb: Verb, journal: Journal, stuck: str | None) -> str:
+def at_stuck(kind: str, verb: Verb, saga: Saga, journal: Journal, stuck: str | None) -> str:
     """The step at which somebody may retry, skip or resolve.
 
     Raises:
@@ -27,6 +28,9 @@ def at_stuck(kind: str, verb: Verb, journal: Journal, stuck: str | None) -> str:
     hangs = state.undo_failed if journal.turned else (state.failed or state.unknown)
     if not hangs:
         raise WrongSagaState(f"The saga is not stuck at {path or 'a step'}.", cure=f"name the step: {stuck}.")
+    if kind == SKIP and not journal.turned and saga.is_needed(path):
+        cure = "say it: resolve with happened: true and a result."
+        raise WrongSagaState(f"The saga cannot go on without the result of {path}.", cure=cure)
     if kind == RESOLVE and verb.happened is None:
         raise WrongSagaState("It is not said whether it happened.", cure="say happened: true or false.")
     if kind == RESOLVE and journal.turned and not verb.happened:
@@ -48,7 +52,7 @@ def decided(kind: str, verb: Verb, path: str, journal: Journal, result: str | No
     return Entry(
         what=what, step=path, attempt=number, who=verb.who, why=verb.why,
         result=result.encode() if what is What.DONE and result is not None else None,
-        error="a person said that it did not happen" if what is What.FAILED else None,
+        error="it did not happen" if what is What.FAILED else None,
     )  # fmt: skip
 
 

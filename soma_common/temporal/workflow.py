@@ -32,9 +32,20 @@ class SagaWorkflow:
 
     @workflow.init
     def __init__(self, start: Start) -> None:
-        saga = definition_of(self.versions, start)
+        self._wrong: SagaDefinitionError | None = None
+        try:
+            saga = definition_of(self.versions, start)
+        except SagaDefinitionError as error:  # raised when it runs: Temporal expects no error here
+            self._wrong = error
+            return
         self._calls = Calls(saga, start, _saga_id(start), self.heartbeat)
-        self._drive = Drive(saga, start, self._calls)
+        self._driven = Drive(saga, start, self._calls)
+
+    @property
+    def _drive(self) -> Drive:
+        if self._wrong is not None:
+            raise self._wrong
+        return self._driven
 
     async def drive(self) -> Any:
         """The saga, to its end."""
@@ -43,11 +54,14 @@ class SagaWorkflow:
     @workflow.signal(dynamic=True)
     def on_signal(self, name: str, args: Sequence[RawValue]) -> None:
         """What a Signal of the saga waits for. One that cannot be read is dropped: it must not stop the saga."""
+        drive = self._drive
         try:
             value = workflow.payload_converter().from_payload(args[0].payload) if args else None
-            self._drive.signal(name, json.dumps(value))
+            payload = json.dumps(value)
         except Exception as error:  # whatever somebody else's bytes cause
             workflow.logger.warning("A signal %s is dropped: %s", name, error)
+            return
+        drive.signal(name, payload)
 
     @workflow.query
     def journal(self) -> dict[str, Any]:
@@ -112,7 +126,8 @@ class SagaWorkflow:
 
     def _stuck_at(self, kind: str, verb: Verb) -> str:
         try:
-            return verbs.at_stuck(kind, verb, self._drive.journal, self._drive.stuck)
+            drive = self._drive
+            return verbs.at_stuck(kind, verb, drive.saga, drive.journal, drive.stuck)
         except SagaError as error:
             raise _refusal(error) from error
 

@@ -65,7 +65,9 @@ async def test_everything_is_undone_as_the_machine_says(desk: Desk, gift: bool) 
     alone = plain_run(saga, order.model_copy(update={"folder": str(desk.folder / "plain")}), {"approved": b'"yes"'})
     assert undone(entries) == undone(alone)
     assert len(undone(entries)) == 9
-    assert {pair for pair in entries if pair[0] == "done"} == {(e.what.value, e.step) for e in alone if e.what == "done"}
+    assert {pair for pair in entries if pair[0] == "done"} == {
+        (e.what.value, e.step) for e in alone if e.what == "done"
+    }
     await desk.replayed(handle, saga)
 
 
