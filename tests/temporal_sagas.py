@@ -280,3 +280,10 @@ async def cautious(order: Order) -> str:
 careful = Saga("careful", Order, doing("first"), SagaStep(cautious, unknown=Unknown.ASK), doing("last"), deadline=60)
 
 brief = Saga("brief", Order, SagaStep(reserve, timeout_seconds=3), doing("last"), deadline=60)
+
+
+def broken_rule(order: Order) -> bool:
+    raise ValueError(f"nobody knows {order.failing}")
+
+
+broken = Saga("broken", Order, doing("first"), When(broken_rule, doing("last")), deadline=60)

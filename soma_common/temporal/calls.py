@@ -10,7 +10,7 @@ from uuid import UUID
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 from temporalio.exceptions import TimeoutError as TimedOut
 
 from soma_common.errors import EventTooLarge
@@ -91,7 +91,7 @@ class Calls:
                 name, ask, result_type=Answer, start_to_close_timeout=_SHORT, retry_policy=_ALWAYS
             )
             return answer
-        except ActivityError as error:
+        except FailureError as error:
             return report_of(error)
 
     def _ask(self, work: Work, journal: Journal, number: int) -> Ask:
@@ -116,9 +116,10 @@ class Calls:
         )  # fmt: skip
 
 
-def report_of(error: ActivityError) -> Report:
-    """What the failure of an activity says. What is no report of ours says that nobody knows."""
-    cause: Any = error.cause
+def report_of(error: FailureError) -> Report:
+    """What the failure of an activity says (of a local one, Temporal gives the cause itself). What is no report of ours
+    says that nobody knows."""
+    cause: Any = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.details and isinstance(cause.details[0], dict):
         return Report(**cause.details[0])
     if isinstance(cause, TimedOut):

@@ -6,7 +6,7 @@ import pytest
 
 from soma_common.errors import SagaCompensated, SagaKeyReused
 from soma_common.temporal import client as temporal
-from tests.temporal_sagas import everything, long_loop, place_order, plain_functions, unserialisable
+from tests.temporal_sagas import broken, everything, long_loop, place_order, plain_functions, unserialisable
 from tests.temporal_support import Desk, plain_run, undone
 
 pytestmark = pytest.mark.xdist_group("temporal")  # one worker, so that one server is started
@@ -86,6 +86,15 @@ async def test_a_result_that_cannot_be_written_fails_the_step(desk: Desk) -> Non
         with pytest.raises(SagaCompensated, match="cannot be written as JSON"):
             await temporal.result(handle, unserialisable)
     assert desk.noted() == ["first", "strange", "undo first"]  # not tried again
+
+
+async def test_a_rule_that_raises_fails_its_step(desk: Desk) -> None:
+    async with desk.worker(broken):
+        handle = await desk.start(broken, desk.order(failing="why"))
+        with pytest.raises(SagaCompensated, match="step broken-rule failed .ValueError: nobody knows why"):
+            await temporal.result(handle, broken)
+    assert desk.noted() == ["first", "undo first"]
+    await desk.replayed(handle, broken)
 
 
 async def test_a_plain_function_works_in_a_transaction(desk: Desk) -> None:
