@@ -287,3 +287,41 @@ def broken_rule(order: Order) -> bool:
 
 
 broken = Saga("broken", Order, doing("first"), When(broken_rule, doing("last")), deadline=60)
+
+
+# Loops in loops and sub-sagas.
+
+
+def boxes(order: Order) -> list[str]:
+    return order.items
+
+
+def corners(box: Annotated[str, From("boxes")]) -> list[int]:
+    return [1, 2]
+
+
+def unmark(
+    box: Annotated[str, From("boxes")], corner: Annotated[int, From("corners")], mark: Annotated[str, From("mark")]
+) -> None: ...
+
+
+@with_compensation(unmark)
+async def mark(box: Annotated[str, From("boxes")], corner: Annotated[int, From("corners")]) -> str:
+    return f"{box}{corner}"
+
+
+def word(marks: Annotated[list[str], From("mark")], box: Annotated[str, From("boxes")]) -> str:
+    return box + ",".join(marks)
+
+
+async def seal(
+    order: Order, stamped: Annotated[str, From("stamping")], marks: Annotated[list[str], From("mark")]
+) -> str:
+    return f"{stamped} {marks}"
+
+
+async def close(seals: Annotated[list[str], From("seal")], words: Annotated[list[str], From("stamping")]) -> int:
+    return len(seals) + len(words)
+
+
+outer = Saga("outer", Order, ForEach(boxes, ForEach(corners, mark), SubSaga(stamping, word), seal), close, deadline=60)

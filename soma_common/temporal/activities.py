@@ -96,10 +96,8 @@ class Activities:
             async with _alive():
                 do = self._transactional if call.transactional else self._external
                 return await do(ask, work, call, attempt)
-        except StepRaised as raised:
-            raise _reported(
-                failed(work, raised.error, attempt.took, transactional=call.transactional)
-            ) from raised.error
+        except ApplicationError:
+            raise  # a report
         except (asyncio.CancelledError, InfrastructureError) as away:
             if call.transactional or ask.undo or part.unknown is Unknown.RETRY:
                 raise  # Temporal tries again, under the same key
