@@ -17,6 +17,7 @@ from typing import Any, Final
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from soma_common.errors import EventTooLarge
 from soma_common.sagas.journal import Entry, Journal, What
 from soma_common.sagas.machine import Decision, End, Work, decide, is_behind_pivot
 from soma_common.sagas.models import Saga, SagaStatus
@@ -24,7 +25,7 @@ from soma_common.sagas.outcomes import Failed, entries_of
 from soma_common.sagas.steps import SagaStep, Signal, Timer
 from soma_common.sagas.values import Values
 from soma_common.temporal.calls import Calls
-from soma_common.temporal.messages import Answer, Report, Start, entry_of, plain
+from soma_common.temporal.messages import Answer, Report, Start, check_size, entry_of, plain
 
 _EARLY: Final = 0.001  # seconds by which a timer may be early: Temporal counts in milliseconds
 _STATUS: Final = {End.COMPLETED: SagaStatus.COMPLETED, End.COMPENSATED: SagaStatus.COMPENSATED}
@@ -49,6 +50,7 @@ class Drive:
         self._due = {path: now + state.due for path, state in self.journal.steps.items() if state.due is not None}
         self._tasks: dict[str, asyncio.Task[list[Entry]]] = {}
         self._poked = False
+        self._too_large = 0
 
     @property
     def status(self) -> SagaStatus:
@@ -147,6 +149,8 @@ class Drive:
         except TimeoutError:
             pass
         except asyncio.CancelledError:
+            if self._cancelled or workflow.cancellation_reason() is None:
+                raise  # it leaves the worker's cache
             self._cancelled = True
             self._write([Entry(what=What.CANCEL)])
             self.turn("the workflow was cancelled")
@@ -181,8 +185,9 @@ class Drive:
 
     def _is_long(self) -> bool:
         info = workflow.info()
-        quiet = not self._tasks and self.stuck is None and not self._cancelled and workflow.all_handlers_finished()
-        return quiet and info.is_continue_as_new_suggested() and bool(self.entries[len(self._start.journal) :])
+        quiet = not self._tasks and not self._cancelled and workflow.all_handlers_finished()
+        grown = len(self.entries) > max(self._too_large, len(self._start.journal))
+        return quiet and grown and info.is_continue_as_new_suggested()
 
     def _go_on(self) -> None:
         now = workflow.time()
@@ -193,7 +198,13 @@ class Drive:
             journal=journal, signals={name: list(waiting) for name, waiting in self._signals.items() if waiting},
             asked=self._asked,
         )  # fmt: skip
-        workflow.continue_as_new(start)
+        try:
+            check_size("The journal", json.dumps([start.input, journal, start.signals]))
+        except EventTooLarge as error:  # it goes on here, as far as Temporal lets it
+            workflow.logger.warning("%s", error)
+            self._too_large = 2 * len(self.entries)
+        else:
+            workflow.continue_as_new(start)
 
     # Doing. What says True changed the journal at once.
 

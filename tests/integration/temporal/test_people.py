@@ -11,6 +11,7 @@ from soma_common.sagas.steps import Unknown
 from soma_common.temporal import client as temporal
 from tests.temporal_sagas import Paid, behind_pivot, impatient, late, optional, stuck_undo, unknown, waiting
 from tests.temporal_support import Desk
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("temporal")  # one worker, so that one server is started
 BY = {"who": "ann", "why": "mended"}
@@ -154,3 +155,20 @@ async def test_a_cancelled_workflow_undoes_what_it_did(desk: Desk) -> None:
             await temporal.result(terminated, waiting)
     assert desk.noted()[:2] in (["first", "undo first"], [])
     await desk.replayed(handle, waiting)
+
+
+async def test_a_saga_that_waits_leaves_its_worker_and_comes_back(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Leaving a worker's cache looks like a cancellation, and is none."""
+    async with desk.worker(waiting, stuck_undo, max_cached_workflows=0):
+        waits, stuck = await desk.start(waiting), await desk.start(stuck_undo)
+        await desk.stands(stuck, "stuck")
+        await until(lambda: desk.noted().count("first") == 2)
+    async with desk.worker(waiting, stuck_undo, max_cached_workflows=1):
+        assert (await desk.stands(waits, "running"))["entries"][0]["what"] == "done"
+        await desk.stands(stuck, "stuck")
+        await waits.signal("approved", {"reference": "r"})
+        assert await temporal.result(waits, waiting) == "last"
+        await temporal.skip(stuck, **BY)
+        with pytest.raises(SagaCompensated):
+            await temporal.result(stuck, stuck_undo)
+    assert "evict" not in caplog.text
