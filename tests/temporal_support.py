@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer, Worker
 
 from soma_common.events.store import EventStore
@@ -90,7 +91,11 @@ class Desk:
         """The journal, as soon as the saga stands so."""
 
         async def reached() -> dict[str, Any] | None:
-            journal = await temporal.journal(handle)
+            try:
+                journal = await temporal.journal(handle)
+            except RPCError as error:  # the next worker has not asked for work yet
+                assert error.status is RPCStatusCode.FAILED_PRECONDITION
+                return None
             return journal if journal["status"] == status else None
 
         found: dict[str, Any] = await until(reached, what=f"status {status}")
