@@ -159,7 +159,7 @@ async def test_a_cancelled_workflow_undoes_what_it_did(desk: Desk) -> None:
 
 async def test_a_saga_that_waits_leaves_its_worker_and_comes_back(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     """Leaving a worker's cache looks like a cancellation, and is none."""
-    async with desk.worker(waiting, stuck_undo, max_cached_workflows=0):
+    async with desk.worker(waiting, stuck_undo, max_cached_workflows=1):
         waits, stuck = await desk.start(waiting), await desk.start(stuck_undo)
         await desk.stands(stuck, "stuck")
         await until(lambda: desk.noted().count("first") == 2)
