@@ -279,7 +279,7 @@ async def cautious(order: Order) -> str:
 
 careful = Saga("careful", Order, doing("first"), SagaStep(cautious, unknown=Unknown.ASK), doing("last"), deadline=60)
 
-brief = Saga("brief", Order, SagaStep(reserve, timeout_seconds=3), doing("last"), deadline=60)
+brief = Saga("brief", Order, SagaStep(reserve, timeout_seconds=3), doing("last"))
 
 
 def broken_rule(order: Order) -> bool:

@@ -149,7 +149,8 @@ class Activities:
         return lambda tx: values.arguments(call, inside, journal, tx=tx, context=context)
 
     async def _settle(self, ask: Ask) -> Answer:
-        done = await effects.settle(self._store.pool, _context(ask).key, ask.attempt)
+        async with _alive():
+            done = await effects.settle(self._store.pool, _context(ask).key, ask.attempt)
         return Answer(result=None if done is None else done.result.decode())
 
     # Rules, and values from outside.

@@ -81,7 +81,8 @@ class Calls:
     async def _settle(self, ask: Ask, report: Report) -> Answer | Report:
         answer: Answer = await workflow.execute_activity(
             names.of_settling(self._saga), replace(ask, input=None, results={}), result_type=Answer,
-            start_to_close_timeout=_SHORT, retry_policy=_ALWAYS, summary=f"was {ask.step} done?",
+            start_to_close_timeout=_SHORT, heartbeat_timeout=self._heartbeat, retry_policy=_ALWAYS,
+            summary=f"was {ask.step} done?",
         )  # fmt: skip
         return replace(report, unknown=False, lost=False) if answer.result is None else answer
 
