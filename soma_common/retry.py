@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from soma_common.ranges import check_settings
@@ -23,10 +23,10 @@ class Backoff:
     def __post_init__(self) -> None:
         check_settings(self, base=(0.0001, 86_400), factor=(1.0, 1000), maximum=(0.0001, 86_400))
 
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait after the given attempt (0 is the first)."""
+    def delay(self, attempt: int, uniform: Callable[[float, float], float] = random.uniform) -> float:
+        """Seconds to wait after the given attempt (0 is the first); ``uniform`` draws between two bounds."""
         ceiling = min(self.maximum, self.base * self.factor ** min(attempt, 60))
-        return random.uniform(ceiling / 10, ceiling)
+        return uniform(ceiling / 10, ceiling)
 
     def delays(self) -> Iterator[float]:
         """The endless series of waits."""

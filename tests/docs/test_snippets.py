@@ -11,10 +11,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.temporal_server import temporal_server
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -66,6 +70,22 @@ def test_the_snippets_of_a_page_run_and_print_what_it_says(page: Path, tmp_path:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SOMA", "PYTEST", "COV"))}
     env |= {"SOMA_FOLDER": str(tmp_path / "db"), "NO_COLOR": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    with servers_of(page, tmp_path) as addresses:
+        run_page(page, tmp_path, env | addresses)
+
+
+@contextmanager
+def servers_of(page: Path, folder: Path) -> Iterator[dict[str, str]]:
+    """What a page finds running beside the database."""
+    if page.name != "temporal.md":
+        yield {}
+        return
+    with temporal_server(folder) as address:
+        yield {"TEMPORAL_ADDRESS": address}
+
+
+def run_page(page: Path, tmp_path: Path, env: dict[str, str]) -> None:
+    """Run all steps of a page, in order."""
     steps = steps_of(page.read_text(), tmp_path)
     assert steps, f"{page} has fences but nothing to run"
     for step in steps:
@@ -78,7 +98,9 @@ def test_the_snippets_of_a_page_run_and_print_what_it_says(page: Path, tmp_path:
         if step.expected is not None:
             # What a script tells on stderr (a log line, progress of a download) may be shown on the page or not.
             script = not shell or str(step.command).startswith("python ")
-            assert matches(step.expected, printed) or (script and matches(step.expected, done.stdout)), f"{step.command} printed:\n{printed}\nnot:\n{step.expected}"
+            assert matches(step.expected, printed) or (script and matches(step.expected, done.stdout)), (
+                f"{step.command} printed:\n{printed}\nnot:\n{step.expected}"
+            )
 
 
 def test_the_comparison_notices_a_difference() -> None:
