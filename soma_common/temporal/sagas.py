@@ -7,7 +7,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from soma_common.errors import MissingDependency
+from soma_common.errors import MissingDependency, SagaDefinitionError
 from soma_common.events.store import EventStore
 from soma_common.postgres.threads import connecting
 from soma_common.ranges import check_settings
@@ -38,7 +38,7 @@ class TemporalSagas:
         django: the alias of Django's database, for steps that are plain functions with a transaction; None: psycopg.
 
     Raises:
-        SagaDefinitionError: two definitions have the same name and version.
+        SagaDefinitionError: two definitions have the same name and version, or one asks other services (``Ask``).
         MissingDependency: a step is a plain function with a transaction, and psycopg or Django is not installed.
     """
 
@@ -48,6 +48,11 @@ class TemporalSagas:
         self.heartbeat = heartbeat
         check_settings(self, heartbeat=(0.1, 3600.0))
         known = check_sagas(sagas)
+        for asking in (saga for saga in known if saga.asks):
+            raise SagaDefinitionError(
+                f"{asking!r} asks other services by events, which Temporal knows nothing of.",
+                cure="run it by soma.saga_worker(), or call the service in a step.",
+            )
         self._store, self._sagas = store, MappingProxyType({saga.key: saga for saga in known})
         connect = None if django is None else connecting(store.pool.settings, django)
         self._activities = Activities(store, self._sagas, connect)
