@@ -110,21 +110,20 @@ class Runner:
         Raises:
             StepRaised: what it raised, and TimeoutError.
         """
-        with self._tracer.span(f"{context.saga} {context.step}", parent=context.trace):
-            try:
+        name = f"{context.saga} {'undo ' if context.undoing else ''}{context.step}"
+        try:
+            with self._tracer.span(name, parent=context.trace):
                 async with attempt.scope():
                     if call.blocking:
                         return await self._in_thread(call, fill, context, connection)
                     return await self._called(call, fill, context, connection)
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                raise StepRaised(error) from error
-            except StepRaised:
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
-            except BaseException as error:
-                raise StepRaised(error) from error
+            raise StepRaised(error) from error
+        except BaseException as error:
+            raise StepRaised(error) from error
 
     async def _called(self, call: Call, fill: Fill, context: SagaContext, connection: Any) -> Any:
         tx = Tx(connection) if call.transactional else None

@@ -354,5 +354,6 @@ BEGIN
     EXECUTE format('GRANT UPDATE (taken) ON soma.saga_signals TO %I', p_role);
     EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA soma TO %I', p_role);
     EXECUTE format('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA soma TO %I', p_role);
-    EXECUTE format('REVOKE EXECUTE ON FUNCTION soma.repair(), soma.grant_runtime(name) FROM %I', p_role);
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION soma.repair(), soma.grant_runtime(name), '
+                   'soma.forget_sagas(timestamptz, integer) FROM %I', p_role);
 END $$;

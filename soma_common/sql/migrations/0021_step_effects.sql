@@ -32,5 +32,6 @@ BEGIN
     EXECUTE format('GRANT INSERT, UPDATE, DELETE ON soma.step_effects TO %I', p_role);
     EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA soma TO %I', p_role);
     EXECUTE format('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA soma TO %I', p_role);
-    EXECUTE format('REVOKE EXECUTE ON FUNCTION soma.repair(), soma.grant_runtime(name) FROM %I', p_role);
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION soma.repair(), soma.grant_runtime(name), '
+                   'soma.forget_sagas(timestamptz, integer) FROM %I', p_role);
 END $$;
