@@ -38,11 +38,12 @@ class Attempt:
     ``transactional``: its effects are in a transaction, which ``cut`` ends.
     """
 
-    __slots__ = ("_scope", "began", "cut", "number", "timeout", "transactional", "work")
+    __slots__ = ("_began", "_scope", "cut", "number", "timeout", "transactional", "work")
 
     def __init__(self, work: Work, number: int, timeout: float) -> None:
         self.work, self.number, self.timeout = work, number, timeout
-        self.began, self.transactional = time.monotonic(), False
+        self.transactional = False
+        self._began: float | None = None
         self.cut: Callable[[], object] = lambda: None
         self._scope: asyncio.Timeout | None = None
 
@@ -58,8 +59,14 @@ class Attempt:
 
     @property
     def took(self) -> float:
-        """Seconds so far."""
-        return time.monotonic() - self.began
+        """Seconds so far; none while it waits for a connection."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
+    def begin(self, transaction: Any = None) -> None:
+        """It has what it needs."""
+        self._began = time.monotonic()
+        if transaction is not None:
+            self.cut, self.transactional = transaction.terminate, True
 
 
 class StepRaised(Exception):
@@ -93,12 +100,12 @@ class Runner:
         async with self._room:
             if not blocking:
                 async with self._pool.transaction() as connection:
-                    _begin(attempt, connection)
+                    attempt.begin(connection)
                     yield connection
                 return
             assert self._threads is not None
             async with self._threads.transaction() as tx:
-                _begin(attempt, tx)
+                attempt.begin(tx)
                 yield tx
 
     async def call(self, call: Call, fill: Fill, context: SagaContext, attempt: Attempt, connection: Any = None) -> Any:
@@ -181,10 +188,6 @@ def _of_saga(event: Event, context: SagaContext, trace: TraceContext | None) -> 
         correlation_id=context.correlation_id if open_correlation else event.correlation_id,
         trace=event.trace or trace,
     )
-
-
-def _begin(attempt: Attempt, transaction: Any) -> None:
-    attempt.began, attempt.cut, attempt.transactional = time.monotonic(), transaction.terminate, True
 
 
 async def in_thread(function: Callable[[], Any]) -> Any:

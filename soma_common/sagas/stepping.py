@@ -118,6 +118,7 @@ class Stepper:
 
     async def _external(self, work: Work, call: Call, attempt: Attempt) -> Failed | None:
         context, probe = self._course.context(work), self._p.rig.probe
+        attempt.begin()
         try:
             value = await self._p.runner.call(call, self._filling(work, call), context, attempt)
             entry = self._done(work, value, attempt)

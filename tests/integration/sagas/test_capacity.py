@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from uuid import UUID
 
-from soma_common.sagas.models import Saga, SagaContext, SagaStatus, SagaStep
+from soma_common.sagas.models import Saga, SagaContext, SagaStatus, SagaStep, Timer, Tx
 from soma_common.sagas.starting import begin
 from tests.saga_support import TENANT, Sagas, told
 from tests.waiting import until
@@ -95,6 +95,16 @@ async def test_a_long_step_keeps_its_saga(sagas: Sagas) -> None:
     assert rows[0][0] == 1
 
 
+async def test_a_step_that_waits_for_a_connection_is_not_late(sagas: Sagas) -> None:
+    async def act(number: int, tx: Tx) -> None:
+        await tx.conn.execute("SELECT pg_sleep(0.1)")
+
+    saga = Saga("waits", int, SagaStep(act, timeout_seconds=0.5, max_retries=0))
+    await start(sagas, saga, range(15))
+    async with sagas.worker(saga, transactions=1, grace=0.0):
+        await until(lambda: all_ended(sagas, 15))
+
+
 async def test_workers_share_the_work_and_do_nothing_twice(sagas: Sagas) -> None:
     log = Log()
     saga = log.saga("shared")
@@ -112,7 +122,6 @@ async def test_workers_share_the_work_and_do_nothing_twice(sagas: Sagas) -> None
 
 async def test_two_workers_at_one_saga_of_many_steps(sagas: Sagas) -> None:
     """It goes from hand to hand: each gives it back where it waits."""
-    from soma_common.sagas.models import Timer
 
     async def act(number: int) -> None: ...
 
