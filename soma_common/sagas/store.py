@@ -64,10 +64,12 @@ class Claimed:
 class Record:
     """What is written of a saga in one statement: entries, and how it goes on.
 
-    ``kept``: the worker goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself).
+    ``known``: entries that its journal has as the worker knows it; a journal with less was set back. ``kept``: the worker
+    goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself).
     """
 
     saga: Claimed
+    known: int
     entries: Sequence[Entry] = ()
     status: SagaStatus | None = None
     kept: bool = True
@@ -169,7 +171,8 @@ class SagaStore:
 
     async def record(self, records: Sequence[Record], tx: Any | None = None) -> dict[int, Seen]:
         """Write records, in the caller's transaction if there is one. By the places of those that were not lost."""
-        arguments = (*_saga_columns(records), self.owner, *_entry_columns(records))
+        known = [each.known for each in records]
+        arguments = (*_saga_columns(records), self.owner, *_entry_columns(records), known)
         if tx is None:
             rows = await self.pool.fetch(_SQL["record"], *arguments)
         else:
