@@ -94,7 +94,7 @@ async def stories(dsn: str, seed: int) -> list[Story]:
 async def _stories(connection: Any, seed: int) -> list[Story]:
     lines: dict[str, list[Line]] = defaultdict(list)
     for saga_id, *told, result in await connection.fetch(_LINES):
-        lines[saga_id].append(Line(*told, result=_number(result)))
+        lines[saga_id].append(Line(*told)._replace(result=_number(result)))
     events: dict[str, Counter[str]] = defaultdict(Counter)
     for saga_id, cause in await connection.fetch(_EVENTS, EVENT):
         events[saga_id][cause] += 1
