@@ -64,6 +64,11 @@ class Course:
         """Whether there are entries that no record has taken yet."""
         return bool(self._unwritten)
 
+    @property
+    def _written(self) -> int:
+        """How many entries the database has, as far as is known here."""
+        return self.journal.length - len(self._unwritten)
+
     def decide(self) -> Decision:
         """What to do now."""
         return self._decide(self.journal, alone=not self.at_work)
@@ -83,7 +88,7 @@ class Course:
         unwritten, fresh = tuple(self._unwritten), list(entries)
         journal = self.journal.after(*entries)
         alone = self.at_work <= {entry.step for entry in entries}
-        record = Record(saga=self.claimed)
+        record = Record(saga=self.claimed, known=self._written)
         while record.kept:
             decision = self._decide(journal, alone=alone)
             if not decision.turn and decision.end is None:
@@ -145,13 +150,15 @@ class Course:
         if not self.journal.turned and not self.one_way:
             wake_in = min(wake_in, max(0.0, self.deadline - self.now()))
         waits = None if wake_in == math.inf else wake_in
-        record = Record(saga=self.claimed, entries=tuple(self._unwritten), kept=False, wake_in=waits)
+        record = Record(
+            saga=self.claimed, known=self._written, entries=tuple(self._unwritten), kept=False, wake_in=waits
+        )
         return Draft(record, (), len(self._unwritten))
 
     def stuck(self, error_type: str, error: str) -> Draft:
         """A record with which it is stuck for a reason that is no step's."""
         record = Record(
-            saga=self.claimed, entries=(Entry(what=What.STUCK, error_type=error_type, error=error),),
+            saga=self.claimed, known=self._written, entries=(Entry(what=What.STUCK, error_type=error_type, error=error),),
             status=SagaStatus.STUCK, kept=False, turns=True, error_type=error_type, error=error,
         )  # fmt: skip
         return Draft(record, record.entries, 0)

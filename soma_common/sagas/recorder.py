@@ -73,5 +73,5 @@ class Recorder:
 
 
 def lost(record: Record) -> LeaseLost:
-    """Another worker has the saga."""
-    return LeaseLost(f"Saga {record.saga.saga_id} was taken over by another worker.")
+    """Another worker has the saga, or the database was set back."""
+    return LeaseLost(f"Saga {record.saga.saga_id} was taken over by another worker, or set back.")

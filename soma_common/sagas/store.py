@@ -64,11 +64,13 @@ class Claimed:
 class Record:
     """What is written of a saga in one statement: entries, and how it goes on.
 
-    ``kept``: the worker goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself).
-    ``turns``: it turns around or is stuck, because of ``reason``.
+    ``known``: entries that its journal has as the worker knows it; a journal with less was set back. ``kept``: the worker
+    goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself). ``turns``: it turns
+    around or is stuck, because of ``reason``.
     """
 
     saga: Claimed
+    known: int
     entries: Sequence[Entry] = ()
     status: SagaStatus | None = None
     kept: bool = True
@@ -212,7 +214,7 @@ def _saga_columns(records: Sequence[Record]) -> list[list[Any]]:
     columns = zip(
         *(
             (
-                each.saga.saga_id, each.saga.epoch, len(each.entries), each.status, each.kept, each.wake_in,
+                each.saga.saga_id, each.saga.epoch, each.known, len(each.entries), each.status, each.kept, each.wake_in,
                 each.saga.signals, each.saga.asked, _text(each.result), each.turns, each.reason, each.error_type,
                 each.error,
             )

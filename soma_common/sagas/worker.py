@@ -133,14 +133,19 @@ class SagaWorker(Service):
         return len(self._running) <= self._settings.at_once * 3 // 4
 
     async def _claim(self) -> int:
+        """Sagas whose owners fell silent come first: what is due would else leave no room for them, for as long as
+        there is more of it than the workers can do."""
         lease, now = self._settings.lease, self._now()
-        got = await self._claim_due(lease)
-        if now - self._looked > lease / 10:
+        looks = now - self._looked > lease / 10
+        got = 0
+        if looks:
             self._looked = now
             room = self._settings.at_once - len(self._running)
             got += await self._begin(
                 await self._store.take_over(self._sagas, room, lease=lease, patience=self._settings.patience), now
             )
+        got += await self._claim_due(lease)
+        if looks:
             got += await self._claim_suspect()
         return got
 

@@ -68,7 +68,8 @@ SELECT j.saga_id, j.step, j.what, j.attempt, j.result::text, j.error_type, j.err
        extract(epoch FROM j.due - soma.now())::float8
 FROM soma.saga_steps j WHERE j.saga_id = ANY ($1::uuid[]) ORDER BY j.saga_id, j.number
 
--- :name record : write entries of sagas that this worker has, and how each goes on; what is not returned was lost.
+-- :name record : write entries of sagas that this worker has, and how each goes on; what is not returned was lost: another
+-- worker has it, or its journal has less than was written (a standby that lagged took over).
 -- A saga that is given back is due at once when somebody asked for something, or a signal came, that the worker has not seen
 WITH held AS (
     UPDATE soma.sagas s
@@ -84,9 +85,11 @@ WITH held AS (
         error = CASE WHEN g.turns THEN g.error ELSE s.error END,
         ended_at = CASE WHEN g.status IN ('completed', 'compensated') THEN soma.now() ELSE s.ended_at END
     FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::float8[], $7::integer[],
-                $8::text[], $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[]) WITH ORDINALITY
-         AS g (saga_id, epoch, entries, status, kept, wake_in, signals, asked, result, turns, reason, error_type, error, ordinal)
-    WHERE s.saga_id = g.saga_id AND s.epoch = g.epoch AND s.owner = $14::uuid
+    FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::integer[], $5::text[], $6::boolean[], $7::float8[],
+                $8::integer[], $9::text[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[]) WITH ORDINALITY
+         AS g (saga_id, epoch, known, entries, status, kept, wake_in, signals, asked, result, turns, reason, error_type, error,
+               ordinal)
+    WHERE s.saga_id = g.saga_id AND s.epoch = g.epoch AND s.owner = $15::uuid AND s.length >= g.known
     RETURNING g.ordinal, s.saga_id, s.length - g.entries AS base, s.epoch, s.asked, s.signals
 ), written AS (
     INSERT INTO soma.saga_steps (saga_id, number, step, what, attempt, at, due, took, epoch, result, error_type, error,
@@ -94,8 +97,8 @@ WITH held AS (
     SELECT h.saga_id, h.base + e.place, e.step, e.what, e.attempt, soma.now(),
            soma.now() + make_interval(secs => e.due_in), e.took, h.epoch, e.result::json, e.error_type, e.error, e.stack,
            e.why
-    FROM unnest($15::bigint[], $16::integer[], $17::text[], $18::text[], $19::integer[], $20::float8[], $21::float8[],
-                $22::text[], $23::text[], $24::text[], $25::text[], $26::text[])
+    FROM unnest($16::bigint[], $17::integer[], $18::text[], $19::text[], $20::integer[], $21::float8[], $22::float8[],
+                $23::text[], $24::text[], $25::text[], $26::text[], $27::text[])
          AS e (ordinal, place, step, what, attempt, due_in, took, result, error_type, error, stack, why)
     JOIN held h USING (ordinal)
 )

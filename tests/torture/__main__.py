@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from tests.torture import mutant_runs, mutants, run, storm
+from tests.torture import mutant_runs, mutants, run, sagas, storm
 from tests.torture.report import show
 
 
@@ -24,6 +24,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mutants", action="store_true", help="break the library in every known way; all are caught")
     parser.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="break it in one way")
     parser.add_argument("--storm", action="store_true", help="members of a consumer group come and go every second")
+    parser.add_argument("--sagas", action="store_true", help="torture sagas instead of events")
     parser.add_argument("--keep", action="store_true", help="keep journals and logs, and print where they are")
     parser.set_defaults(modes=(False, True))
     return parser.parse_args(argv)
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = storm.weather(args.duration, seed)
         storm.show(found)
         return 0 if found.ok else 1
+    if args.sagas:
+        return _sagas(sagas.Plan.of(args.duration, seed, promotion=args.promotion, keep=args.keep))
     reports = []
     for exactly_once in args.modes:
         # Both modes share the time that was asked for.
@@ -56,6 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports += run.run(plan)
         for report in reports[-2:]:
             show(report)
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def _sagas(plan: sagas.Plan) -> int:
+    reports = sagas.run(plan)
+    for report in reports:
+        sagas.show(report)
     return 0 if all(report.ok for report in reports) else 1
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from soma_common.errors import ServerUnavailable
+from tests.torture.children import Child
 from tests.torture.consumers import SESSION
 from tests.torture.world import World
 
@@ -42,16 +43,19 @@ class Schedule:
     actions: tuple[tuple[float, str], ...]
 
     @classmethod
-    def draw(cls, seed: int, duration: float, *, database_restarts: int, broker_restarts: int) -> Schedule:
-        """The same for the same arguments."""
+    def draw(
+        cls, seed: int, duration: float, *, database_restarts: int, broker_restarts: int,
+        small: Mapping[str, int] = SMALL, pause: tuple[float, float] = (0.3, 1.8),
+    ) -> Schedule:  # fmt: skip
+        """The same for the same arguments. ``pause``: the least and most seconds between two small actions."""
         chance = random.Random(f"chaos:{seed}")
         actions: list[tuple[float, str]] = []
         actions += [(at, "restart database") for at in _spread(duration, database_restarts)]
         actions += [(at, "restart broker") for at in _spread(duration * 0.9, broker_restarts)]
         at = 1.0
         while at < duration - 1:
-            actions.append((at, chance.choices(list(SMALL), list(SMALL.values()))[0]))
-            at += chance.uniform(0.3, 1.8)
+            actions.append((at, chance.choices(list(small), list(small.values()))[0]))
+            at += chance.uniform(*pause)
         return cls(tuple(sorted(actions)))
 
 
@@ -132,10 +136,14 @@ class Chaos:
         self._count(f"{role} {verb}{'d' if verb.endswith('e') else 'ed'}", relays=int(role == "relays"))
         if verb == "kill":
             victim.kill()
+            self.killed(victim)
             self._in(self._chance.uniform(0.1, 1.5), victim.start)
         else:
             victim.pause()
             self._in(self._chance.uniform(0.7, 1.6) * self._patience(role), victim.resume)
+
+    def killed(self, victim: Child) -> None:
+        """A process was killed."""
 
     def _patience(self, role: str) -> float:
         """Seconds after which others take a process's work over."""

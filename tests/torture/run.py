@@ -59,11 +59,14 @@ class Plan:
 
 
 @dataclass(slots=True)
-class _Clock:
+class Clock:
+    """How long the stages of a run took."""
+
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time that is spent inside is of this stage."""
         begin = time.monotonic()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
@@ -71,7 +74,7 @@ class _Clock:
 
 def run(plan: Plan) -> list[Report]:
     """The run; a report, and one more for the promotion in the long form."""
-    clock = _Clock()
+    clock = Clock()
     settings = Settings(seed=plan.seed, exactly_once=plan.exactly_once, rate=plan.rate, fates=plan.fates)
     with clock.stage("start"):
         world = World(settings)
@@ -161,7 +164,7 @@ def consumers(world: World) -> list[str]:
     return [consumer for consumer, role in roles.items() if world.of(role)]
 
 
-def _judge(title: str, world: World, chaos: Chaos, clock: _Clock) -> Report:
+def _judge(title: str, world: World, chaos: Chaos, clock: Clock) -> Report:
     with clock.stage("read back and check"):
         history = read_back(world, chaos)
         violations = check(history)
@@ -204,21 +207,21 @@ async def _read_back(world: World, chaos: Chaos | None, promotion: Promotion | N
 
 def _promotion(plan: Plan, world: World, chaos: Chaos) -> Report:
     """The primary dies while its standby lags; the standby takes over its address, and everybody goes on."""
-    clock = _Clock()
+    clock = Clock()
     with clock.stage("promotion"):
         _end_followers(world)
         world.standby = world.database.standby()
         _people(world, plan, "b")
-        _watch(world, 6.0)
+        watch(world, 6.0)
         world.standby.catch_up(world.database)
         moment = now()  # what was acknowledged before is with the standby
         world.standby.disconnect()
-        _watch(world, 4.0)
+        watch(world, 4.0)
         world.fail_over(between=lambda: _note_ends(world))
         if plan.exactly_once:
             asyncio.run(repair_relay(world.settings.bootstrap))
         _restart_followers(world, plan)
-        _watch(world, 8.0)
+        watch(world, 8.0)
     chaos.done["promotions of a lagging standby"] += 1
     chaos.relay_interruptions += plan.relays
     with clock.stage("drain"):
@@ -250,7 +253,8 @@ def _restart_followers(world: World, plan: Plan) -> None:
         world.add("followers", f"c-follower{number}")
 
 
-def _watch(world: World, seconds: float) -> None:
+def watch(world: World, seconds: float) -> None:
+    """Let everybody work for a while."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for child in world.children:

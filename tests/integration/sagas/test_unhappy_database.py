@@ -207,3 +207,39 @@ async def test_a_clock_that_is_ahead_of_the_databases_fails_no_step(soma_databas
 
 async def _epoch(sagas: Sagas, least: int) -> bool:
     return bool((await sagas.pool.fetch("SELECT epoch >= $1 FROM soma.sagas", least))[0][0])
+
+
+async def test_a_worker_that_outlives_its_database_goes_on_from_what_the_standby_has() -> None:
+    """What it remembers of a saga is of a history that is gone: nothing is written on top of it."""
+    gates, calls = (asyncio.Event(), asyncio.Event()), Counter[str]()
+
+    async def wait(number: int, ctx: SagaContext) -> None:
+        calls[ctx.step] += 1
+        await gates[int(ctx.step[-1])].wait()
+
+    saga = Saga(
+        "outlived", int, SagaStep(write, name="first"), SagaStep(wait, name="wait-0"), SagaStep(write, name="second"),
+        SagaStep(wait, name="wait-1"), SagaStep(write, name="third"), deadline=36000.0,
+    )  # fmt: skip
+    with PostgresServer.start() as primary:
+        await upgrade(primary.dsn)
+        await prepare(primary.dsn)
+        with primary.standby() as standby:
+            async with opened(primary.dsn, saga) as sagas, sagas.worker(lease=5.0):
+                saga_id = await sagas.start(saga, 1)
+                await until(lambda: calls["wait-0"])
+                await asyncio.to_thread(standby.catch_up, primary)
+                await asyncio.to_thread(standby.disconnect)
+                gates[0].set()
+                await until(lambda: calls["wait-1"])
+                primary.kill()
+                await asyncio.to_thread(standby.stop)
+                standby.move(primary.port)
+                await asyncio.to_thread(standby.start_again)
+                await asyncio.to_thread(standby.promote)
+                gates[1].set()
+                view = await sagas.ended(saga_id)
+                rows = await sagas.pool.fetch("SELECT what FROM done")
+    steps = ["first", "wait-0", "second", "wait-1", "third"]
+    assert told(view.journal) == [*(f"done {step}" for step in steps), "ended"]
+    assert [row[0] for row in rows] == [f"{saga_id}:{step}" for step in ("first", "second", "third")]
