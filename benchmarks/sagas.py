@@ -4,8 +4,9 @@
 (``sagas_floor.py`` says what they contain). ``DBOS`` calls workflows or takes them from a queue (``sagas_dbos.py`` says
 how it is set). Every contender is a process of its own with 20 connections, on a database of its own of one server, and
 begins its sagas while the clock runs; only what waits in the queue of DBOS was enqueued before. The clock stops when
-the database says that the last one ended. Rates are medians of turns, in which the contenders alternate; ``share`` and
-``times DBOS`` are medians of the turns' ratios, and ``spread`` is the smallest and the largest of them.
+the database says that the last one ended. Rates are medians of turns, in which the contenders alternate; ``share`` is
+the median of the turns' ratios, and ``spread`` the smallest and the largest of them. ``times DBOS`` compares with the
+faster of its two ways. ``CPU`` is that of the contender's process, without PostgreSQL's.
 
 Run: ``python -m benchmarks.sagas [rates recovery sleeping latency]``; ``SOMA_BENCH_SAGAS`` says how many are started at
 50 at once (1,500; the other counts follow from it), ``SOMA_BENCH_SLEEPING`` how many sleep (1,000,000).
@@ -22,9 +23,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
+import psutil
 
 from benchmarks import sagas_latency, sagas_recovery, sagas_sleeping
 from benchmarks.reporting import report
@@ -69,56 +71,74 @@ class Bench:
         self.server.sql.drop_database(dsn.rpartition("/")[2])
 
 
-Contender = Callable[[Bench, Saga, int], Awaitable[float]]
+class Measured(NamedTuple):
+    """What a contender came to: steps per second, and µs of its process's CPU per step."""
+
+    rate: float
+    cpu: float
+
+    @classmethod
+    def of(cls, sagas: int, seconds: float, cpu: float) -> Measured:
+        """So many sagas took so many seconds of time and of CPU."""
+        return cls(sagas * STEPS / seconds, 1e6 * cpu / (sagas * STEPS))
 
 
-async def library(bench: Bench, saga: Saga, at_once: int) -> float:
+Contender = Callable[[Bench, Saga, int], Awaitable[Measured]]
+
+
+async def library(bench: Bench, saga: Saga, at_once: int) -> Measured:
     """Steps per second of our worker."""
     return await _worked(bench, saga, at_once, "sagas_library", at_once, 60)
 
 
-async def floor(bench: Bench, saga: Saga, at_once: int) -> float:
+async def floor(bench: Bench, saga: Saga, at_once: int) -> Measured:
     """Steps per second of the same statements."""
     return await _worked(bench, saga, at_once, "sagas_floor", "same", at_once)
 
 
-async def least(bench: Bench, saga: Saga, at_once: int) -> float:
+async def least(bench: Bench, saga: Saga, at_once: int) -> Measured:
     """Steps per second of the fewest statements."""
     return await _worked(bench, saga, at_once, "sagas_floor", "least", at_once)
 
 
-async def _worked(bench: Bench, saga: Saga, at_once: int, module: str, *arguments: object) -> float:
+async def _worked(bench: Bench, saga: Saga, at_once: int, module: str, *arguments: object) -> Measured:
     dsn, sagas = bench.database(), OURS[at_once]
-    async with Pool(PoolSettings(dsn, size=2)) as pool, process(module, dsn, saga.name, *arguments):
+    async with Pool(PoolSettings(dsn, size=2)) as pool, process(module, dsn, saga.name, *arguments) as child:
         watching, orchestrator = await asyncpg.connect(dsn), SagaOrchestrator(pool)
         await start(orchestrator, saga, WARM)
         await until_ended(watching)
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), _cpu(child.pid)
         await start(orchestrator, saga, sagas)
         await until_ended(watching)
-        seconds = time.perf_counter() - begun
+        seconds, cpu = time.perf_counter() - begun, _cpu(child.pid) - before
         await watching.close()
     bench.drop(dsn)
-    return sagas * STEPS / seconds
+    return Measured.of(sagas, seconds, cpu)
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU that a process has had."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def dbos(way: str) -> Contender:
     """Steps per second of DBOS: plain workflows, or a queue's; the faster form counts."""
 
-    async def measure(bench: Bench, saga: Saga, at_once: int) -> float:
+    async def measure(bench: Bench, saga: Saga, at_once: int) -> Measured:
         return max([await _dbos(bench, saga, at_once, way, form) for form in FORMS])
 
     return measure
 
 
-async def _dbos(bench: Bench, saga: Saga, at_once: int, way: str, form: str) -> float:
+async def _dbos(bench: Bench, saga: Saga, at_once: int, way: str, form: str) -> Measured:
     dsn, sagas = bench.empty(), DBOS[at_once]
     async with process("sagas_dbos", dsn, saga.name, way, form, at_once, sagas, CONNECTIONS) as child:
         assert child.stdout is not None
         async with asyncio.timeout(120):
-            seconds = json.loads(await child.stdout.readline())
+            seconds, cpu = json.loads(await child.stdout.readline())
     bench.drop(dsn)
-    return float(sagas * STEPS / seconds)
+    return Measured.of(sagas, seconds, cpu)
 
 
 OTHERS: Mapping[str, Contender] = {"DBOS, called": dbos("plain"), "DBOS, queue": dbos("queue")}
@@ -136,19 +156,21 @@ async def rates(bench: Bench) -> None:
 
 
 async def _compared(bench: Bench, saga: Saga, at_once: int) -> list[dict[str, Any]]:
-    turns: dict[str, list[float]] = {who: [] for who in CONTENDERS}
+    turns: dict[str, list[Measured]] = {who: [] for who in CONTENDERS}
     for turn in range(TURNS):
         for who, contender in CONTENDERS.items():
             if turn == 0 or who not in OTHERS:
                 turns[who].append(await contender(bench, saga, at_once))
-                print(f"  {saga.name}, {at_once} at once, {who}: {turns[who][-1]:,.0f} steps/s", flush=True)
-    best = max(turns[who][0] for who in OTHERS)
+                print(f"  {saga.name}, {at_once} at once, {who}: {turns[who][-1].rate:,.0f} steps/s", flush=True)
+    best = max(turns[who][0].rate for who in OTHERS)
     return [_row(saga, at_once, who, measured, turns["floor"], best) for who, measured in turns.items()]
 
 
-def _row(saga: Saga, at_once: int, who: str, measured: list[float], floors: list[float], best: float) -> dict[str, Any]:
-    shares = [100 * mine / floor for mine, floor in zip(measured, floors, strict=False)]
-    rate = statistics.median(measured)
+def _row(
+    saga: Saga, at_once: int, who: str, measured: list[Measured], floors: list[Measured], best: float
+) -> dict[str, Any]:
+    shares = [100 * mine.rate / bare.rate for mine, bare in zip(measured, floors, strict=False)]
+    rate = statistics.median(each.rate for each in measured)
     return {
         "steps": saga.name,
         "at once": at_once,
@@ -158,6 +180,7 @@ def _row(saga: Saga, at_once: int, who: str, measured: list[float], floors: list
         "share %": statistics.median(shares),
         "spread %": f"{min(shares):.0f}-{max(shares):.0f}",
         "times DBOS": rate / best,
+        "CPU µs/step": statistics.median(each.cpu for each in measured),
     }
 
 

@@ -46,7 +46,8 @@ async def measure(dsn: str, what: str, sleepers: int, waiting: int) -> dict[str,
     """One row, in µs; the plans are printed."""
     async with Pool(PoolSettings(dsn, size=2)) as pool, pool.connection() as connection:
         await connection.execute(_FILL, TRANSACTIONAL.type_id, TRANSACTIONAL.name, sleepers, waiting, timeout=300)
-        await connection.execute("VACUUM ANALYZE soma.sagas")
+        if sleepers:  # what was analyzed when it was empty is planned for as if it were for ever
+            await connection.execute("VACUUM ANALYZE soma.sagas")
         orchestrator, store, rooms = SagaOrchestrator(pool), SagaStore(pool), {TRANSACTIONAL.type_id: DUE}
 
         async def take_over() -> Sequence[Any]:
