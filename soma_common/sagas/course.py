@@ -130,7 +130,8 @@ class Course:
         del self._unwritten[: draft.unwritten]
         self._add(draft.fresh)
         self.over = not draft.record.kept
-        self.claimed = replace(self.claimed, asked=seen.asked, signals=seen.signals)
+        if (seen.asked, seen.signals) != (self.claimed.asked, self.claimed.signals):
+            self.claimed = replace(self.claimed, asked=seen.asked, signals=seen.signals)
 
     def _add(self, entries: Sequence[Entry]) -> None:
         self.journal = self.journal.after(*entries)

@@ -237,7 +237,7 @@ def _inner(saga: Saga, part: Part, prefix: tuple[str, ...], inside: int, state: 
 
 def is_behind_pivot(saga: Saga, journal: Journal) -> bool:
     """Whether a pivot is done: from then on there is no way back."""
-    return any(
+    return saga.has_pivot and any(
         isinstance(work.part, SagaStep) and work.part.pivot and journal.of_step(work.path).passed
         for work in _every(saga, saga.parts, (), 0, journal)
     )

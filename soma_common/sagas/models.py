@@ -32,7 +32,7 @@ from soma_common.sagas.steps import (
     walk,
     with_compensation,
 )
-from soma_common.sagas.wiring import Wiring
+from soma_common.sagas.wiring import Wiring, has_pivot
 from soma_common.tx import Tx
 
 __all__ = [
@@ -90,6 +90,7 @@ class Saga:
             raise SagaDefinitionError(f"{name!r:.100} is no name of a saga.", cure=f"use at most {_MOST_NAME} letters.")
         self.input: TypeAdapter[Any] = adapter_of(input_type, f"Saga {name}: the input")
         self.parts: tuple[Part, ...] = parts_of(steps)
+        self.has_pivot: bool = has_pivot(self.parts)
         wiring = Wiring(name)
         wiring.parts(self.parts, (Known(Kind.INPUT, INPUT, input_type),))
         self.calls: Mapping[str, Call] = MappingProxyType(wiring.calls)
