@@ -34,6 +34,7 @@ _BY_SQLSTATE: dict[str, tuple[type[errors.SomaError], str | None]] = {
     "54000": (errors.EventTooLarge, "shorten it, and keep large data elsewhere."),
     "3F000": (errors.MigrationError, "run `somastack db upgrade`."),
     "42P01": (errors.MigrationError, "run `somastack db upgrade`."),
+    "42703": (errors.MigrationError, "run `somastack db upgrade`."),
     "42883": (errors.MigrationError, "run `somastack db upgrade`."),
     "42501": (errors.ConfigurationError, "grant the role its rights: `somastack db upgrade --grant-to ROLE`."),
     "28P01": (errors.DatabaseUnavailable, "check user and password in SOMASTACK_POSTGRES_DSN."),

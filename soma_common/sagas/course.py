@@ -159,8 +159,8 @@ class Course:
     def stuck(self, error_type: str, error: str) -> Draft:
         """A record with which it is stuck for a reason that is no step's."""
         record = Record(
-            saga=self.claimed, known=self._written, entries=(Entry(what=What.STUCK, error_type=error_type, error=error),),
-            status=SagaStatus.STUCK, kept=False, turns=True, error_type=error_type, error=error,
+            saga=self.claimed, known=self._written, status=SagaStatus.STUCK, kept=False, turns=True,
+            entries=(Entry(what=What.STUCK, error_type=error_type, error=error),), error_type=error_type, error=error,
         )  # fmt: skip
         return Draft(record, record.entries, 0)
 

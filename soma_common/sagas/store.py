@@ -64,9 +64,9 @@ class Claimed:
 class Record:
     """What is written of a saga in one statement: entries, and how it goes on.
 
-    ``known``: entries that its journal has as the worker knows it; a journal with less was set back. ``kept``: the worker
-    goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself). ``turns``: it turns
-    around or is stuck, because of ``reason``.
+    ``known``: entries that its journal has as the worker knows it; a journal with less was set back. ``kept``: the
+    worker goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself). ``turns``: it
+    turns around or is stuck, because of ``reason``.
     """
 
     saga: Claimed

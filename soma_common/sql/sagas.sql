@@ -84,7 +84,6 @@ WITH held AS (
         error_type = CASE WHEN g.turns THEN g.error_type ELSE s.error_type END,
         error = CASE WHEN g.turns THEN g.error ELSE s.error END,
         ended_at = CASE WHEN g.status IN ('completed', 'compensated') THEN soma.now() ELSE s.ended_at END
-    FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::boolean[], $6::float8[], $7::integer[],
     FROM unnest($1::uuid[], $2::bigint[], $3::integer[], $4::integer[], $5::text[], $6::boolean[], $7::float8[],
                 $8::integer[], $9::text[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::text[]) WITH ORDINALITY
          AS g (saga_id, epoch, known, entries, status, kept, wake_in, signals, asked, result, turns, reason, error_type, error,
