@@ -116,9 +116,14 @@ class SagaRun:
 
 
 class _MortalPool(Pool):
-    """A pool whose owner can die: nothing goes through it any more."""
+    """A pool whose owner can die: nothing goes through it any more. Or it stands still: nothing new goes through it
+    until it goes on.
+    """
 
-    dead = False
+    def __init__(self, settings: PoolSettings) -> None:
+        super().__init__(settings)
+        self.dead, self.goes = False, asyncio.Event()
+        self.goes.set()
 
     def die(self) -> None:
         """Cut all connections."""
@@ -129,6 +134,7 @@ class _MortalPool(Pool):
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
         """As long as it lives."""
+        await self.goes.wait()
         if self.dead:
             raise DatabaseUnavailable("The worker has died.")
         async with super().connection() as connection:
@@ -157,6 +163,7 @@ class _Life:
 
     async def end(self) -> None:
         """Stop it, dead or alive."""
+        self.pool.goes.set()
         try:
             await self.worker.stop(patience=0.0 if self.died.is_set() else 5.0)
         except Exception:
@@ -289,11 +296,13 @@ class SagaTestKit:
 
     async def _stand_still(self, life: _Life) -> None:
         """This worker is paused, and its lease ends; it goes on when the saga has ended."""
+        life.pool.goes.clear()
         self._lives.remove(life)
         await self.advance(2 * _LEASE)
         await self._next_life()
         self._lives.insert(0, life)
         await self._ended.wait()
+        life.pool.goes.set()
 
 
 def _check(saga: Saga, faults: Sequence[Fault]) -> None:
