@@ -27,8 +27,11 @@ from soma_common.postgres.threads import Connect, connecting
 from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.retention.reader import ArchiveReader
+from soma_common.sagas.announcing import ANNOUNCED, ANNOUNCEMENTS, SAGA_TOPIC
+from soma_common.sagas.choreography import CONSUMER, Choreography, check_choreographies
 from soma_common.sagas.models import Saga, check_sagas
 from soma_common.sagas.orchestrator import SagaOrchestrator
+from soma_common.sagas.participation import Participant
 from soma_common.sagas.settings import SagaSettings
 from soma_common.sagas.worker import SagaWorker
 from soma_common.service import Service, run_until_signalled
@@ -61,6 +64,8 @@ class Soma:
         reads: Kafka topics by consumer, where it reads others than this application's own.
         settings: how its consumers work: all of them, or by name; those that are not named have the defaults.
         sagas: the definitions of the sagas that its workers run.
+        choreographies: those that it takes part in. Each has a consumer of its own, ``choreography.<name>``, which in
+            Kafka also reads the topic where the services of choreographies meet.
         django: the alias of Django's database, where handlers that are plain functions work with Django's connection;
             None: they work with psycopg's. It must be the database of the event log.
     """
@@ -75,6 +80,7 @@ class Soma:
         reads: Mapping[str, Sequence[str]] | None = None,
         settings: ConsumerSettings | Mapping[str, ConsumerSettings] | None = None,
         sagas: Iterable[Saga] = (),
+        choreographies: Iterable[Choreography] = (),
         django: str | None = None,
     ) -> None:
         for name, given, kind in (
@@ -97,11 +103,21 @@ class Soma:
             )
         self._handlers: dict[str, Handlers] = {}
         self._sagas = check_sagas(sagas)
+        self._meeting: dict[str, str] = {}
+        self._take_part(check_choreographies(choreographies))
         self._saga_workers: WeakSet[SagaWorker] = WeakSet()
         self._orchestrator: SagaOrchestrator | None = None
         self._ground: Ground | None = None
         self._users = 0
         self._opening = asyncio.Lock()
+
+    def _take_part(self, choreographies: Sequence[Choreography]) -> None:
+        """Declare the handlers of choreographies, and where their announcements go by."""
+        for each in choreographies:
+            self._handlers[each.consumer] = Participant(each, self.config.service_id, self._typed).handlers()
+        if choreographies:
+            self.models = PayloadModels(*self.models.values(), *ANNOUNCEMENTS.values())
+            self._meeting = {event_type: self._topics.get(event_type, SAGA_TOPIC) for event_type in ANNOUNCED}
 
     @classmethod
     def from_env(cls, *, service_id: str | None = None, env: Mapping[str, str] | None = None, **arguments: Any) -> Self:
@@ -201,7 +217,7 @@ class Soma:
         """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""
         handlers = self._handlers_of(name)
         ground = self._open_ground
-        source = ground.source(name, self._reads.get(name, self._own_topics))
+        source = ground.source(name, self._read_by(name))
         return ConsumerWorker(
             ground.pool, name, source, handlers=handlers, append=_append(ground.store),
             settings=self._settings.of(name, self._handlers), connect=self._connect(handlers),
@@ -280,7 +296,8 @@ class Soma:
             if self._ground is None:
                 self._ground = await open_ground(self.config, self.models, self._topic)
                 if self.config.uses_kafka:
-                    await ensure_topics(self.config, self._own_topics, mirrors=self._settings.mirrors)
+                    topics = {*self._own_topics, *self._meeting.values()}
+                    await ensure_topics(self.config, topics, mirrors=self._settings.mirrors)
             self._users += 1
         return self
 
@@ -311,8 +328,14 @@ class Soma:
     def _own_topics(self) -> list[str]:
         return sorted({self.config.topic, *self._topics.values()})
 
+    def _read_by(self, consumer: str) -> list[str]:
+        """The topics of a consumer; those of choreographies also read where their services meet."""
+        meeting = self._meeting.values() if consumer.startswith(CONSUMER) else ()
+        return sorted({*self._reads.get(consumer, self._own_topics), *meeting})
+
     def _topic(self, event: Event) -> str:
-        return self._topics.get(event.event_type, self.config.topic)
+        kind = event.event_type
+        return self._topics.get(kind) or self._meeting.get(kind, self.config.topic)
 
     def _typed(self, event: RecordedEvent) -> RecordedEvent:
         return typed(event, self.models, self.upcasters)

@@ -1,0 +1,196 @@
+"""Choreographies of one service, which reads its own log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from soma_common.dlq.handler import DLQHandler
+from soma_common.events.store import ALL_TENANTS, EventFilter
+from soma_common.sagas.models import SagaStatus
+from soma_common.tracing.context import TraceContext
+from tests.integration.sagas.shop import (
+    TENANT,
+    OrderPlaced,
+    OrderRejected,
+    Running,
+    StockReserved,
+    event,
+    of_stock,
+    standalone,
+    whole,
+)
+from tests.saga_support import told
+from tests.waiting import until
+
+
+@pytest.fixture
+async def shop(soma_database: str) -> AsyncIterator[Running]:
+    async with Running(standalone(soma_database), whole()) as running:
+        yield running
+
+
+async def test_what_all_services_do_is_one_saga(shop: Running) -> None:
+    trace = TraceContext.new()
+    await shop.publish(event(OrderPlaced(order_id="1"), trace=trace))
+    view = await shop.stands(SagaStatus.COMPLETED)
+    assert told(view.journal) == [
+        "begun shop/note", "done shop/note", "begun shop/reserve", "done shop/reserve", "begun shop/confirm",
+        "done shop/confirm", "ended",
+    ]  # fmt: skip
+    assert {entry.who for entry in view.journal} == {"shop"}
+    assert view.journal[2].result["payload"] == {"order_id": "1", "how": ""}
+    assert view.journal[3].result == {"place": 7}
+    assert (view.name, view.tenant_id, view.correlation_id) == ("order", TENANT, "o-1")
+    assert (view.trace_id, view.wake_at, view.has_worker, view.is_known) == (trace.trace_id, None, False, True)
+    assert view.ended_at is not None
+    assert await shop.done() == ["note 1", "reserve 1", "confirm 1 7"]
+    events = await shop.soma.store.query(EventFilter(tenant_id=TENANT, correlation_id="o-1"))
+    assert {each.trace_id for each in events} == {trace.trace_id}
+    assert sorted(each.event_type for each in events) == [
+        "order.confirmed", "order.placed", "saga.completed", "saga.step.completed", "saga.step.completed",
+        "saga.step.completed", "stock.reserved",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"), [("refuse", "soma_common.errors.StepRefused"), ("divide", "ZeroDivisionError")]
+)
+async def test_a_refused_step_undoes_all(shop: Running, how: str, kind: str) -> None:
+    await shop.publish(event(OrderPlaced(order_id="1", how=how)))
+    view = await shop.stands(SagaStatus.COMPENSATED)
+    assert told(view.journal) == [
+        "begun shop/note", "done shop/note", "begun shop/reserve", "failed shop/reserve", "turned", "undone shop/note"
+    ]  # fmt: skip
+    assert (view.reason, view.error_type) == ("shop/reserve", kind)
+    assert view.journal[3].stack is not None
+    assert await shop.done() == ["note 1", "forget 1"]  # the effect of the refused step was rolled back
+    assert await kinds(shop) == [
+        "order.placed", "saga.compensating", "saga.step.completed", "saga.step.completed", "saga.step.failed",
+    ]  # fmt: skip
+    assert (await DLQHandler(shop.soma.pool, who="tests").list_dlq_events(tenant_id=ALL_TENANTS)).letters == ()
+
+
+async def kinds(shop: Running) -> list[str]:
+    """The types of all recorded events."""
+    return sorted(each.event_type for each in await shop.soma.store.query(EventFilter(tenant_id=TENANT)))
+
+
+async def test_a_failure_event_undoes_all_the_newest_first(shop: Running) -> None:
+    await shop.publish(event(OrderPlaced(order_id="1")))
+    await shop.stands(SagaStatus.COMPLETED)
+    await shop.publish(event(OrderRejected(order_id="1")))  # a failure is stronger than an end
+    view = await shop.stands(SagaStatus.COMPENSATED)
+    assert told(view.journal)[7:] == ["turned", "undo-skipped shop/confirm", "undone shop/reserve", "undone shop/note"]
+    assert view.journal[8].why == "it has no compensation"
+    assert view.reason == "order.rejected"
+    assert (await shop.done())[3:] == ["release 1 7", "forget 1"]
+
+
+async def test_after_an_early_failure_no_step_runs(shop: Running) -> None:
+    await shop.publish(event(OrderRejected(order_id="1")))
+    await shop.stands(SagaStatus.COMPENSATED)
+    await shop.publish(event(OrderPlaced(order_id="1")))
+    view = await shop.stands(SagaStatus.COMPENSATED, "skipped shop/reserve", "skipped shop/note")
+    assert told(view.journal) == ["turned", "skipped shop/note", "skipped shop/reserve"]
+    assert await shop.done() == []
+
+
+async def test_double_events_and_double_failures_have_no_effect(shop: Running) -> None:
+    await shop.publish(event(OrderPlaced(order_id="1")), event(OrderPlaced(order_id="1")))
+    await shop.stands(SagaStatus.COMPLETED)
+    for _ in range(2):
+        await shop.publish(event(OrderRejected(order_id="1")), shop.part.turn(TENANT, "o-1", reason="again"))
+    await shop.stands(SagaStatus.COMPENSATED)
+    await settled(shop)
+    view = await shop.stands(SagaStatus.COMPENSATED)
+    assert len(view.journal) == 11
+    assert await shop.done() == ["note 1", "reserve 1", "confirm 1 7", "release 1 7", "forget 1"]
+
+
+async def settled(shop: Running) -> None:
+    """Until another order went all the way: what was recorded before it has been seen."""
+    other = uuid4().hex
+    await shop.publish(event(OrderPlaced(order_id=other), other))
+    await shop.stands(SagaStatus.COMPLETED, correlation=other)
+
+
+async def test_a_person_may_turn_it(shop: Running) -> None:
+    await shop.publish(event(OrderPlaced(order_id="1")))
+    await shop.stands(SagaStatus.COMPLETED)
+    await shop.publish(shop.part.turn(TENANT, "o-1", reason="the customer called"))
+    view = await shop.stands(SagaStatus.COMPENSATED)
+    assert (view.reason, view.error) == ("the customer called", "the customer called")
+
+
+async def test_two_choreographies_of_one_correlation_and_two_tenants_do_not_touch(soma_database: str) -> None:
+    first, second = whole("order"), of_stock("audit")
+    async with Running(standalone(soma_database), first, second) as shop:
+        await shop.publish(event(OrderPlaced(order_id="1")))
+        await shop.publish(event(OrderPlaced(order_id="1"), tenant_id="other"))
+        mine = await shop.stands(SagaStatus.COMPLETED)
+        theirs = await shop.stands(SagaStatus.COMPLETED, tenant="other")
+        audit = await until(lambda: _ended(shop, second.saga_id(TENANT, "o-1")))
+        assert len({mine.saga_id, theirs.saga_id, audit}) == 3
+        await shop.publish(first.turn(TENANT, "o-1", reason="one of three"))
+        await shop.stands(SagaStatus.COMPENSATED)
+        assert (await shop.stands(SagaStatus.COMPLETED, tenant="other")).length == 7
+        assert await _ended(shop, audit) == audit
+
+
+async def _ended(shop: Running, saga_id: object) -> object:
+    page = await shop.soma.sagas.list(tenant_id=TENANT, statuses=SagaStatus.COMPLETED)
+    return next((saga.saga_id for saga in page.sagas if saga.saga_id == saga_id), None)
+
+
+async def test_an_error_that_is_no_refusal_is_a_dead_letter_and_can_be_tried_again(shop: Running) -> None:
+    await shop.publish(event(OrderPlaced(order_id="1", how="break")))
+    dlq = DLQHandler(shop.soma.pool, who="tests")
+    letter = await until(lambda: _letter(dlq))
+    assert letter.consumer == "choreography.order"
+    assert await shop.view() is None  # rolled back with what else the event did
+    await shop.publish(shop.part.turn(TENANT, "o-1", reason="it is broken"))
+    await shop.stands(SagaStatus.COMPENSATED)
+    await dlq.retry_event(letter.letter_id)
+    await shop.stands(SagaStatus.COMPENSATED, "skipped shop/reserve", "skipped shop/note")
+
+
+async def _letter(dlq: DLQHandler) -> object:
+    letters = (await dlq.list_dlq_events(tenant_id=ALL_TENANTS)).letters
+    return letters[0] if letters else None
+
+
+async def test_a_compensation_that_fails_is_a_dead_letter_and_it_stays_compensating(shop: Running) -> None:
+    await shop.publish(event(OrderPlaced(order_id="1", how="stay")))
+    await shop.stands(SagaStatus.COMPLETED)
+    await shop.publish(event(OrderRejected(order_id="1")))
+    dlq = DLQHandler(shop.soma.pool, who="tests")
+    letter = await until(lambda: _letter(dlq))
+    view = await shop.stands(SagaStatus.COMPENSATING)
+    assert told(view.journal)[7:] == ["turned"]
+    assert (letter.event.event_type, letter.error_type) == ("saga.compensating", "RuntimeError")
+    assert view.ended_at is None
+
+
+async def test_many_at_once_all_come_to_their_end(shop: Running) -> None:
+    """Steps of many orders, whose events come by many lanes, in transactions that meet."""
+    count = 60
+    await asyncio.gather(*(
+        shop.publish(event(OrderPlaced(order_id=f"{n}", how="refuse" if n % 3 == 0 else ""), f"c-{n}"))
+        for n in range(count)
+    ))  # fmt: skip
+    for n in range(count):
+        await shop.stands(SagaStatus.COMPENSATED if n % 3 == 0 else SagaStatus.COMPLETED, correlation=f"c-{n}")
+    rows = await shop.soma.pool.fetch("SELECT what, count(*) FROM done GROUP BY 1 HAVING count(*) > 1")
+    assert rows == []
+
+
+async def test_a_later_step_of_an_event_is_late_when_the_first_is_refused(shop: Running) -> None:
+    await shop.publish(event(OrderPlaced(order_id="1", how="refuse")))
+    await shop.stands(SagaStatus.COMPENSATED)
+    await shop.publish(event(StockReserved(order_id="1", place=3)))
+    view = await shop.stands(SagaStatus.COMPENSATED, "skipped shop/confirm")
+    assert view.journal[-1].why == "it failed before"
