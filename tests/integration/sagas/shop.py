@@ -5,6 +5,8 @@ order.placed → stock/reserve → stock.reserved → orders/confirm → order.c
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
@@ -59,6 +61,17 @@ def event(payload: Payload, correlation: str = "o-1", **fields: Any) -> Event:
     return Event(payload=payload, aggregate_id=payload.order_id, **given)  # type: ignore[attr-defined]  # all have one
 
 
+def die_once(where: str, correlation: str) -> None:
+    """End this process as SIGKILL does, the first time; what it did in a transaction is not committed."""
+    import psycopg
+
+    with psycopg.connect(os.environ["SHOP_DSN"], autocommit=True) as connection:
+        told = "INSERT INTO done (what, correlation) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM done WHERE what = $1)"
+        rows = psycopg.RawCursor(connection).execute(told, (f"died in {where} {correlation}", "deaths"))
+        if rows.rowcount:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 async def did(tx: Tx, what: str, ctx: SagaContext) -> None:
     """A row of what a step did."""
     await tx.conn.execute("INSERT INTO done (what, correlation) VALUES ($1, $2)", what, ctx.correlation_id)
@@ -72,6 +85,8 @@ def of_stock(name: str = "order") -> Choreography:
         if order.how == "stay":
             raise RuntimeError("it cannot be released")
         await did(tx, f"release {order.order_id} {reserved.place}", ctx)
+        if order.how == "die-undo":
+            die_once("release", ctx.correlation_id)
 
     @part.step(OrderPlaced, compensation=release, fatal=[ZeroDivisionError])
     async def reserve(order: OrderPlaced, recorded: RecordedEvent, tx: Tx, ctx: SagaContext) -> Reserved:
@@ -82,6 +97,8 @@ def of_stock(name: str = "order") -> Choreography:
                 aggregate_type="stock", aggregate_id=order.order_id,
             )
         )  # fmt: skip
+        if order.how == "die":
+            die_once("reserve", ctx.correlation_id)
         if order.how == "refuse":
             raise StepRefused("nothing left")
         if order.how == "divide":
