@@ -111,9 +111,15 @@ def ask(saga_id: UUID | str, what: str, *, who: str, why: str) -> Asking[bool]:
     """Ask a saga to turn around; False when that was asked before.
 
     Raises:
-        SagaNotFound, WrongSagaState: there is no such saga, or there is no way back any more.
+        SagaNotFound, WrongSagaState: there is no such saga, or there is no way back any more; or nobody conducts it.
     """
     given = saga_id_of(saga_id)
+    stands = yield from standing(given)
+    if stands.version == 0:
+        raise WrongSagaState(
+            f"Saga {given} ({stands.name}) is a choreography: nobody conducts it.",
+            cure="publish the event that Choreography.turn(...) makes.",
+        )
     status = (yield _SQL["ask"], (given, what, storable(who, 512), _reason(why)))[0][0]
     if status is None:
         raise not_found(given)

@@ -13,8 +13,9 @@ import orjson
 from soma_common.consumer.handlers import Handle, Handler, HandlerContext, Handlers, Typed, require_done
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.errors import SagaError
+from soma_common.events.keys import MAX_PART_BYTES
 from soma_common.events.models import Event, RecordedEvent
-from soma_common.events.payloads import Payload
+from soma_common.events.payloads import MAX_PAYLOAD_BYTES, Payload, to_json
 from soma_common.events.standard import SagaCompleted, SagaStepCompleted, SagaStepFailed
 from soma_common.events.types import EventType
 from soma_common.sagas.announcing import Heard, announced, compensating
@@ -23,7 +24,7 @@ from soma_common.sagas.context import SagaContext
 from soma_common.sagas.journal import Entry, What
 from soma_common.sagas.ledger import Cause, Ledger
 from soma_common.sagas.parameters import Call, Kind
-from soma_common.sagas.values import decode, encode, encode_any
+from soma_common.sagas.values import decode, encode
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
@@ -264,7 +265,7 @@ class Participant:
 def _kept(event: RecordedEvent) -> bytes:
     """What a compensation may need of the event with which a step began; as recorded, so that it can be upcast."""
     kept = {"event_type": event.event_type, "schema_version": event.schema_version, "payload": event.payload}
-    return encode_any(kept, f"Event {event.event_id}")
+    return to_json(f"Event {event.event_id}", kept, MAX_PAYLOAD_BYTES + MAX_PART_BYTES + 100)
 
 
 async def _nothing(event: object, ctx: object) -> None:

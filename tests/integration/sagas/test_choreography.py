@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from soma_common.dlq.handler import DLQHandler
+from soma_common.errors import WrongSagaState
 from soma_common.events.store import ALL_TENANTS, EventFilter
 from soma_common.sagas.models import SagaStatus
 from soma_common.tracing.context import TraceContext
@@ -124,6 +125,10 @@ async def test_a_person_may_turn_it(shop: Running) -> None:
     await shop.publish(shop.part.turn(TENANT, "o-1", reason="the customer called"))
     view = await shop.stands(SagaStatus.COMPENSATED)
     assert (view.reason, view.error) == ("the customer called", "the customer called")
+    with pytest.raises(WrongSagaState, match="nobody conducts it") as refused:
+        await shop.soma.sagas.compensate(view.saga_id, reason="by the other door")
+    assert refused.value.cure is not None
+    assert "turn" in refused.value.cure
 
 
 async def test_two_choreographies_of_one_correlation_and_two_tenants_do_not_touch(soma_database: str) -> None:

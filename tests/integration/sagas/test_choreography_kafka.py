@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
@@ -27,11 +29,13 @@ def another_database(soma_postgres: PostgresHandle) -> Iterator[str]:
     soma_postgres.sql.drop_database(name)
 
 
-@pytest.fixture
+@pytest.fixture(params=["json", "avro"])
 async def services(
-    soma_database: str, another_database: str, soma_kafka: KafkaHandle, soma_topic: Callable[..., str]
-) -> AsyncIterator[dict[str, Running]]:
+    request: pytest.FixtureRequest, soma_database: str, another_database: str, soma_kafka: KafkaHandle,
+    soma_topic: Callable[..., str], tmp_path: Path,
+) -> AsyncIterator[dict[str, Running]]:  # fmt: skip
     """Both services, with names and topics of their own: the broker is shared with other tests."""
+    registry = request.getfixturevalue("soma_registry").url if request.param == "avro" else ""
     await upgrade(another_database)
     suffix = uuid.uuid4().hex[:8]
     dsns = {"orders": soma_database, "stock": another_database}
@@ -41,7 +45,8 @@ async def services(
         for service, part in of_all(f"order-{suffix}").items():
             config = SomaConfig(
                 mode=DeployMode.SOMASTACK, service_id=f"{service}-{suffix}", postgres_dsn=dsns[service],
-                kafka_bootstrap=soma_kafka.bootstrap, topic=topics[service],
+                kafka_bootstrap=soma_kafka.bootstrap, topic=topics[service], registry_url=registry,
+                folder=tmp_path / service,
             )  # fmt: skip
             reads = {part.consumer: list(topics.values())}
             found[service] = await stack.enter_async_context(Running(config, part, reads=reads))
@@ -104,3 +109,18 @@ async def test_announcements_meet_in_a_topic_of_their_own(services: dict[str, Ru
     await orders.stands(SagaStatus.COMPLETED, correlation=correlation)
     assert orders.soma._topic(orders.part.turn(TENANT, correlation, reason="x")) == SAGA_TOPIC
     assert orders.soma._own_topics == [orders.soma.config.topic]  # other consumers do not read it unasked
+
+
+async def test_many_orders_all_come_to_their_end_in_both(services: dict[str, Running]) -> None:
+    """Their events and announcements meet in many transactions."""
+    orders, run, count = services["orders"], uuid.uuid4().hex, 60
+    names = {f"{run}-{n}": "refuse" if n % 3 == 0 else "" for n in range(count)}
+    await asyncio.gather(*(
+        orders.publish(event(OrderPlaced(order_id=name, how=how), name)) for name, how in names.items()
+    ))  # fmt: skip
+    for service in services.values():
+        for name, how in names.items():
+            await service.stands(SagaStatus.COMPENSATED if how else SagaStatus.COMPLETED, correlation=name)
+    for service in services.values():
+        rows = await service.soma.pool.fetch("SELECT what FROM done GROUP BY 1 HAVING count(*) > 1")
+        assert rows == []
