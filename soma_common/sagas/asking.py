@@ -101,7 +101,9 @@ def signal(
     rows = yield _SQL["signal"], (given, known, name, text.decode(), by)
     if not rows:
         raise not_found(given)
-    status, fresh = rows[0]
+    status, fresh, version = rows[0]
+    if version == 0:
+        raise WrongSagaState(f"Saga {given} is a choreography: it waits for no signal.", cure="publish an event.")
     if status in _ENDED:
         raise WrongSagaState(f"Saga {given} is {status}: it takes no signal any more.")
     return bool(fresh)

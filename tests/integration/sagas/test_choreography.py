@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from soma_common.dlq.handler import DLQHandler
 from soma_common.errors import WrongSagaState
+from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import ALL_TENANTS, EventFilter
+from soma_common.events.upcasting import Upcasters
+from soma_common.sagas.choreography import Choreography
 from soma_common.sagas.models import SagaStatus
 from soma_common.tracing.context import TraceContext
 from tests.integration.sagas.shop import (
     TENANT,
     OrderPlaced,
     OrderRejected,
+    Reserved,
     Running,
     StockReserved,
     event,
+    of_orders,
     of_stock,
     standalone,
     whole,
@@ -129,6 +135,9 @@ async def test_a_person_may_turn_it(shop: Running) -> None:
         await shop.soma.sagas.compensate(view.saga_id, reason="by the other door")
     assert refused.value.cure is not None
     assert "turn" in refused.value.cure
+    with pytest.raises(WrongSagaState, match="waits for no signal"):
+        await shop.soma.sagas.signal(view.saga_id, "go")
+    assert (await shop.stands(SagaStatus.COMPENSATED)).wake_at is None
 
 
 async def test_two_choreographies_of_one_correlation_and_two_tenants_do_not_touch(soma_database: str) -> None:
@@ -163,7 +172,7 @@ async def test_an_error_that_is_no_refusal_is_a_dead_letter_and_can_be_tried_aga
     await shop.stands(SagaStatus.COMPENSATED, "skipped shop/reserve", "skipped shop/note")
 
 
-async def _letter(dlq: DLQHandler) -> object:
+async def _letter(dlq: DLQHandler) -> Any:
     letters = (await dlq.list_dlq_events(tenant_id=ALL_TENANTS)).letters
     return letters[0] if letters else None
 
@@ -178,6 +187,56 @@ async def test_a_compensation_that_fails_is_a_dead_letter_and_it_stays_compensat
     assert told(view.journal)[7:] == ["turned"]
     assert (letter.event.event_type, letter.error_type) == ("saga.compensating", "RuntimeError")
     assert view.ended_at is None
+    assert (await shop.done())[3:] == []  # all or nothing
+    await shop.soma.pool.fetch("INSERT INTO done (what, correlation) VALUES ('mended', '')")
+    await dlq.retry_event(letter.letter_id)
+    await shop.stands(SagaStatus.COMPENSATED)
+    assert (await shop.done())[3:] == ["release 1 7", "forget 1"]
+
+
+async def test_a_step_that_is_no_longer_declared_is_named_by_a_dead_letter(soma_database: str) -> None:
+    async with Running(standalone(soma_database), whole()) as shop:
+        await shop.publish(event(OrderPlaced(order_id="1")))
+        await shop.stands(SagaStatus.COMPLETED)
+    async with Running(standalone(soma_database), of_orders()) as shop:
+        await shop.publish(event(OrderRejected(order_id="1")))
+        letter = await until(lambda: _letter(DLQHandler(shop.soma.pool, who="tests")))
+    assert "step shop/reserve of" in letter.message
+    assert "not declared any more" in letter.message
+    async with Running(standalone(soma_database), whole()) as shop:
+        await DLQHandler(shop.soma.pool, who="tests").retry_event(letter.letter_id)
+        await shop.stands(SagaStatus.COMPENSATED)
+
+
+class NewerOrder(Payload, event_type="order.placed", version=2):
+    number: str
+
+
+async def test_a_compensation_gets_the_newest_form_of_an_old_event(soma_database: str) -> None:
+    async with Running(standalone(soma_database), whole()) as shop:
+        await shop.publish(event(OrderPlaced(order_id="1")))
+        await shop.stands(SagaStatus.COMPLETED)
+
+    newer, given = Choreography("order", fails_on=[OrderRejected]), list[NewerOrder]()
+
+    async def undo(order: NewerOrder) -> None:
+        given.append(order)
+
+    async def act(order: NewerOrder) -> None: ...
+    async def give(order: NewerOrder) -> Reserved: ...
+
+    newer.step(NewerOrder, compensation=undo, name="note")(act)
+    newer.step(NewerOrder, compensation=undo, name="reserve")(give)
+    newer.step("stock.reserved", name="confirm")(_nothing)
+    upcasters = Upcasters({("order.placed", 1): lambda old: {"number": old["order_id"]}})
+    models = PayloadModels(NewerOrder, OrderRejected)
+    async with Running(standalone(soma_database), newer, models=models, upcasters=upcasters) as shop:
+        await shop.publish(event(OrderRejected(order_id="1")))
+        await shop.stands(SagaStatus.COMPENSATED)
+    assert given == [NewerOrder(number="1")] * 2
+
+
+async def _nothing(reserved: dict[str, Any]) -> None: ...
 
 
 async def test_many_at_once_all_come_to_their_end(shop: Running) -> None:
@@ -191,6 +250,30 @@ async def test_many_at_once_all_come_to_their_end(shop: Running) -> None:
         await shop.stands(SagaStatus.COMPENSATED if n % 3 == 0 else SagaStatus.COMPLETED, correlation=f"c-{n}")
     rows = await shop.soma.pool.fetch("SELECT what, count(*) FROM done GROUP BY 1 HAVING count(*) > 1")
     assert rows == []
+
+
+async def test_steps_that_meet_their_failure_are_undone_or_never_run(shop: Running) -> None:
+    """Each order and its rejection come by lanes of their own, at once."""
+    names = [f"r-{n}" for n in range(40)]
+    await asyncio.gather(*(
+        shop.publish(made)
+        for name in names
+        for made in (event(OrderPlaced(order_id=name), name), event(OrderRejected(order_id=name), name))
+    ))  # fmt: skip
+    for name in names:
+        view = await shop.stands(SagaStatus.COMPENSATED, correlation=name)
+        await until(lambda n=name: _met(shop, n))
+        lines, done = told((await shop.stands(SagaStatus.COMPENSATED, correlation=name)).journal), await shop.done(name)
+        assert all(not line.startswith("begun") for line in lines[lines.index("turned") :])
+        for step, undo in (("note", "forget"), ("reserve", "release")):
+            counts = [sum(what.startswith(word) for what in done) for word in (step, undo)]
+            assert counts in ([0, 0], [1, 1]), (view.saga_id, done)
+
+
+async def _met(shop: Running, name: str) -> bool:
+    """Whether the order was seen, before its rejection or behind it."""
+    view = await shop.view(name)
+    return view is not None and any(entry.step == "shop/note" for entry in view.journal)
 
 
 async def test_a_later_step_of_an_event_is_late_when_the_first_is_refused(shop: Running) -> None:
