@@ -14,12 +14,15 @@ from soma_common.config import SomaConfig
 from soma_common.deployment import DeployMode
 from soma_common.events.store import EventFilter
 from soma_common.postgres.migrate import upgrade
+from soma_common.postgres.pool import Pool
 from soma_common.sagas.announcing import SAGA_TOPIC
 from soma_common.sagas.models import SagaStatus
 from soma_common.testing.backends import KafkaHandle, PostgresHandle
 from soma_common.tracing.context import TraceContext
-from tests.integration.sagas.shop import TENANT, OrderPlaced, OrderRejected, Running, event, of_all
+from tests.integration.sagas.shop import TABLE, TENANT, OrderPlaced, OrderRejected, Running, event, of_all
+from tests.integration.sagas.shop_process import process
 from tests.saga_support import told
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -124,3 +127,32 @@ async def test_many_orders_all_come_to_their_end_in_both(services: dict[str, Run
     for service in services.values():
         rows = await service.soma.pool.fetch("SELECT what FROM done GROUP BY 1 HAVING count(*) > 1")
         assert rows == []
+
+
+async def test_a_service_that_is_killed_goes_on_where_it_was(
+    soma_database: str, another_database: str, soma_kafka: KafkaHandle, soma_topic: Callable[..., str]
+) -> None:
+    """Stock's process dies between effect and commit, and again as soon as that is committed."""
+    await upgrade(another_database)
+    suffix = uuid.uuid4().hex[:8]
+    topics = [soma_topic("soma.orders", partitions=1), soma_topic("soma.stock", partitions=1)]
+    part = of_all(f"order-{suffix}")["orders"]
+    shared = {"kafka_bootstrap": soma_kafka.bootstrap}
+    config = SomaConfig(
+        mode=DeployMode.SOMASTACK, service_id=f"orders-{suffix}", postgres_dsn=soma_database, topic=topics[0], **shared
+    )  # fmt: skip
+    theirs = {"service_id": f"stock-{suffix}", "topic": topics[1], "instance": "one", **shared}
+    given = {"config": theirs, "name": part.name, "topics": topics}
+    async with Running(config, part, reads={part.consumer: topics}) as orders, Pool(another_database) as stock:
+        await stock.fetch(TABLE)
+        await orders.publish(event(OrderPlaced(order_id="1", how="die")))
+        with process(another_database, **given) as first:
+            await until(lambda: first.poll() is not None, what="its death")
+        with process(another_database, **given):
+            await until(lambda: stock.fetch("SELECT what FROM done WHERE what = 'reserve 1'"))
+        with process(another_database, **given):
+            await orders.stands(SagaStatus.COMPLETED, f"done stock-{suffix}/reserve")
+            await orders.publish(event(OrderRejected(order_id="1")))
+            await orders.stands(SagaStatus.COMPENSATED, f"undone stock-{suffix}/reserve")
+        rows = await stock.fetch("SELECT what FROM done WHERE correlation = 'o-1' ORDER BY place")
+    assert [row[0] for row in rows] == ["reserve 1", "release 1 7"]

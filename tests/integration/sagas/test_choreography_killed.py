@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -17,6 +13,7 @@ import pytest
 from soma_common.sagas.models import SagaStatus
 from soma_common.sagas.views import SagaView
 from tests.integration.sagas.shop import MODELS, TABLE, OrderPlaced, OrderRejected, Running, event, standalone, whole
+from tests.integration.sagas.shop_process import process
 from tests.saga_support import told
 from tests.waiting import until
 
@@ -34,20 +31,6 @@ class Watching(Running):
     async def dead(self) -> int:
         """How often a step ended its process."""
         return len(await self.done("deaths"))
-
-
-@contextmanager
-def process(dsn: str) -> Iterator[subprocess.Popen[str]]:
-    """The shop in a process of its own, killed at the end."""
-    command = [sys.executable, "-m", "tests.integration.sagas.shop_process"]
-    env = os.environ | {"SHOP_DSN": dsn, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as running:
-        try:
-            assert running.stdout is not None
-            assert running.stdout.readline() == "ready\n"
-            yield running
-        finally:
-            running.kill()
 
 
 def opened(dsn: str) -> Watching:
