@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -24,6 +25,7 @@ Action = TypeVar("Action", bound=Callable[..., Any])
 
 CONSUMER: Final = "choreography."
 """The names of the consumers of choreographies begin so."""
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 _IDS: Final = UUID("6f1c3a52-9a0e-5d55-8f0b-0d6c54a1b7e4")
 
 
@@ -67,7 +69,7 @@ class Choreography:
     """
 
     def __init__(self, name: str, *, fails_on: Iterable[On] = (), ends_on: Iterable[On] = ()) -> None:
-        self.name = step_name(name, None)
+        self.name = _name(name)
         self.fails_on, self.ends_on = self._types("fails_on", fails_on), self._types("ends_on", ends_on)
         both = self.fails_on & self.ends_on
         if both:
@@ -117,9 +119,8 @@ class Choreography:
             ValidationError: a name that cannot be, or no reason.
         """
         saga_id = self.saga_id(tenant_id, correlation_id)
-        return compensating(
-            self.name, saga_id, tenant_id, check_name("reason", reason), correlation_id=correlation_id
-        )  # fmt: skip
+        why = check_name("reason", reason)
+        return compensating(self.name, saga_id, tenant_id, why, correlation_id=correlation_id)
 
     @property
     def reactions(self) -> tuple[Reaction, ...]:
@@ -201,6 +202,15 @@ def check_choreographies(given: Iterable[Choreography]) -> tuple[Choreography, .
             raise SagaDefinitionError(f"There are two choreographies {each.name}.", cure="declare all steps on one.")
         each.taken()
     return tuple(known.values())
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SagaDefinitionError(
+            f"{name!r:.100} is no name of a choreography.",
+            cure="use lower-case letters, digits, - and _, a letter first, at most 100.",
+        )
+    return name
 
 
 def _signature(function: Function, where: str) -> Signature:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from soma_common.consumer.handlers import Handle, Handler, HandlerContext, Handlers, Typed, require_done
+from soma_common.consumer.pipeline import PASSING
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.errors import SagaError
 from soma_common.events.keys import MAX_PART_BYTES
@@ -18,6 +19,7 @@ from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import MAX_PAYLOAD_BYTES, Payload, to_json
 from soma_common.events.standard import SagaCompleted, SagaStepCompleted, SagaStepFailed
 from soma_common.events.types import EventType
+from soma_common.postgres.errors import sqlstate_of, translate
 from soma_common.sagas.announcing import Heard, announced, compensating
 from soma_common.sagas.choreography import Choreography, On, Reaction
 from soma_common.sagas.context import SagaContext
@@ -85,6 +87,8 @@ class Participant:
             async with ctx.tx.transaction():  # a savepoint: of a refused step nothing stays
                 result, events = await self._run(reaction, event, ctx)
         except reaction.refusals as error:
+            if _is_nobodys(error):
+                raise
             await self._refused(ledger, reaction, begun, error, ctx)
             return
         took = time.monotonic() - since
@@ -266,6 +270,11 @@ def _kept(event: RecordedEvent) -> bytes:
     """What a compensation may need of the event with which a step began; as recorded, so that it can be upcast."""
     kept = {"event_type": event.event_type, "schema_version": event.schema_version, "payload": event.payload}
     return to_json(f"Event {event.event_id}", kept, MAX_PAYLOAD_BYTES + MAX_PART_BYTES + 100)
+
+
+def _is_nobodys(error: Exception) -> bool:
+    """Whether an error is the world's, which no step may take for a refusal, however widely it named those."""
+    return isinstance(translate(error) if sqlstate_of(error) else error, PASSING)
 
 
 async def _nothing(event: object, ctx: object) -> None:

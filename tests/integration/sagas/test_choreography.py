@@ -15,7 +15,7 @@ from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import ALL_TENANTS, EventFilter
 from soma_common.events.upcasting import Upcasters
 from soma_common.sagas.choreography import Choreography
-from soma_common.sagas.models import SagaStatus
+from soma_common.sagas.models import SagaStatus, Tx
 from soma_common.tracing.context import TraceContext
 from tests.integration.sagas.shop import (
     TENANT,
@@ -175,6 +175,22 @@ async def test_an_error_that_is_no_refusal_is_a_dead_letter_and_can_be_tried_aga
 async def _letter(dlq: DLQHandler) -> Any:
     letters = (await dlq.list_dlq_events(tenant_id=ALL_TENANTS)).letters
     return letters[0] if letters else None
+
+
+async def test_a_conflict_is_no_refusal_however_widely_those_are_named(soma_database: str) -> None:
+    part, tries = Choreography("order", ends_on=["order.placed"]), []
+
+    @part.step(OrderPlaced, fatal=[Exception])
+    async def meet(order: OrderPlaced, tx: Tx) -> None:
+        tries.append(order)
+        if len(tries) == 1:
+            await tx.conn.execute("DO $$ BEGIN RAISE EXCEPTION 'met' USING ERRCODE = '40001'; END $$")
+
+    async with Running(standalone(soma_database), part) as shop:
+        await shop.publish(event(OrderPlaced(order_id="1")))
+        view = await shop.stands(SagaStatus.COMPLETED)
+    assert told(view.journal) == ["begun shop/meet", "done shop/meet", "ended"]
+    assert len(tries) == 2
 
 
 async def test_a_compensation_that_fails_is_a_dead_letter_and_it_stays_compensating(shop: Running) -> None:

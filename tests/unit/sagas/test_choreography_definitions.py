@@ -110,7 +110,7 @@ def test_what_cannot_run_is_refused_when_it_is_declared(on: Any, action: Any, un
 
 def test_names_and_types_are_checked() -> None:
     for wrong in ("", "Order", "a b", 7):
-        with pytest.raises(SagaDefinitionError):
+        with pytest.raises(SagaDefinitionError, match="is no name of a choreography"):
             Choreography(wrong)  # type: ignore[arg-type]  # that is the test
     with pytest.raises(SagaDefinitionError, match="fails and ends on order.shipped"):
         orders(fails_on=[OrderShipped], ends_on=["order.shipped"])
