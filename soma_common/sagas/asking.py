@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -69,7 +70,8 @@ def show(saga_id: UUID | str) -> Asking[SagaView]:
     if not rows:
         raise not_found(given)
     entries = yield _SQL["entries"], (given,)
-    return view_of(rows[0], entries)
+    view = view_of(rows[0], entries)
+    return replace(view, journal=view.journal[: view.length])  # what was written since is not in its status
 
 
 def find(wanted: SagaFilter, cursor: str | None, limit: int) -> Asking[SagaPage]:

@@ -298,3 +298,13 @@ async def test_a_later_step_of_an_event_is_late_when_the_first_is_refused(shop: 
     await shop.publish(event(StockReserved(order_id="1", place=3)))
     view = await shop.stands(SagaStatus.COMPENSATED, "skipped shop/confirm")
     assert view.journal[-1].why == "it failed before"
+
+
+async def test_what_is_shown_is_of_one_moment(shop: Running) -> None:
+    """Whatever is written between the two statements of ``get_saga``: status and journal belong together."""
+    for n in range(20):
+        await shop.publish(event(OrderPlaced(order_id=f"{n}"), f"m-{n}"))
+        view = None
+        while view is None or view.status is not SagaStatus.COMPLETED:
+            view = await shop.view(f"m-{n}")
+            assert view is None or (view.status is SagaStatus.COMPLETED) == (told(view.journal)[-1:] == ["ended"])
