@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from soma_common.events.store import EventFilter as EventFilter
     from soma_common.events.store import EventStore as EventStore
     from soma_common.events.types import EventType as EventType
+    from soma_common.sagas.choreography import Choreography as Choreography
     from soma_common.sagas.models import Saga as Saga
     from soma_common.sagas.models import SagaStatus as SagaStatus
     from soma_common.sagas.models import SagaStep as SagaStep
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ALL_TENANTS": "events.store",
     "ANY": "events.models",
+    "Choreography": "sagas.choreography",
     "DeployMode": "deployment",
     "EXISTS": "events.models",
     "Event": "events.models",

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 from soma_common.blocking import BlockingTransactions
-from soma_common.config import SomaConfig, check_topic
+from soma_common.config import SomaConfig
 from soma_common.consumer.handlers import Handle, Handlers, check_consumer, check_types
 from soma_common.consumer.order import Order
 from soma_common.consumer.settings import ConsumerSettings, SettingsByConsumer
@@ -23,7 +23,6 @@ from soma_common.events.append import Expected, Published
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import EventStore
-from soma_common.events.types import check_event_type
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.lending import lender_of
@@ -32,13 +31,14 @@ from soma_common.postgres.threads import Connect, connecting
 from soma_common.probes import Probes
 from soma_common.replay.engine import ReplayEngine, ReplaySettings
 from soma_common.retention.reader import ArchiveReader
+from soma_common.routing import Routes
+from soma_common.sagas.announcing import ANNOUNCEMENTS
+from soma_common.sagas.choreography import Choreography, check_choreographies
 from soma_common.sagas.models import Saga, check_sagas
 from soma_common.sagas.orchestrator import SagaOrchestrator
+from soma_common.sagas.participation import Participant
 from soma_common.sagas.receiving import CONSUMER as REPLIES_CONSUMER
 from soma_common.sagas.receiving import REPLIES, receive
-from soma_common.sagas.replies import COMMANDS as SAGA_COMMANDS
-from soma_common.sagas.replies import EVENTS as SAGA_EVENTS
-from soma_common.sagas.replies import is_command
 from soma_common.sagas.settings import SagaSettings
 from soma_common.sagas.worker import SagaWorker
 from soma_common.scopes import Mode
@@ -74,6 +74,8 @@ class Soma:
         reads: Kafka topics by consumer, where it reads others than this application's own.
         settings: how its consumers work: all of them, or by name; those that are not named have the defaults.
         sagas: the definitions of the sagas that its workers run.
+        choreographies: those that it takes part in. Each has a consumer of its own, ``choreography.<name>``, which in
+            Kafka also reads the topic where the services of choreographies meet.
         django: the alias of Django's database, where handlers that are plain functions work with Django's connection;
             None: they work with psycopg's. It must be the database of the event log.
     """
@@ -88,6 +90,7 @@ class Soma:
         reads: Mapping[str, Sequence[str]] | None = None,
         settings: ConsumerSettings | Mapping[str, ConsumerSettings] | None = None,
         sagas: Iterable[Saga] = (),
+        choreographies: Iterable[Choreography] = (),
         django: str | None = None,
     ) -> None:
         for name, given, kind in (
@@ -100,8 +103,7 @@ class Soma:
         self.config = config
         self.models = models or PayloadModels()
         self.upcasters = upcasters or Upcasters()
-        self._topics = {check_event_type(kind): check_topic("topics", to) for kind, to in (topics or {}).items()}
-        self._reads = {consumer: _read(consumer, names) for consumer, names in (reads or {}).items()}
+        self._routes = Routes(config.topic, topics, reads)
         self._settings, self._django = SettingsByConsumer(settings), django
         if self._settings.mirrors and not config.uses_kafka:
             raise ConfigurationError(
@@ -110,18 +112,28 @@ class Soma:
             )
         self._handlers: dict[str, Handlers] = {}
         self._sagas = check_sagas(sagas)
-        if any(saga.asks for saga in self._sagas):
-            self._declare_replies()
+        self._take_part(check_choreographies(choreographies))
         self._saga_workers: WeakSet[SagaWorker] = WeakSet()
         self._orchestrator: SagaOrchestrator | None = None
         self._ground: Ground | None = None
         # Transactions of plain functions; used by trace_transaction.
         self.blocking = BlockingTransactions(
-            lambda: SyncEventStore(sync_settings(config, self.models, self._topic)),
+            lambda: SyncEventStore(sync_settings(config, self.models, self._routes.of)),
             lambda: lender_of(lambda: self.pool.settings, django),
         )
         self._users = 0
         self._opening = asyncio.Lock()
+
+    def _take_part(self, choreographies: Sequence[Choreography]) -> None:
+        """Declare the handlers of choreographies, and what hands the replies of other services to sagas."""
+        for each in choreographies:
+            self._handlers[each.consumer] = Participant(each, self.config.service_id, self._typed).handlers()
+            self._routes.hears_sagas(each.consumer)
+        if choreographies:
+            self.models = PayloadModels(*self.models.values(), *ANNOUNCEMENTS.values())
+        if any(saga.asks for saga in self._sagas):
+            self.handler(*REPLIES, consumer=REPLIES_CONSUMER)(receive)
+            self._routes.hears_sagas(REPLIES_CONSUMER, nothing_else=True)
 
     @classmethod
     def from_env(cls, *, service_id: str | None = None, env: Mapping[str, str] | None = None, **arguments: Any) -> Self:
@@ -238,7 +250,7 @@ class Soma:
         """A new worker of a declared consumer; start it, or hand it to ``run_until_signalled``."""
         handlers = self._handlers_of(name)
         ground = self._open_ground
-        source = ground.source(name, self._reads.get(name, self._own_topics))
+        source = ground.source(name, self._routes.read_by(name))
         return ConsumerWorker(
             ground.pool, name, source, handlers=handlers, append=_append(ground.store),
             settings=self._settings.of(name, self._handlers), connect=self._connect(handlers),
@@ -283,7 +295,7 @@ class Soma:
         ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
         """
         async with self:
-            for stranger in self._reads.keys() - self._handlers.keys():
+            for stranger in self._routes.strangers(self._handlers):
                 log.warning("reads names consumer %s, which has no handler here: is that its name?", stranger)
             services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
             if self._sagas and not consumers:
@@ -315,9 +327,9 @@ class Soma:
         """Connect (in standalone: start the embedded database and bring it up to date). May be nested."""
         async with self._opening:
             if self._ground is None:
-                self._ground = await open_ground(self.config, self.models, self._topic)
+                self._ground = await open_ground(self.config, self.models, self._routes.of)
                 if self.config.uses_kafka:
-                    await ensure_topics(self.config, self._needed_topics, mirrors=self._settings.mirrors)
+                    await ensure_topics(self.config, self._routes.needed, mirrors=self._settings.mirrors)
                 opened(self)
             self._users += 1
         return self
@@ -347,42 +359,8 @@ class Soma:
             raise ConfigurationError("The application is not open.", cure="use `async with soma:` around it.")
         return self._ground
 
-    @property
-    def _own_topics(self) -> list[str]:
-        return sorted({self.config.topic, *self._topics.values()})
-
-    @property
-    def _needed_topics(self) -> list[str]:
-        """Its own, and those by which sagas and other services talk, where it takes part in that."""
-        between = {SAGA_COMMANDS, SAGA_EVENTS}
-        takes_part = any(between.intersection(topics) for topics in self._reads.values())
-        return sorted({*self._own_topics, *(between if takes_part else ())})
-
-    def _topic(self, event: Event) -> str:
-        usual = self.config.topic
-        if is_command(event):
-            usual = SAGA_COMMANDS
-        elif event.event_type.startswith("saga."):
-            usual = SAGA_EVENTS
-        return self._topics.get(event.event_type, usual)
-
-    def _declare_replies(self) -> None:
-        """Other services answer to sagas: a consumer of its own hands that on."""
-        self.handler(*REPLIES, consumer=REPLIES_CONSUMER)(receive)
-        self._reads.setdefault(REPLIES_CONSUMER, (SAGA_EVENTS,))
-
     def _typed(self, event: RecordedEvent) -> RecordedEvent:
         return typed(event, self.models, self.upcasters)
-
-
-def _read(consumer: str, topics: Sequence[str]) -> tuple[str, ...]:
-    """The topics that a consumer reads; one text would be read as a topic per letter."""
-    check_consumer(consumer)
-    if isinstance(topics, str) or not topics:
-        raise ConfigurationError(
-            f"reads names {topics!r:.80} for consumer {consumer}.", cure="name its topics in a list of one at least."
-        )
-    return tuple(check_topic("reads", topic) for topic in topics)
 
 
 def _append(store: EventStore) -> Callable[[Any, Any], Any]:

@@ -68,7 +68,7 @@ class SagaStarted(Payload, event_type=EventType.SAGA_STARTED):
 
 
 class SagaStepCompleted(Payload, event_type=EventType.SAGA_STEP_COMPLETED):
-    """One step of a saga is done."""
+    """One step of a saga is done, or undone."""
 
     saga_id: str
     name: str
@@ -77,6 +77,7 @@ class SagaStepCompleted(Payload, event_type=EventType.SAGA_STEP_COMPLETED):
     attempt: int = Field(default=1, description="From 1.")
     duration_ms: float | None = Field(default=None, description="Of the last attempt.")
     result: JsonValue = None
+    undone: bool = Field(default=False, description="Whether it was undone: its compensation is done.")
 
 
 class SagaStepFailed(Payload, event_type=EventType.SAGA_STEP_FAILED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -78,7 +79,8 @@ def show(saga_id: UUID | str) -> Asking[SagaView]:
     if not rows:
         raise not_found(given)
     entries = yield _SQL["entries"], (given,)
-    return view_of(rows[0], entries)
+    view = view_of(rows[0], entries)
+    return replace(view, journal=view.journal[: view.length])  # what was written since is not in its status
 
 
 def find(wanted: SagaFilter, cursor: str | None, limit: int) -> Asking[SagaPage]:
@@ -116,7 +118,9 @@ def signal(
     rows = yield _SQL["signal"], (given, known, name, text.decode(), by)
     if not rows:
         raise not_found(given)
-    status, fresh = rows[0]
+    status, fresh, version = rows[0]
+    if version == 0:
+        raise WrongSagaState(f"Saga {given} is a choreography: it waits for no signal.", cure="publish an event.")
     if status in _ENDED:
         raise WrongSagaState(f"Saga {given} is {status}: it takes no signal any more.")
     return bool(fresh)
@@ -126,9 +130,15 @@ def ask(saga_id: UUID | str, what: str, *, who: str, why: str) -> Asking[bool]:
     """Ask a saga to turn around; False when that was asked before.
 
     Raises:
-        SagaNotFound, WrongSagaState: there is no such saga, or there is no way back any more.
+        SagaNotFound, WrongSagaState: there is no such saga, or there is no way back any more; or nobody conducts it.
     """
     given = saga_id_of(saga_id)
+    stands = yield from standing(given)
+    if stands.version == 0:
+        raise WrongSagaState(
+            f"Saga {given} ({stands.name}) is a choreography: nobody conducts it.",
+            cure="publish the event that Choreography.turn(...) makes.",
+        )
     status = (yield _SQL["ask"], (given, what, storable(who, 512), _reason(why)))[0][0]
     if status is None:
         raise not_found(given)

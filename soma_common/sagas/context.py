@@ -13,7 +13,7 @@ class SagaContext:
     """Where in a saga a function is called; valid for one attempt.
 
     ``step`` is its path in the journal: its name, with the loops and sub-sagas around it (``pack[2]/label``).
-    ``attempt`` counts from 1. ``undoing``: it is called as a compensation.
+    ``attempt`` counts from 1. ``undoing``: it is called as a compensation. ``version``: 0 in a choreography.
     """
 
     saga_id: UUID

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     RESULTS = "results"  # of a step inside of a loop, seen from behind the loop
     ITEM = "item"
     OWN = "own"  # of a compensation: what its step returned
+    EVENT = "event"  # of a choreography: the event as it was recorded
     TX = "tx"
     CONTEXT = "context"
 

@@ -45,6 +45,12 @@ def with_compensation(undo: Callable[..., Any]) -> Callable[[Declared], Declared
     return declare
 
 
+def compensation_of(action: Function) -> Function | None:
+    """What ``@with_compensation`` declared, if it did."""
+    declared: Function | None = getattr(action, _COMPENSATION, None)
+    return declared
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoPolicy:
     """How a compensation is tried. After ``max_retries`` failures more the saga is stuck, with a dead letter."""
@@ -90,9 +96,9 @@ class SagaStep:
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
-        fill(self, "name", _step_name(self.name, self.action))
+        fill(self, "name", step_name(self.name, self.action))
         if self.compensation is None:
-            fill(self, "compensation", getattr(self.action, _COMPENSATION, None))
+            fill(self, "compensation", compensation_of(self.action))
         check_settings(
             self, timeout_seconds=(0.001, 31 * 86_400.0), max_retries=(0, 10_000), retry=Backoff, undo=UndoPolicy,
         )  # fmt: skip
@@ -145,7 +151,7 @@ class When:
     ) -> None:
         fill = object.__setattr__
         fill(self, "condition", condition)
-        fill(self, "name", _step_name(name, condition))
+        fill(self, "name", step_name(name, condition))
         fill(self, "then", parts_of(then, empty=True))
         fill(self, "otherwise", parts_of(otherwise, empty=True))
         if not self.then and not self.otherwise:
@@ -168,7 +174,7 @@ class ForEach:
     def __init__(self, items: Function, *body: Given, at_once: int = 1, name: str = "") -> None:
         fill = object.__setattr__
         fill(self, "items", items)
-        fill(self, "name", _step_name(name, items))
+        fill(self, "name", step_name(name, items))
         fill(self, "body", parts_of(body))
         fill(self, "at_once", at_once)
         check_settings(self, at_once=(1, MOST_ITEMS))
@@ -301,8 +307,12 @@ def _part(given: Any) -> Part:
     return SagaStep(given)
 
 
-def _step_name(name: str, function: Any) -> str:
-    """The given name, or that of the function with dashes."""
+def step_name(name: str, function: Any) -> str:
+    """The given name, or that of the function with dashes.
+
+    Raises:
+        SagaDefinitionError: there is none, or it is no name of a step.
+    """
     if not name:
         name = getattr(function, "__name__", "").strip("_").replace("_", "-").lower()
         if name in ("", "<lambda>"):

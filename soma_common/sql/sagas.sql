@@ -110,14 +110,14 @@ WHERE n.saga_id = $1::uuid AND n.name = $2::text AND n.taken IS NULL ORDER BY n.
 -- :name take_signal : it is taken by an entry of the journal; 0: it was refused
 UPDATE soma.saga_signals n SET taken = $3::integer WHERE n.saga_id = $1::uuid AND n.signal_id = $2::text
 
--- :name signal : leave a signal for a saga; its status. The same signal twice is one
+-- :name signal : leave a signal for a saga; its status. The same signal twice is one. A choreography takes none
 WITH saga AS (
-    SELECT s.saga_id, s.status FROM soma.sagas s WHERE s.saga_id = $1::uuid FOR NO KEY UPDATE
+    SELECT s.saga_id, s.status, s.version FROM soma.sagas s WHERE s.saga_id = $1::uuid FOR NO KEY UPDATE
 ), new AS (
     INSERT INTO soma.saga_signals (saga_id, signal_id, number, name, payload, at, who)
     SELECT g.saga_id, $2::text, 1 + (SELECT count(*) FROM soma.saga_signals k WHERE k.saga_id = g.saga_id), $3::text,
            $4::text::json, soma.now(), $5::text
-    FROM saga g WHERE g.status NOT IN ('completed', 'compensated')
+    FROM saga g WHERE g.status NOT IN ('completed', 'compensated') AND g.version > 0
     ON CONFLICT (saga_id, signal_id) DO NOTHING
     RETURNING saga_id
 ), woken AS (
@@ -125,7 +125,7 @@ WITH saga AS (
         wake_at = CASE WHEN s.owner IS NULL AND s.status <> 'stuck' THEN soma.now() ELSE s.wake_at END
     FROM new WHERE s.saga_id = new.saga_id
 )
-SELECT g.status, EXISTS (SELECT FROM new) FROM saga g
+SELECT g.status, EXISTS (SELECT FROM new), g.version FROM saga g
 
 -- :name unstick : a stuck saga goes on
 SELECT soma.unstick_saga($1::uuid, $2::text, $3::text::json, $4::text, $5::text)
