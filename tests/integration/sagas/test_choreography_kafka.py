@@ -111,7 +111,7 @@ async def test_announcements_meet_in_a_topic_of_their_own(services: dict[str, Ru
     await orders.publish(event(OrderPlaced(order_id="1"), correlation))
     await orders.stands(SagaStatus.COMPLETED, correlation=correlation)
     assert orders.soma._routes.of(orders.part.turn(TENANT, correlation, reason="x")) == EVENTS
-    assert orders.soma._own_topics == [orders.soma.config.topic]  # other consumers do not read it unasked
+    assert orders.soma._routes.own == [orders.soma.config.topic]  # other consumers do not read it unasked
 
 
 async def test_many_orders_all_come_to_their_end_in_both(services: dict[str, Running]) -> None:
