@@ -103,6 +103,34 @@ WITH held AS (
 )
 SELECT h.ordinal, h.asked, h.signals, h.base FROM held h
 
+-- :name record_one : the same for one saga and one entry, and what follows from that (its name and why)
+WITH held AS (
+    UPDATE soma.sagas s
+    SET length = s.length + CASE WHEN $26::text IS NULL THEN 1 ELSE 2 END, claims = 0, status = coalesce($4::text, s.status),
+        owner = CASE WHEN $5::boolean THEN s.owner END,
+        wake_at = CASE WHEN $5::boolean THEN s.wake_at
+                       WHEN $4::text IN ('completed', 'compensated', 'stuck') THEN NULL
+                       WHEN s.asked IS DISTINCT FROM $8::text OR s.signals > $7::integer THEN soma.now()
+                       ELSE soma.now() + make_interval(secs => $6::float8) END,
+        result = coalesce($9::text::json, s.result),
+        reason = CASE WHEN $10::boolean THEN $11::text ELSE s.reason END,
+        error_type = CASE WHEN $10::boolean THEN $12::text ELSE s.error_type END,
+        error = CASE WHEN $10::boolean THEN $13::text ELSE s.error END,
+        ended_at = CASE WHEN $4::text IN ('completed', 'compensated') THEN soma.now() ELSE s.ended_at END
+    WHERE s.saga_id = $1::uuid AND s.epoch = $2::bigint AND s.owner = $14::uuid AND s.length >= $3::integer
+    RETURNING s.saga_id, s.length - CASE WHEN $26::text IS NULL THEN 1 ELSE 2 END AS base, s.epoch, s.asked, s.signals
+), written AS (
+    INSERT INTO soma.saga_steps (saga_id, number, step, what, attempt, at, due, took, epoch, result, error_type, error,
+                                 stack, why)
+    SELECT h.saga_id, h.base + 1, $15::text, $16::text, $17::integer, soma.now(),
+           soma.now() + make_interval(secs => $18::float8), $19::float8, h.epoch, $20::text::json, $21::text, $22::text,
+           $23::text, $24::text FROM held h
+    UNION ALL
+    SELECT h.saga_id, h.base + 2, '', $26::text, 0, soma.now(), NULL, NULL, h.epoch, NULL, NULL, NULL, NULL,
+           $25::text FROM held h WHERE $26::text IS NOT NULL
+)
+SELECT 1, h.asked, h.signals, h.base FROM held h
+
 -- :name next_signal : the first signal of a name that was not taken
 SELECT n.signal_id, n.payload::text FROM soma.saga_signals n
 WHERE n.saga_id = $1::uuid AND n.name = $2::text AND n.taken IS NULL ORDER BY n.number LIMIT 1
