@@ -23,11 +23,16 @@ _FAILURES: Final = (What.FAILED, What.UNKNOWN, What.UNDO_FAILED)
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A record, and those of its entries that the journal does not have yet."""
+    """A record, and those of its entries that the journal does not have yet.
+
+    ``unwritten``: how many it has already. ``base`` and ``journal``: the journal without the fresh ones, and with them.
+    """
 
     record: Record
     fresh: Sequence[Entry]
     unwritten: int
+    base: Journal
+    journal: Journal
 
 
 class Course:
@@ -50,6 +55,7 @@ class Course:
         self.doubtful: set[str] = set()
         self.over = False
         self._unwritten: list[Entry] = []
+        self._decided: tuple[Journal, tuple[bool, bool, int], Decision] | None = None
         self._errors = {entry.step: entry for entry in entries if entry.what in _FAILURES}
         if claimed.doubtful:
             self.doubtful |= {work.path for work in self._decide(self.journal, alone=True).begin if _may_be_twice(work)}
@@ -74,19 +80,25 @@ class Course:
         return self._decide(self.journal, alone=not self.at_work)
 
     def _decide(self, journal: Journal, *, alone: bool) -> Decision:
+        """What follows from a journal. What a draft asked is asked again when it is written: it is kept."""
         wanted = self.claimed.asked is not None or self.now() >= self.deadline
-        return decide(self.saga, journal, turn_wanted=wanted, doubtful=self.doubtful, at_work=not alone)
+        circumstances = (wanted, alone, len(self.doubtful))  # of the doubtful some may leave, none comes
+        if self._decided is not None and self._decided[0] is journal and self._decided[1] == circumstances:
+            return self._decided[2]
+        decision = decide(self.saga, journal, turn_wanted=wanted, doubtful=self.doubtful, at_work=not alone)
+        self._decided = (journal, circumstances, decision)
+        return decision
 
     def note(self, entry: Entry) -> None:
         """An entry that is written with the next record: what it says can be found out again."""
         self._unwritten.append(entry)
-        self._add([entry])
+        self._add([entry], self.journal.after(entry))
 
     def draft(self, *entries: Entry) -> Draft:
         """A record of entries, with what follows from them: a saga that turns, ends or is stuck does so in the same
         commit as what led to it."""
-        unwritten, fresh = tuple(self._unwritten), list(entries)
-        journal = self.journal.after(*entries)
+        unwritten, fresh, base = tuple(self._unwritten), list(entries), self.journal
+        journal = base.after(*entries) if entries else base
         alone = self.at_work <= {entry.step for entry in entries}
         record = Record(saga=self.claimed, known=self._written)
         while record.kept:
@@ -96,7 +108,7 @@ class Course:
             follows, record = self._following(decision, record, journal, entries)
             fresh.append(follows)
             journal = journal.after(follows)
-        return Draft(replace(record, entries=(*unwritten, *fresh)), fresh, len(unwritten))
+        return Draft(replace(record, entries=(*unwritten, *fresh)), fresh, len(unwritten), base, journal)
 
     def _following(
         self, decision: Decision, record: Record, journal: Journal, entries: Sequence[Entry]
@@ -128,13 +140,14 @@ class Course:
     def written(self, draft: Draft, seen: Seen) -> None:
         """A draft was written."""
         del self._unwritten[: draft.unwritten]
-        self._add(draft.fresh)
+        same = self.journal is draft.base  # else something else was written meanwhile
+        self._add(draft.fresh, draft.journal if same else self.journal.after(*draft.fresh))
         self.over = not draft.record.kept
         if (seen.asked, seen.signals) != (self.claimed.asked, self.claimed.signals):
             self.claimed = replace(self.claimed, asked=seen.asked, signals=seen.signals)
 
-    def _add(self, entries: Sequence[Entry]) -> None:
-        self.journal = self.journal.after(*entries)
+    def _add(self, entries: Sequence[Entry], journal: Journal) -> None:
+        self.journal = journal
         now = self.now()
         for entry in entries:
             if entry.what is What.TURNED:
@@ -154,7 +167,7 @@ class Course:
         record = Record(
             saga=self.claimed, known=self._written, entries=tuple(self._unwritten), kept=False, wake_in=waits
         )
-        return Draft(record, (), len(self._unwritten))
+        return Draft(record, (), len(self._unwritten), self.journal, self.journal)
 
     def stuck(self, error_type: str, error: str) -> Draft:
         """A record with which it is stuck for a reason that is no step's."""
@@ -162,7 +175,7 @@ class Course:
             saga=self.claimed, known=self._written, status=SagaStatus.STUCK, kept=False, turns=True,
             entries=(Entry(what=What.STUCK, error_type=error_type, error=error),), error_type=error_type, error=error,
         )  # fmt: skip
-        return Draft(record, record.entries, 0)
+        return Draft(record, record.entries, 0, self.journal, self.journal.after(*record.entries))
 
     def number(self, work: Work) -> int:
         """The number of the next attempt at a step, or at its compensation."""
