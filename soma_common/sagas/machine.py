@@ -120,7 +120,8 @@ def _is_unclear(work: Work, journal: Journal, doubtful: Collection[str]) -> bool
         return False
     if part.unknown is not Unknown.RETRY:
         return state.begun
-    return part.compensation is not None and (state.unknown or work.path in doubtful)
+    matters = part.compensation is not None or part.pivot  # behind a pivot there is no way back
+    return matters and (state.unknown or work.path in doubtful)
 
 
 def _series(saga: Saga, parts: Sequence[Part], prefix: tuple[str, ...], inside: int, journal: Journal) -> _Front:

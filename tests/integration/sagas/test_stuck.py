@@ -302,6 +302,33 @@ async def test_a_step_that_is_cancelled_by_a_person_ends_at_once(sagas: Sagas) -
     assert told(view.journal)[0] == "cancel"
 
 
+async def test_a_pivot_that_may_have_happened_is_found_out_about_before_anything_is_undone(sagas: Sagas) -> None:
+    """Cancelled, or with a worker that died: behind it there would be no way back."""
+    import asyncio
+
+    world, began = World(), asyncio.Event()
+
+    async def undo(number: int) -> None:
+        world.calls.append("undo")
+
+    async def act(number: int) -> None: ...
+
+    async def ship(number: int) -> None:
+        world.calls.append("ship")
+        if world.calls.count("ship") == 1:
+            began.set()
+            await asyncio.sleep(600)  # it went out, and the answer never comes
+
+    saga = Saga("pivot", int, SagaStep(act, undo), SagaStep(ship, pivot=True, timeout_seconds=900.0, retry=SOON))
+    async with sagas.worker(saga, lease=1.0):
+        saga_id = await sagas.start(saga, 1)
+        await asyncio.wait_for(began.wait(), 60)
+        await sagas.orchestrator.cancel(saga_id, reason="too late", who="ann")
+        view = await sagas.ended(saga_id)
+    assert told(view.journal) == ["done act", "cancel", "unknown ship", "done ship", "ended"]
+    assert world.calls == ["ship", "ship"]
+
+
 async def test_signals_come_early_twice_and_wrong(sagas: Sagas) -> None:
     async def after(number: int, go: str) -> str:
         return go
