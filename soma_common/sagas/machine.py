@@ -100,6 +100,11 @@ def decide(
     return Decision(turn=True, reason=reason)
 
 
+def open_steps(saga: Saga, journal: Journal) -> tuple[Work, ...]:
+    """The steps forward at which a worker may be, whether the saga is to turn by now or not."""
+    return () if journal.turned else _series(saga, saga.parts, (), 0, journal).open
+
+
 def disagreements(saga: Saga, journal: Journal) -> list[str]:
     """Where a journal cannot have been written under this definition; empty when it can."""
     reached = set(_reached(saga, saga.parts, (), 0, journal))
@@ -292,4 +297,15 @@ def item_of(loop: str, number: int) -> str:
     return f"{loop}[{number}]"
 
 
-__all__ = ["NOTHING", "Decision", "End", "Work", "decide", "disagreements", "is_behind_pivot", "item_of", "length"]
+__all__ = [
+    "NOTHING",
+    "Decision",
+    "End",
+    "Work",
+    "decide",
+    "disagreements",
+    "is_behind_pivot",
+    "item_of",
+    "length",
+    "open_steps",
+]

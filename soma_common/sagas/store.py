@@ -64,8 +64,8 @@ class Claimed:
 class Record:
     """What is written of a saga in one statement: entries, and how it goes on.
 
-    ``known``: entries that its journal has as the worker knows it; a journal with less was set back. ``kept``: the worker
-    goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself).
+    ``known``: entries that its journal has, as the worker knows it; one with less was set back.
+    ``kept``: the worker goes on with it; else it is given back, and due in ``wake_in`` seconds (None: never by itself).
     """
 
     saga: Claimed
