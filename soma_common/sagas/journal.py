@@ -136,7 +136,7 @@ def _fold(state: StepState, entry: Entry) -> StepState:
         case What.SKIPPED:
             return replace(state, **_OPEN, skipped=True)
         case What.RETRYING:
-            return _tried(state, entry, unknown=False)
+            return _tried(state, entry, unknown=state.unknown)  # it tells of its own attempt, not of those before
         case What.UNKNOWN:
             return _tried(state, entry, unknown=True)
         case What.FAILED:
