@@ -142,8 +142,7 @@ class Course:
                 self.due[entry.step] = now + entry.due_in
             if entry.what in _FAILURES:
                 self._errors[entry.step] = entry
-            if entry.what is not What.RETRYING:  # which tells of its own attempt, not of those before
-                self.doubtful.discard(entry.step)
+            self.doubtful.discard(entry.step)
 
     def giving_back(self, wake_in: float) -> Draft:
         """A record with which it is given back: nothing can be done for so many seconds, or until something comes."""
