@@ -100,6 +100,34 @@ async def test_a_retry_goes_on_where_it_is_stuck_and_settles_the_letter(sagas: S
     assert [(entry.what, entry.who, entry.why) for entry in history][1:] == [("resolved", "bob", "mended")]
 
 
+async def test_a_retry_of_the_undo_of_what_nobody_knows_is_an_undo(sagas: Sagas) -> None:
+    world = World()
+
+    async def act(number: int) -> None:
+        raise OutcomeUnknown("the answer was lost")
+
+    async def undo(number: int) -> None:
+        world.calls.append("undo")
+        if world.broken:
+            raise StepRefused("the undo is broken")
+
+    saga = Saga("lost", int, SagaStep(act, undo, unknown=Unknown.COMPENSATE, undo=QUICK))
+    async with sagas.worker(saga):
+        await sagas.ended(saga_id := await sagas.start(saga, 1))
+        world.broken = False
+        await sagas.orchestrator.retry(saga_id, who="ann", why="mended")
+        await until(lambda: _has_ended(sagas, saga_id))
+    view = await sagas.orchestrator.get_saga(saga_id)
+    assert told(view.journal) == [
+        "begun act", "unknown act", "failed act", "turned", "undo-failed act", "stuck", "retry act", "undone act", "ended",
+    ]  # fmt: skip
+    assert world.calls == ["undo", "undo"]
+
+
+async def _has_ended(sagas: Sagas, saga_id: UUID) -> bool:
+    return (await sagas.orchestrator.get_saga(saga_id)).status is SagaStatus.COMPENSATED
+
+
 async def until_stuck_again(sagas: Sagas, saga_id: UUID, times: int) -> Any:
     async def look() -> Any:
         view = await sagas.orchestrator.get_saga(saga_id)
