@@ -32,7 +32,7 @@ def main(names: Sequence[str]) -> int:
         table.add_row(
             name,
             "caught" if said else "NOT CAUGHT",
-            "\n".join(map(str, (said or report.violations)[:2])),
+            "\n".join(str(each)[:160] for each in (said or report.violations)[:2]),
             f"{len(said)}",
         )
         console.print(f"{name}: {'caught' if said else 'NOT CAUGHT'}", highlight=False)
