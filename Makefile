@@ -11,10 +11,10 @@ CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/pos
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-other bench torture torture-mutants storm lint format docs wheel clean
+.PHONY: help setup demo test test-other bench torture torture-mutants torture-sagas torture-sagas-mutants storm lint format docs wheel clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
@@ -44,6 +44,12 @@ bench: setup ## All benchmarks: tables here, JSON in benchmarks/results/
 
 torture: setup ## Kill everything at random for DURATION seconds and check the history
 	$(BIN)/python -m tests.torture --duration $(DURATION)
+
+torture-sagas: setup ## The same for sagas: workers, connections and the database; every saga ends right, to the cent
+	$(BIN)/python -m tests.torture --sagas --duration $(DURATION)
+
+torture-sagas-mutants: setup ## Break the sagas on purpose, one promise at a time; the checker must notice
+	$(BIN)/python -m tests.torture --sagas --mutants
 
 storm: setup ## Members of a consumer group come and go every second, for DURATION seconds
 	$(BIN)/python -m tests.torture --storm --duration $(DURATION)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.journal import Entry, Journal, What
-from soma_common.sagas.machine import Decision, End, Work, decide, is_behind_pivot
+from soma_common.sagas.machine import Decision, End, Work, decide, is_behind_pivot, open_steps
 from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.steps import SagaStep, Unknown
 from soma_common.sagas.store import Claimed, Record, Seen
@@ -58,7 +58,7 @@ class Course:
         self._decided: tuple[Journal, tuple[bool, bool, int], Decision] | None = None
         self._errors = {entry.step: entry for entry in entries if entry.what in _FAILURES}
         if claimed.doubtful:
-            self.doubtful |= {work.path for work in self._decide(self.journal, alone=True).begin if _may_be_twice(work)}
+            self.doubtful |= {work.path for work in open_steps(saga, self.journal) if _may_be_twice(work)}
 
     @property
     def one_way(self) -> bool:
@@ -199,6 +199,6 @@ _NO_ERROR: Final = {
 
 def _may_be_twice(work: Work) -> bool:
     """Whether it is an external step that is tried again when nobody knows: of others the journal says more."""
-    if not isinstance(work.part, SagaStep) or work.undo or work.part.unknown is not Unknown.RETRY:
+    if not isinstance(work.part, SagaStep) or work.part.unknown is not Unknown.RETRY:
         return False
     return not work.saga.calls[work.part.name].transactional

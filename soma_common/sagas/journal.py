@@ -136,7 +136,7 @@ def _fold(state: StepState, entry: Entry) -> StepState:
         case What.SKIPPED:
             return replace(state, **_OPEN, skipped=True)
         case What.RETRYING:
-            return _tried(state, entry, unknown=False)
+            return _tried(state, entry, unknown=state.unknown)  # it tells of its own attempt, not of those before
         case What.UNKNOWN:
             return _tried(state, entry, unknown=True)
         case What.FAILED:
@@ -149,8 +149,10 @@ def _fold(state: StepState, entry: Entry) -> StepState:
                 state, undo_failures=state.undo_failures + 1, undo_attempts=entry.attempt, undo_failed=failed,
                 due=entry.due_in,
             )  # fmt: skip
+        case What.RETRY if state.undo_failed:  # of its compensation; what is known of the step stays
+            return replace(state, undo_failed=False, undo_failures=0, due=None)
         case What.RETRY:
-            return replace(state, **_OPEN, undo_failed=False, undo_failures=0)
+            return replace(state, **_OPEN)
         case _:
             return state
 

@@ -100,6 +100,11 @@ def decide(
     return Decision(turn=True, reason=reason)
 
 
+def open_steps(saga: Saga, journal: Journal) -> tuple[Work, ...]:
+    """The steps forward at which a worker may be, whether the saga is to turn by now or not."""
+    return () if journal.turned else _series(saga, saga.parts, (), 0, journal).open
+
+
 def disagreements(saga: Saga, journal: Journal) -> list[str]:
     """Where a journal cannot have been written under this definition; empty when it can."""
     reached = set(_reached(saga, saga.parts, (), 0, journal))
@@ -120,7 +125,8 @@ def _is_unclear(work: Work, journal: Journal, doubtful: Collection[str]) -> bool
         return False
     if part.unknown is not Unknown.RETRY:
         return state.begun
-    return part.compensation is not None and (state.unknown or work.path in doubtful)
+    matters = part.compensation is not None or part.pivot  # behind a pivot there is no way back
+    return matters and (state.unknown or work.path in doubtful)
 
 
 def _series(saga: Saga, parts: Sequence[Part], prefix: tuple[str, ...], inside: int, journal: Journal) -> _Front:
@@ -291,4 +297,15 @@ def item_of(loop: str, number: int) -> str:
     return f"{loop}[{number}]"
 
 
-__all__ = ["NOTHING", "Decision", "End", "Work", "decide", "disagreements", "is_behind_pivot", "item_of", "length"]
+__all__ = [
+    "NOTHING",
+    "Decision",
+    "End",
+    "Work",
+    "decide",
+    "disagreements",
+    "is_behind_pivot",
+    "item_of",
+    "length",
+    "open_steps",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from soma_common.errors import (
@@ -76,8 +76,10 @@ class Stepper:
             del self.attempts[work.path]
 
     async def fail(self, work: Work, failure: Failed) -> None:
-        """Write that an attempt failed."""
+        """Write that an attempt failed. It tells of itself, not of one before it that its worker did not outlive."""
         course = self._course
+        if not work.undo and not failure.final and work.path in course.doubtful:
+            failure = replace(failure, unknown=True)
         await self.write(*entries_of(work, course.journal.of_step(work.path), failure, one_way=course.one_way))
 
     async def write(self, *entries: Entry) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from tests.torture import mutant_runs, mutants, run, sagas, storm
+from tests.torture import mutant_runs, mutants, run, saga_mutant_runs, saga_mutants, sagas, storm
 from tests.torture.report import show
 
 
@@ -22,7 +22,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=40.0, help="units of work per second and writer process")
     parser.add_argument("--promotion", action="store_true", help="promote a lagging standby in a short run too")
     parser.add_argument("--mutants", action="store_true", help="break the library in every known way; all are caught")
-    parser.add_argument("--mutant", choices=sorted(mutants.MUTANTS), help="break it in one way")
+    parser.add_argument(
+        "--mutant", choices=sorted({**mutants.MUTANTS, **saga_mutants.MUTANTS}), help="break it in one way"
+    )
     parser.add_argument("--storm", action="store_true", help="members of a consumer group come and go every second")
     parser.add_argument("--sagas", action="store_true", help="torture sagas instead of events")
     parser.add_argument("--keep", action="store_true", help="keep journals and logs, and print where they are")
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell made a background job deaf to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     if args.mutants or args.mutant:
-        return mutant_runs.main([args.mutant] if args.mutant else list(mutants.MUTANTS), keep=args.keep)
+        return _mutants(args)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1_000_000)
     if args.storm:
         found = storm.weather(args.duration, seed)
@@ -60,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for report in reports[-2:]:
             show(report)
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _mutants(args: argparse.Namespace) -> int:
+    """Those of the sagas with ``--sagas``, else those of the events; or the one that was named."""
+    if args.mutant in saga_mutants.MUTANTS or (args.sagas and not args.mutant):
+        return saga_mutant_runs.main([args.mutant] if args.mutant else list(saga_mutants.MUTANTS))
+    return mutant_runs.main([args.mutant] if args.mutant else list(mutants.MUTANTS), keep=args.keep)
 
 
 def _sagas(plan: sagas.Plan) -> int:

@@ -106,11 +106,11 @@ def _before(job: Job, ctx: SagaContext) -> str:
     return fate
 
 
-def _after(job: Job, ctx: SagaContext) -> None:
+def _after(job: Job, ctx: SagaContext, error: type[Exception] = ConnectionError) -> None:
     """What fails after the effect, which is rolled back or repeated under its key."""
     fate, times = _fate(job, ctx)
     if fate == "late" and ctx.attempt <= times:
-        raise ConnectionError("late")
+        raise error("late")
 
 
 # Steps in transactions.
@@ -189,12 +189,12 @@ async def _charge(job: Job, ctx: SagaContext) -> int:
         raise StepRefused("broken until it is mended")
     if fate == "lost" and ctx.attempt == 1 and job.number % 2:
         raise OutcomeUnknown("the call was lost on its way")
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.03)
     await _call(_CHARGE, ctx.key, job.cents)
     if fate == "lost" and ctx.attempt == 1:
         raise OutcomeUnknown("the answer was lost on its way")
-    _after(job, ctx)
-    await asyncio.sleep(0.01)
+    _after(job, ctx, OutcomeUnknown)
+    await asyncio.sleep(0.03)
     return job.cents
 
 

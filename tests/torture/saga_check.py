@@ -20,12 +20,21 @@ def check(history: History) -> list[Violation]:
     """Every broken promise in a history; an empty list is the proof."""
     found = [Violation(name, what) for name, rule in WHOLE.items() for what in rule(history)]
     for story in history.stories:
-        if story.plan is not None:  # else it is named above
-            for name, each in OF_EACH.items():
-                found += [
-                    Violation(name, f"{story.name} {story.key} ({story.saga_id}): {what}") for what in each(story)
-                ]
+        for name, each in OF_EACH.items() if story.plan is not None else ():  # else it is named above
+            found += [Violation(name, f"{_title(story)}: {what}. {_journal(story)}") for what in each(story)]
     return found
+
+
+def _title(story: Story) -> str:
+    return f"{story.name} {story.key} ({story.saga_id})"
+
+
+def _journal(story: Story) -> str:
+    """What is needed to understand a violation when the database is gone."""
+    told = ", ".join(
+        f"{line.what} {line.step}".strip() + (f" by {line.who}" if line.who else "") for line in story.lines
+    )
+    return f"Journal: {told}. Fates: {story.plan.job.fates if story.plan else {}}. Bank: {dict(story.calls)}"
 
 
 # Of the whole run.

@@ -64,7 +64,8 @@ class Operator:
                 log.info("%s", error)
 
     async def _round(self) -> None:
-        page = await self._sagas.list(tenant_id=TENANT, statuses=["pending", "running"], limit=40)
+        where = self._chance.choice(("running", ["pending", "running"]))
+        page = await self._sagas.list(tenant_id=TENANT, statuses=where, limit=40)
         if page.sagas:
             await self._act(self._chance.choice(page.sagas).saga_id, self._chance.choice(TURNS))
         page = await self._sagas.list(tenant_id=TENANT, statuses="stuck", limit=1000)
@@ -110,8 +111,7 @@ class Operator:
         await self._pool.fetch(_MEND, saga_id)
         page = await self._letters.list_dlq_events(tenant_id=TENANT, event_id=saga_id, statuses="dead", limit=10)
         for letter in page.letters:
-            await self._letters.retry_event(letter.letter_id, why=why)
-            return True
+            return await self._letters.retry_event(letter.letter_id, why=why)
         raise WrongSagaState(f"Saga {saga_id} has no letter any more.")
 
 

@@ -23,6 +23,7 @@ from tests.torture.run import Clock, watch
 from tests.torture.saga_bank import TABLES
 from tests.torture.saga_check import RULES, check
 from tests.torture.saga_history import History, repeats
+from tests.torture.saga_mutants import MUTANTS
 from tests.torture.saga_plans import ACCOUNTS, OPENING
 from tests.torture.saga_workers import AT_ONCE, owner_of
 from tests.torture.settings import Settings
@@ -41,6 +42,7 @@ SMALL = {
     "cut connections": 4,
 }
 _OPEN = "INSERT INTO accounts SELECT unnest(ARRAY[{}]), {}, {}"
+_TAKE_OVER = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'take_over_sagas'"
 _HELD = "SELECT string_agg(saga_id || ' ' || epoch, ',') FROM soma.sagas WHERE owner = '{}'"
 
 
@@ -51,6 +53,7 @@ class Plan:
     duration: float
     seed: int
     workers: int = 4
+    operators: int = 1
     rate: float = RATE
     lease: float = 2.0
     restarts: int = 1
@@ -103,6 +106,10 @@ class SagaChaos(Chaos):
             saga_id, epoch = each.split()
             self.deaths.append((saga_id, int(epoch), at))
 
+    def _patience(self, role: str) -> float:
+        """A pause lasts for longer than the lease: others have its sagas when it wakes."""
+        return 1.5 * self.world.settings.lease
+
     @property
     def interruptions(self) -> int:
         """How often calls of a worker may have been cut off."""
@@ -144,16 +151,19 @@ def _title(plan: Plan) -> str:
 
 
 def _open(world: World) -> None:
-    sql = world.database.sql
+    sql, mutant = world.database.sql, MUTANTS.get(world.settings.mutant or "")
     sql.query(TABLES)
     sql.query(_OPEN.format(",".join(map(str, ACCOUNTS)), OPENING, OPENING))
+    if mutant is not None and mutant.rewrite is not None:
+        sql.query(mutant.rewrite(sql.query(_TAKE_OVER)))
 
 
 def _people(world: World, plan: Plan) -> None:
     for number in range(plan.workers):
         world.add(_WORKER, f"worker{number}")
-    for role in ("saga_starters", "saga_operators"):
-        world.add(role, f"{role[5:-1]}0")
+    for number in range(plan.operators):
+        world.add("saga_operators", f"operator{number}")
+    world.add("saga_starters", "starter0")
 
 
 def drain(world: World, plan: Plan) -> None:

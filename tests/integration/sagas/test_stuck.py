@@ -100,6 +100,34 @@ async def test_a_retry_goes_on_where_it_is_stuck_and_settles_the_letter(sagas: S
     assert [(entry.what, entry.who, entry.why) for entry in history][1:] == [("resolved", "bob", "mended")]
 
 
+async def test_a_retry_of_the_undo_of_what_nobody_knows_is_an_undo(sagas: Sagas) -> None:
+    world = World()
+
+    async def act(number: int) -> None:
+        raise OutcomeUnknown("the answer was lost")
+
+    async def undo(number: int) -> None:
+        world.calls.append("undo")
+        if world.broken:
+            raise StepRefused("the undo is broken")
+
+    saga = Saga("lost", int, SagaStep(act, undo, unknown=Unknown.COMPENSATE, undo=QUICK))
+    async with sagas.worker(saga):
+        await sagas.ended(saga_id := await sagas.start(saga, 1))
+        world.broken = False
+        await sagas.orchestrator.retry(saga_id, who="ann", why="mended")
+        await until(lambda: _has_ended(sagas, saga_id))
+    view = await sagas.orchestrator.get_saga(saga_id)
+    assert told(view.journal) == [
+        "begun act", "unknown act", "failed act", "turned", "undo-failed act", "stuck", "retry act", "undone act", "ended",
+    ]  # fmt: skip
+    assert world.calls == ["undo", "undo"]
+
+
+async def _has_ended(sagas: Sagas, saga_id: UUID) -> bool:
+    return (await sagas.orchestrator.get_saga(saga_id)).status is SagaStatus.COMPENSATED
+
+
 async def until_stuck_again(sagas: Sagas, saga_id: UUID, times: int) -> Any:
     async def look() -> Any:
         view = await sagas.orchestrator.get_saga(saga_id)
@@ -300,6 +328,33 @@ async def test_a_step_that_is_cancelled_by_a_person_ends_at_once(sagas: Sagas) -
         view = await sagas.ended(saga_id)
     assert view.status is SagaStatus.COMPENSATED
     assert told(view.journal)[0] == "cancel"
+
+
+async def test_a_pivot_that_may_have_happened_is_found_out_about_before_anything_is_undone(sagas: Sagas) -> None:
+    """Cancelled, or with a worker that died: behind it there would be no way back."""
+    import asyncio
+
+    world, began = World(), asyncio.Event()
+
+    async def undo(number: int) -> None:
+        world.calls.append("undo")
+
+    async def act(number: int) -> None: ...
+
+    async def ship(number: int) -> None:
+        world.calls.append("ship")
+        if world.calls.count("ship") == 1:
+            began.set()
+            await asyncio.sleep(600)  # it went out, and the answer never comes
+
+    saga = Saga("pivot", int, SagaStep(act, undo), SagaStep(ship, pivot=True, timeout_seconds=900.0, retry=SOON))
+    async with sagas.worker(saga, lease=1.0):
+        saga_id = await sagas.start(saga, 1)
+        await asyncio.wait_for(began.wait(), 60)
+        await sagas.orchestrator.cancel(saga_id, reason="too late", who="ann")
+        view = await sagas.ended(saga_id)
+    assert told(view.journal) == ["done act", "cancel", "unknown ship", "done ship", "ended"]
+    assert world.calls == ["ship", "ship"]
 
 
 async def test_signals_come_early_twice_and_wrong(sagas: Sagas) -> None:
