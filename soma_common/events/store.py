@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from soma_common.errors import (
@@ -32,20 +32,14 @@ from soma_common.events.keys import StreamKey
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.paging import PageBound
 from soma_common.events.rows import SELECT, recorded_event
+from soma_common.filtering import ALL_TENANTS as ALL_TENANTS
+from soma_common.filtering import AllTenants as AllTenants
+from soma_common.filtering import conditions_of
 from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, fetch, in_transaction
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
 
-
-class AllTenants:
-    """The type of ``ALL_TENANTS``."""
-
-    def __repr__(self) -> str:
-        return "ALL_TENANTS"
-
-
-ALL_TENANTS: Final = AllTenants()
 MAX_LIMIT = 10_000
 
 
@@ -67,10 +61,8 @@ class EventFilter:
     def __post_init__(self) -> None:
         if self.tenant_id is None or self.tenant_id == "":
             raise TenantRequired
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value is not ALL_TENANTS:
-                _check_value(field.name, value)
+        for name, value in conditions_of(self).items():
+            _check_value(name, value)
 
     @classmethod
     def of(cls, wanted: EventFilter | None, conditions: Mapping[str, Any]) -> EventFilter:
@@ -83,8 +75,7 @@ class EventFilter:
         Raises:
             ValidationError: an id that is not one.
         """
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        given = {name: value for name, value in given.items() if value is not None and value is not ALL_TENANTS}
+        given = conditions_of(self)
         for name in ("event_id", "trace_id"):
             if name in given:
                 given[name] = _uuid(name, given[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,8 +11,8 @@ from uuid import UUID
 import orjson
 
 from soma_common.dlq.filters import checked_text
-from soma_common.errors import TenantRequired, ValidationError
-from soma_common.events.store import ALL_TENANTS, AllTenants
+from soma_common.errors import ValidationError
+from soma_common.filtering import AllTenants, conditions_of, fill, narrowed
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import SagaStatus
 
@@ -122,12 +122,7 @@ class SagaFilter:
     until: datetime | None = None
 
     def __post_init__(self) -> None:
-        if self.tenant_id is None or self.tenant_id == "":
-            raise TenantRequired
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value is not ALL_TENANTS:
-                object.__setattr__(self, field.name, _checked(field.name, value))
+        fill(self, _checked)
 
     @classmethod
     def of(cls, wanted: SagaFilter | None, conditions: Mapping[str, Any]) -> SagaFilter:
@@ -136,16 +131,11 @@ class SagaFilter:
         Raises:
             ValidationError: a condition that does not exist.
         """
-        unknown = set(conditions) - {field.name for field in fields(cls)}
-        if unknown:
-            names = ", ".join(field.name for field in fields(cls))
-            raise ValidationError(f"Sagas have no {sorted(unknown)[0]!r:.80}.", cure=f"filter by {names}.")
-        return cls(**conditions) if wanted is None else replace(wanted, **conditions)
+        return narrowed(cls, wanted, conditions, "Sagas")
 
     def conditions(self) -> dict[str, Any]:
         """The set conditions by name, with values as the database takes them."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in given.items() if value is not None and value is not ALL_TENANTS}
+        return conditions_of(self)
 
 
 def saga_id_of(value: UUID | str) -> UUID:

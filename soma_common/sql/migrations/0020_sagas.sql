@@ -334,6 +334,17 @@ BEGIN
 END $$;
 REVOKE EXECUTE ON FUNCTION soma.forget_sagas(timestamptz, integer) FROM PUBLIC;
 
+-- What transactional steps of sagas did that another engine drives: it may call one twice. The row commits with the
+-- effect itself; whoever comes second waits for it, and is told what the first one came to.
+CREATE TABLE soma.step_effects (
+    key     text PRIMARY KEY,
+    attempt integer NOT NULL,                     -- the last one that may have worked under this key
+    result  json,                                 -- null: that attempt and those before it were given up
+    at      timestamptz NOT NULL
+);
+CREATE INDEX step_effects_at_idx ON soma.step_effects USING brin (at);
+
+-- As before, and sagas. Journals are written, and never changed.
 CREATE OR REPLACE FUNCTION soma.grant_runtime(p_role name) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -354,6 +365,7 @@ BEGIN
     EXECUTE format('GRANT INSERT, UPDATE ON soma.sagas, soma.saga_types TO %I', p_role);
     EXECUTE format('GRANT INSERT ON soma.saga_steps, soma.saga_signals TO %I', p_role);
     EXECUTE format('GRANT UPDATE (taken) ON soma.saga_signals TO %I', p_role);
+    EXECUTE format('GRANT INSERT, UPDATE, DELETE ON soma.step_effects TO %I', p_role);
     EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA soma TO %I', p_role);
     EXECUTE format('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA soma TO %I', p_role);
     EXECUTE format('REVOKE EXECUTE ON FUNCTION soma.repair(), soma.grant_runtime(name), '
