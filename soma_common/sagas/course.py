@@ -49,6 +49,7 @@ class Course:
         self.at_work: set[str] = set()
         self.doubtful: set[str] = set()
         self.over = False
+        self._closing = False  # a record with which it turns or ends is being written
         self._unwritten: list[Entry] = []
         self._errors = {entry.step: entry for entry in entries if entry.what in _FAILURES}
         if claimed.doubtful:
@@ -70,8 +71,8 @@ class Course:
         return self.journal.length - len(self._unwritten)
 
     def decide(self) -> Decision:
-        """What to do now."""
-        return self._decide(self.journal, alone=not self.at_work)
+        """What to do now: nothing new while it is being written that it turns or ends."""
+        return Decision() if self._closing else self._decide(self.journal, alone=not self.at_work)
 
     def _decide(self, journal: Journal, *, alone: bool) -> Decision:
         wanted = self.claimed.asked is not None or self.now() >= self.deadline
@@ -96,6 +97,7 @@ class Course:
             follows, record = self._following(decision, record, journal, entries)
             fresh.append(follows)
             journal = journal.after(follows)
+        self._closing = len(fresh) > len(entries)
         return Draft(replace(record, entries=(*unwritten, *fresh)), fresh, len(unwritten))
 
     def _following(
@@ -126,6 +128,7 @@ class Course:
 
     def written(self, draft: Draft, seen: Seen) -> None:
         """A draft was written."""
+        self._closing = False
         del self._unwritten[: draft.unwritten]
         self._add(draft.fresh)
         self.over = not draft.record.kept
