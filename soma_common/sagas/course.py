@@ -54,6 +54,7 @@ class Course:
         self.at_work: set[str] = set()
         self.doubtful: set[str] = set()
         self.over = False
+        self._closing = False  # a record with which it turns or ends is being written
         self._unwritten: list[Entry] = []
         self._decided: tuple[Journal, tuple[bool, bool, int], Decision] | None = None
         self._errors = {entry.step: entry for entry in entries if entry.what in _FAILURES}
@@ -76,8 +77,8 @@ class Course:
         return self.journal.length - len(self._unwritten)
 
     def decide(self) -> Decision:
-        """What to do now."""
-        return self._decide(self.journal, alone=not self.at_work)
+        """What to do now: nothing new while it is being written that it turns or ends."""
+        return Decision() if self._closing else self._decide(self.journal, alone=not self.at_work)
 
     def _decide(self, journal: Journal, *, alone: bool) -> Decision:
         """What follows from a journal. What a draft asked is asked again when it is written: it is kept."""
@@ -108,6 +109,7 @@ class Course:
             follows, record = self._following(decision, record, journal, entries)
             fresh.append(follows)
             journal = journal.after(follows)
+        self._closing = len(fresh) > len(entries)
         return Draft(replace(record, entries=(*unwritten, *fresh)), fresh, len(unwritten), base, journal)
 
     def _following(
@@ -139,6 +141,7 @@ class Course:
 
     def written(self, draft: Draft, seen: Seen) -> None:
         """A draft was written."""
+        self._closing = False
         del self._unwritten[: draft.unwritten]
         same = self.journal is draft.base  # else something else was written meanwhile
         self._add(draft.fresh, draft.journal if same else self.journal.after(*draft.fresh))
