@@ -29,6 +29,7 @@ demo: setup ## A week of flights through the library, with kills (MODE=standalon
 	$(BIN)/python -m examples.flights demo --mode $(MODE) $(ARGS)
 
 test: setup ## All tests, on real servers; unit and property tests on every other installed Python too
+	$(BIN)/python -m tests.prepare
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov --cov-report= tests
 	$(BIN)/python -m coverage report --fail-under=85

@@ -15,14 +15,19 @@ VERSION = "v1.5.1"  # of the command line tool, which holds server 1.29.1; the n
 _MODULE = "github.com/temporalio/cli/cmd/temporal"
 
 
+def program() -> Path:
+    """Temporal's command line tool; built on the first call."""
+    return go_program(_MODULE, VERSION)
+
+
 @contextmanager
 def temporal_server(folder: Path) -> Iterator[str]:
     """A server that keeps everything in memory; its address."""
-    program, port = str(go_program(_MODULE, VERSION)), free_port()
+    tool, port = str(program()), free_port()
     address = f"{LOOPBACK}:{port}"
-    command = [program, "server", "start-dev", "--ip", LOOPBACK, "--port", str(port), "--headless", "--log-level", "warn",
+    command = [tool, "server", "start-dev", "--ip", LOOPBACK, "--port", str(port), "--headless", "--log-level", "warn",
                "--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=400"]  # fmt: skip
-    asked = [program, "operator", "cluster", "health", "--address", address]
+    asked = [tool, "operator", "cluster", "health", "--address", address]
     with (folder / "temporal.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:

@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """Where a step stands.
+    """Where a step stands. ``again``: a person wants another try, though nobody knows of the last one.
 
     ``failures`` and ``undo_failures``: since it was last asked to be tried again. ``attempts``: ever, so that each has
     a number of its own. ``unknown``: nobody knows whether its last attempt took effect. ``due``: as the entry said.
@@ -72,6 +72,7 @@ class StepState:
     skipped: bool = False
     failed: bool = False
     unknown: bool = False
+    again: bool = False
     failures: int = 0
     attempts: int = 0
     undone: bool = False
@@ -88,7 +89,14 @@ class StepState:
 
 
 NOTHING: Final = StepState()
-_OPEN: Final[dict[str, Any]] = {"failed": False, "unknown": False, "begun": False, "failures": 0, "due": None}
+_OPEN: Final[dict[str, Any]] = {
+    "failed": False,
+    "unknown": False,
+    "again": False,
+    "begun": False,
+    "failures": 0,
+    "due": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +146,7 @@ def _fold(state: StepState, entry: Entry) -> StepState:
         case What.RETRYING:
             return _tried(state, entry, unknown=state.unknown)  # it tells of its own attempt, not of those before
         case What.UNKNOWN:
-            return _tried(state, entry, unknown=True)
+            return replace(_tried(state, entry, unknown=True), again=False)
         case What.FAILED:
             return replace(state, begun=False, failed=True, failures=state.failures + 1, attempts=entry.attempt)
         case What.UNDONE | What.UNDO_SKIPPED:
@@ -151,8 +159,8 @@ def _fold(state: StepState, entry: Entry) -> StepState:
             )  # fmt: skip
         case What.RETRY if state.undo_failed:  # of its compensation; what is known of the step stays
             return replace(state, undo_failed=False, undo_failures=0, due=None)
-        case What.RETRY:
-            return replace(state, **_OPEN)
+        case What.RETRY:  # what is not known of the last attempt is not known now
+            return replace(state, **{**_OPEN, "unknown": state.unknown, "again": state.unknown})
         case _:
             return state
 

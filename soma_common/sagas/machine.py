@@ -124,7 +124,7 @@ def _is_unclear(work: Work, journal: Journal, doubtful: Collection[str]) -> bool
     if not isinstance(part, SagaStep):
         return False
     if part.unknown is not Unknown.RETRY:
-        return state.begun
+        return state.begun or state.again
     matters = part.compensation is not None or part.pivot  # behind a pivot there is no way back
     return matters and (state.unknown or work.path in doubtful)
 
@@ -158,7 +158,8 @@ def _front(saga: Saga, part: Part, prefix: tuple[str, ...], inside: int, journal
 def _step_front(work: Work, state: StepState) -> _Front:
     if state.failed:
         return _Front(False, failed=(work.path,))
-    if state.unknown and isinstance(work.part, SagaStep) and work.part.unknown is Unknown.ASK:
+    asks = isinstance(work.part, SagaStep) and work.part.unknown is Unknown.ASK
+    if state.unknown and asks and not state.again:
         return _Front(False, asking=(work.path,))
     return _Front(False, open=(work,))
 

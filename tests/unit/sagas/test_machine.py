@@ -127,3 +127,19 @@ def test_what_is_decided_depends_on_the_journal_alone(size: int) -> None:
         assert decide(saga, journal) == decide(saga, Journal.of(entries[:count]))
         journal = journal.after(entries[count])
     assert decide(saga, journal) == Decision(end=End.COMPLETED)
+
+
+def test_what_a_person_wants_tried_again_is_found_out_before_the_saga_turns() -> None:
+    """The last attempt of the step may have taken effect: to turn now would leave it there."""
+    saga = Saga("asks", int, SagaStep(act, undo, name="pay", unknown=Unknown.ASK))
+    journal = Journal.of([Entry(what=What.BEGUN, step="pay"), Entry(what=What.UNKNOWN, step="pay", attempt=1)])
+    assert decide(saga, journal).end is End.STUCK
+    journal = journal.after(Entry(what=What.RETRY, step="pay"))
+    (work,) = decide(saga, journal, turn_wanted=True).begin
+    assert (work.path, work.undo) == ("pay", False)
+    done = journal.after(Entry(what=What.DONE, step="pay", attempt=2, result=b"null"))
+    assert decide(saga, done, turn_wanted=True).turn
+    (work,) = decide(saga, done.after(Entry(what=What.TURNED))).begin
+    assert work.undo
+    unknown = journal.after(Entry(what=What.UNKNOWN, step="pay", attempt=2))
+    assert decide(saga, unknown, turn_wanted=True).end is End.STUCK

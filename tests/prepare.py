@@ -1,0 +1,9 @@
+"""What takes minutes is built before the tests, whose time is limited: python -m tests.prepare."""
+
+from __future__ import annotations
+
+from tests import s3_server, temporal_server
+
+if __name__ == "__main__":
+    s3_server.program()
+    temporal_server.program()
