@@ -101,23 +101,30 @@ class Floor:
             return taken
 
     async def _same(self, connection: Any, held: Sequence[Held], place: int, result: str) -> None:
+        """What the library sends: one saga by scalars, several by lists."""
         last, count = place == len(self.steps) - 1, len(held)
-        none: list[None] = [None] * count
-        sagas: list[list[Any]] = [
-            [each[0] for each in held], [each[1] for each in held], [1 + last] * count,
-            ["completed" if last else None] * count, [not last] * count, none, [0] * count, none,
-            [result if last else None] * count, none, none, none,
+        saga = [
+            place, "completed" if last else None, not last, None, 0, None, result if last else None, False, None,
+            None, None,
         ]  # fmt: skip
-        rows = [(self.steps[place], "done", 1, 0.001, result), *[("", "ended", 0, None, None)] * last]
-        many = len(rows)
-        ordinals = [ordinal for ordinal in range(1, count + 1) for _ in rows]
-        step, what, attempt, took, results = (list(column) * count for column in zip(*rows, strict=True))
-        nothing: list[None] = [None] * (count * many)
-        entries = [
-            ordinals, list(range(1, many + 1)) * count, step, what, attempt, nothing, took, results, nothing, nothing,
-            nothing, nothing,
-        ]  # fmt: skip
-        seen = await connection.fetch(SQL["record"], *sagas, self.owner, *entries)
+        rows = [
+            [self.steps[place], "done", 1, None, 0.001, result, None, None, None, None],
+            *[["", "ended", 0, None, None, None, None, None, None, None]] * last,
+        ]
+        if count == 1:
+            saga_id, epoch, _ = held[0]
+            follows = (None, "ended" if last else None)
+            sql, args = "record_one", [saga_id, epoch, *saga, self.owner, *rows[0], *follows]
+        else:
+            columns = [[each[0] for each in held], [each[1] for each in held], *([value] * count for value in saga)]
+            columns.insert(3, [1 + last] * count)
+            many = len(rows)
+            entries = [
+                [ordinal for ordinal in range(1, count + 1) for _ in rows], list(range(1, many + 1)) * count,
+                *(list(column) * count for column in zip(*rows, strict=True)),
+            ]  # fmt: skip
+            sql, args = "record", [*columns, self.owner, *entries]
+        seen = await connection.fetch(SQL[sql], *args)
         assert len(seen) == count
 
     async def _least(self, connection: Any, held: Sequence[Held], place: int, result: str) -> None:

@@ -17,7 +17,12 @@ from soma_common.sagas.stepping import Stepper
 from soma_common.sagas.steps import Unknown
 from soma_common.sagas.store import Record, SagaStore, Seen
 
-_FENCE = " AND s.epoch = g.epoch AND s.owner = $13::uuid AND s.length >= g.known"
+# The fence of several records, and that of one.
+_OWNER, _OWNER_OF_ONE = (
+    " AND s.owner = $15::uuid AND s.length >= g.known",
+    " AND s.owner = $14::uuid AND s.length >= $3::integer",
+)
+_EPOCH, _EPOCH_OF_ONE = " AND s.epoch = g.epoch", " AND s.epoch = $2::bigint"
 _RISES = "epoch = s.epoch + 1"
 
 
@@ -40,12 +45,15 @@ def _rewritten(block: str, old: str, new: str) -> None:
 
 def _no_fence() -> None:
     """Whoever ever had a saga may write to it."""
-    _rewritten("record", _FENCE, " AND $13::uuid IS NOT NULL AND g.epoch > 0 AND g.known >= 0")
+    _epoch_stays()
+    _rewritten("record", _EPOCH, " AND g.epoch > 0")
+    _rewritten("record_one", _EPOCH_OF_ONE, " AND $2::bigint > 0")
 
 
 def _epoch_stays() -> None:
     """Who takes a saga over has it under the epoch of the one before, who writes on."""
-    _rewritten("record", " AND s.owner = $13::uuid AND s.length >= g.known", " AND $13::uuid IS NOT NULL")
+    _rewritten("record", _OWNER, " AND $15::uuid IS NOT NULL AND g.known >= 0")
+    _rewritten("record_one", _OWNER_OF_ONE, " AND $14::uuid IS NOT NULL AND $3::integer >= 0")
 
 
 def _undone_forwards() -> None:
