@@ -19,8 +19,9 @@ from soma_common.errors import (
 )
 from soma_common.postgres.errors import sqlstate_of, translate
 from soma_common.retry import Backoff
-from soma_common.sagas.attempts import Attempt, Runner, StepRaised
-from soma_common.sagas.course import Course, Draft
+from soma_common.sagas.attempts import Attempt, Fill, Runner, StepRaised
+from soma_common.sagas.context import SagaContext
+from soma_common.sagas.course import Course
 from soma_common.sagas.journal import Entry, What
 from soma_common.sagas.machine import Work
 from soma_common.sagas.outcomes import Failed, entries_of, failed
@@ -122,7 +123,7 @@ class Stepper:
         context, probe = self._course.context(work), self._p.rig.probe
         attempt.begin()
         try:
-            value = await self._p.runner.call(call, self._filling(work, call), context, attempt)
+            value = await self._p.runner.call(call, self._filling(work, call, context), context, attempt)
             entry = self._done(work, value, attempt)
         except StepRaised as raised:
             return failed(work, raised.error, attempt.took, transactional=False)
@@ -137,7 +138,8 @@ class Stepper:
 
     async def _transactional(self, work: Work, call: Call, attempt: Attempt) -> Failed | None:
         course = self._course
-        context, fill, probe = course.context(work), self._filling(work, call), self._p.rig.probe
+        context, probe = course.context(work), self._p.rig.probe
+        fill = self._filling(work, call, context)
         try:
             async with self._p.runner.transaction(attempt, blocking=call.blocking) as connection:
                 try:
@@ -173,9 +175,9 @@ class Stepper:
         result = encode(work.saga.results[work.part.name], value, f"The result of {work.path}")
         return Entry(what=What.DONE, step=work.path, attempt=number, result=result, took=attempt.took)
 
-    def _filling(self, work: Work, call: Call) -> Any:
-        course = self._course
-        context, journal = course.context(work), course.journal
+    def _filling(self, work: Work, call: Call, context: SagaContext) -> Fill:
+        """What makes the arguments of a function, from the journal as it is now."""
+        course, journal = self._course, self._course.journal
 
         def fill(tx: Tx | None) -> dict[str, Any]:
             return course.values.arguments(call, work, journal, tx=tx, context=context)
@@ -193,6 +195,3 @@ def _meaning(raised: StepRaised, connection: Any, attempt: Attempt) -> Exception
     if isinstance(known, ClockAhead):  # this machine's clock: nothing can be published, and no saga is to blame
         return DatabaseUnavailable(known.message, cure=known.cure)
     return known if isinstance(known, TransactionConflict | InfrastructureError) else raised
-
-
-__all__ = ["Draft", "Parts", "Stepper"]

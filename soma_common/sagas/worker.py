@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from soma_common.errors import InfrastructureError, LeaseLost, OutcomeUnknown, SomaError
-from soma_common.events.models import Event
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Connect, Threads
 from soma_common.retry import Backoff
-from soma_common.sagas.attempts import Attempt, Runner
+from soma_common.sagas.attempts import Append, Attempt, Runner
 from soma_common.sagas.claiming import Claimer
 from soma_common.sagas.course import Course
 from soma_common.sagas.driver import Driver
@@ -32,7 +31,6 @@ from soma_common.service import Service
 
 log = logging.getLogger(__name__)
 
-Append = Callable[[Sequence[Event], Any], Awaitable[Any]]
 _SOONEST: Final = 0.002  # seconds between two looks, when there was something a moment ago
 _AWAY: Final = Backoff(base=0.1, maximum=5.0)
 _VAIN: Final = Backoff(base=0.01, maximum=5.0)
