@@ -17,6 +17,7 @@ from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event
 from soma_common.postgres.pool import Pool
 from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
+from soma_common.retry import Backoff
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.machine import Work
 from soma_common.sagas.parameters import Call
@@ -28,6 +29,10 @@ from soma_common.tx import Tx
 Append = Callable[[Sequence[Event], Any], Awaitable[Any]]
 """Records events in a transaction: ``await append(events, tx)``."""
 Fill = Callable[[Tx | None], dict[str, Any]]
+CONFLICTED: Final = Backoff(base=0.005, maximum=0.5)
+MOST_CONFLICTS: Final = 20
+"""How a transaction is tried again that met another one, and how often; that is no attempt of its own."""
+
 _FORKED: Final = 70  # exit code of a process that came out of an action twice
 _KEEP_OPEN: Final = "leave COMMIT and ROLLBACK to the saga; undo by savepoints."
 

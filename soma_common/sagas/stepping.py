@@ -18,8 +18,7 @@ from soma_common.errors import (
     TransactionConflict,
 )
 from soma_common.postgres.errors import sqlstate_of, translate
-from soma_common.retry import Backoff
-from soma_common.sagas.attempts import Attempt, Fill, Runner, StepRaised
+from soma_common.sagas.attempts import CONFLICTED, MOST_CONFLICTS, Attempt, Fill, Runner, StepRaised
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.course import Course
 from soma_common.sagas.journal import Entry, What
@@ -33,8 +32,6 @@ from soma_common.sagas.store import SagaStore
 from soma_common.sagas.values import encode
 from soma_common.tx import Tx
 
-_CONFLICTED: Final = Backoff(base=0.005, maximum=0.5)
-_MOST_CONFLICTS: Final = 20
 ENDING: Final = (ConfigurationError, MigrationError, LogError)
 """Of the library's own statements: no saga's fault, and no retry mends it. The worker ends with it."""
 
@@ -111,12 +108,12 @@ class Stepper:
         """None: it is done, and written."""
         if not call.transactional:
             return await self._external(work, call, attempt)
-        for conflicts in range(_MOST_CONFLICTS):
+        for conflicts in range(MOST_CONFLICTS):
             try:
                 return await self._transactional(work, call, attempt)
             except TransactionConflict as error:
                 last = error
-            await asyncio.sleep(_CONFLICTED.delay(conflicts))
+            await asyncio.sleep(CONFLICTED.delay(conflicts))
         return failed(work, last, attempt.took, transactional=True)
 
     async def _external(self, work: Work, call: Call, attempt: Attempt) -> Failed | None:

@@ -24,8 +24,7 @@ from soma_common.errors import (
 from soma_common.events.store import EventStore
 from soma_common.postgres.errors import sqlstate_of, translate
 from soma_common.postgres.threads import Connect, Threads, connecting
-from soma_common.retry import Backoff
-from soma_common.sagas.attempts import Attempt, Runner, StepRaised
+from soma_common.sagas.attempts import CONFLICTED, MOST_CONFLICTS, Attempt, Runner, StepRaised
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.machine import Work
 from soma_common.sagas.models import Saga
@@ -41,8 +40,6 @@ from soma_common.tx import Tx
 
 Activity = Callable[[Ask], Awaitable[Answer]]
 Sagas = Mapping[tuple[str, int], Saga]
-_CONFLICTED: Final = Backoff(base=0.005, maximum=0.5)
-_MOST_CONFLICTS: Final = 20
 _SILENCE: Final = 5.0  # seconds beyond a step's timeout for which its transaction may be open
 
 
@@ -115,12 +112,12 @@ class Activities:
             raise _reported(Failed(error, unknown=True, took=attempt.took, final=True)) from error
 
     async def _transactional(self, ask: Ask, work: Work, call: Call, attempt: Attempt) -> Answer:
-        for conflicts in range(_MOST_CONFLICTS):
+        for conflicts in range(MOST_CONFLICTS):
             try:
                 return await self._in_transaction(ask, work, call, attempt)
             except TransactionConflict as error:
                 last = error
-            await asyncio.sleep(_CONFLICTED.delay(conflicts))
+            await asyncio.sleep(CONFLICTED.delay(conflicts))
         raise StepRaised(last)
 
     async def _in_transaction(self, ask: Ask, work: Work, call: Call, attempt: Attempt) -> Answer:
