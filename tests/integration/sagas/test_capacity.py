@@ -103,6 +103,8 @@ async def test_a_step_that_waits_for_a_connection_is_not_late(sagas: Sagas) -> N
     await start(sagas, saga, range(15))
     async with sagas.worker(saga, transactions=1, grace=0.0):
         await until(lambda: all_ended(sagas, 15))
+    told = await sagas.pool.fetch("SELECT DISTINCT what FROM soma.saga_steps ORDER BY what")
+    assert [row[0] for row in told] == ["done", "ended"]
 
 
 async def test_workers_share_the_work_and_do_nothing_twice(sagas: Sagas) -> None:
