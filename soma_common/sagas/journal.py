@@ -139,6 +139,8 @@ def _fold(state: StepState, entry: Entry) -> StepState:
             return replace(state, begun=True)
         case What.WAITING:
             return replace(state, begun=True, due=entry.due_in)
+        case What.DONE if state is NOTHING:  # most steps: at their first attempt
+            return StepState(done=True, result=entry.result, attempts=entry.attempt)
         case What.DONE:
             return replace(state, **_OPEN, done=True, result=entry.result, attempts=entry.attempt)
         case What.SKIPPED:

@@ -27,7 +27,7 @@ class Work(NamedTuple):
     @property
     def path(self) -> str:
         """Where it stands in the journal."""
-        return "/".join((*self.prefix, self.part.name))
+        return "/".join((*self.prefix, self.part.name)) if self.prefix else self.part.name
 
 
 class End(StrEnum):
