@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
@@ -171,6 +172,11 @@ class Soma:
     def consumers(self) -> tuple[str, ...]:
         """The names of the declared consumers."""
         return tuple(self._handlers)
+
+    @property
+    def declared(self) -> Mapping[str, Handlers]:
+        """The handlers of each consumer, by its name."""
+        return MappingProxyType(self._handlers)
 
     @property
     def pool(self) -> Pool:

@@ -30,7 +30,7 @@ _COMMANDS = {
         "Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, graph.",
     ),
     "topics": ("soma_common.cli.topics", "topics", "Topics of the relay: status, accept."),
-    "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check and push."),
+    "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check, write and push."),
 }
 
 

@@ -26,16 +26,25 @@ Schemas = dict[tuple[str, int], Schema]
 
 @click.group()
 def schemas() -> None:
-    """Avro schemas: check and push. Exit codes: 0 well, 1 a difference or a refusal, 2 it could not be tried."""
+    """Avro schemas: check, write and push. Exit codes: 0 well, 1 a difference or a refusal, 2 it could not be tried."""
 
 
-def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of both commands."""
+def _models(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which schemas, and where their files are."""
     options = [
         click.option(
             "--models", default=STANDARD, show_default=True, metavar="MODULE:NAME", help="PayloadModels, or a module."
         ),
         click.option("--folder", type=click.Path(path_type=Path), default=Path("schemas"), show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of what asks a registry."""
+    options = [
         click.option("--registry", envvar="SOMASTACK_REGISTRY_URL", metavar="URL", show_envvar=True),
         click.option(  # applications register under their service's name, too
             "--group",
@@ -51,7 +60,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for option in reversed(options):
         command = option(command)
-    return command
+    return _models(command)
 
 
 @schemas.command()
@@ -67,6 +76,18 @@ def check(models: str, folder: Path, registry: str | None, group: str, token: st
     if problems:
         sys.exit(1)
     click.echo(f"{len(found)} schemas are in order")
+
+
+@schemas.command("write")
+@_models
+def write_files(models: str, folder: Path) -> None:
+    """Write the files; ask no registry. They belong into version control."""
+    with _Exits():
+        found = event_schemas(load_models(models).values())
+        written = write(folder, found)
+        for path in written:
+            click.echo(f"wrote {path}")
+        click.echo(f"{len(found) - len(written)} of {len(found)} schemas were in order")
 
 
 @schemas.command()
