@@ -87,7 +87,7 @@ def write_files(models: str, folder: Path) -> None:
         written = write(folder, found)
         for path in written:
             click.echo(f"wrote {path}")
-        click.echo(f"{len(found) - len(written)} of {len(found)} schemas were in order")
+        click.echo(f"{len(written)} written, {len(found) - len(written)} were in order")
 
 
 @schemas.command()

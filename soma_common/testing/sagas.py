@@ -153,9 +153,10 @@ class _Life:
         async def append(events: Any, tx: Any) -> Any:
             return await store.publish(events, tx=tx)
 
+        blocking = any(saga.has_blocking_transactions for saga in kit.sagas)
         self.worker = SagaWorker(
             self.pool, kit.sagas, append=append, settings=SagaSettings(lease=_LEASE, poll=0.01),
-            connect=connecting(self.pool.settings), rig=Rig(kit.now, self._probe),
+            connect=connecting(self.pool.settings) if blocking else None, rig=Rig(kit.now, self._probe),
         )  # fmt: skip
 
     async def _probe(self, point: Point, context: SagaContext) -> None:

@@ -66,6 +66,17 @@ def test_push_writes_and_registers_and_check_is_content(shop: Shop) -> None:
     assert (again.exit_code, "wrote" in again.output) == (0, False)
 
 
+def test_write_asks_no_registry(shop: Shop) -> None:
+    command = ["write", "--models", f"{shop.module}:MODELS"]
+    first = CliRunner().invoke(schemas, command, env={"SOMASTACK_REGISTRY_URL": "http://127.0.0.1:1"})
+    assert (first.exit_code, first.output.splitlines()[-1]) == (0, "2 written, 0 were in order")
+    again = CliRunner().invoke(schemas, command)
+    assert (again.exit_code, again.output) == (0, "0 written, 2 were in order\n")
+    blocked = CliRunner().invoke(schemas, [*command, "--folder", f"{shop.module}.py"])
+    assert blocked.exit_code == 2
+    assert "The files cannot be written" in blocked.output
+
+
 def test_check_before_push_finds_the_missing_files(shop: Shop) -> None:
     checked = shop.run("check")
     assert checked.exit_code == 1

@@ -1,0 +1,1 @@
+"""Parcels: a small service on soma-common."""
