@@ -18,9 +18,9 @@ from soma_common.cli.moments import TIMES, utc
 from soma_common.cli.saga_watch import watch
 from soma_common.cli.show import login
 from soma_common.cli.telling import reporting, told
+from soma_common.cli.tenants import whose
 from soma_common.config import SomaConfig
 from soma_common.errors import SagaError, ValidationError
-from soma_common.events.store import ALL_TENANTS
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.orchestrator import SagaOrchestrator
@@ -242,17 +242,13 @@ def _json(text: str | bytes, what: str) -> Any:
 
 
 def _filter(given: dict[str, Any]) -> SagaFilter:
-    tenant, everyone = given.pop("tenant"), given.pop("all_tenants")
-    if everyone and tenant is not None:
-        raise ValidationError("--tenant and --all-tenants exclude each other.", cure="leave one of them out.")
-    if not everyone and not tenant:
-        raise ValidationError("Whose sagas?", cure="name a --tenant, or pass --all-tenants.")
+    tenant = whose("sagas", given.pop("tenant"), given.pop("all_tenants"))
     statuses, ended_too = given.pop("status"), given.pop("ended_too")
     if statuses and ended_too:
         raise ValidationError("--status and --all exclude each other.", cure="leave one of them out.")
     times: dict[str, Any] = {name: utc(given.pop(name)) for name in ("since", "until")}
     return SagaFilter(
-        tenant_id=ALL_TENANTS if everyone else tenant,
+        tenant_id=tenant,
         statuses=None if ended_too else statuses or ACTIVE,
         **times,
         **given,

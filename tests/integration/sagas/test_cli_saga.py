@@ -358,7 +358,7 @@ def test_ids_that_nobody_has(run: Run, arguments: tuple[str, ...]) -> None:
 
 def test_errors_are_one_line_with_a_cure(run: Run) -> None:
     for arguments, words in (
-        (("list",), "name a --tenant"),
+        (("list",), "Name a --tenant"),
         (("list", "--tenant", "t", "--all-tenants"), "exclude each other"),
         (("list", "--tenant", "t", "--status", "odd"), "odd"),
         (("list", "--tenant", "t", "--status", "stuck", "--all"), "exclude each other"),
