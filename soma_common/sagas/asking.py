@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
@@ -37,6 +37,28 @@ MOST_LISTED: Final = 1000
 _SUMMARIES: Final = "\n".join([_SQL["columns"], _SQL["source"]])
 _VIEW: Final = "\n".join([_SQL["columns"], _SQL["content"], _SQL["source"], _SQL["by_id"]])
 _ENDED: Final = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED)
+
+
+class Dialogue(Generic[Answer]):
+    """A question that is being asked: whoever has a connection carries ``statement`` out and hands its rows over.
+
+    Attributes:
+        statement: the next one; None: the question is answered.
+        answer: what it came to, then.
+    """
+
+    answer: Answer
+
+    def __init__(self, question: Asking[Answer]) -> None:
+        self._question = question
+        self.statement: Statement | None = next(question)
+
+    def hand_over(self, rows: Sequence[Row]) -> None:
+        """The rows of the statement."""
+        try:
+            self.statement = self._question.send(rows)
+        except StopIteration as end:
+            self.statement, self.answer = None, end.value
 
 
 def start(starts: Sequence[Start]) -> Asking[list[UUID]]:

@@ -10,7 +10,7 @@ from uuid import UUID
 from soma_common.errors import SagaCompensated, SagaStuck, WrongSagaState
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.sagas import asking
-from soma_common.sagas.asking import Asking
+from soma_common.sagas.asking import Asking, Dialogue
 from soma_common.sagas.ends import Ends
 from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.starting import begin
@@ -211,10 +211,7 @@ class SagaOrchestrator:
 
 async def carried_out(question: Asking[Answer], connection: Any) -> Answer:
     """The answer to a question, asked on a connection."""
-    try:
-        statement = next(question)
-        while True:
-            statement = question.send(await fetch(connection, *statement))
-    except StopIteration as end:
-        answer: Answer = end.value
-        return answer
+    dialogue = Dialogue(question)
+    while dialogue.statement is not None:
+        dialogue.hand_over(await fetch(connection, *dialogue.statement))
+    return dialogue.answer
