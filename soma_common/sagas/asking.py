@@ -155,15 +155,15 @@ def ask(saga_id: UUID | str, what: str, *, who: str, why: str) -> Asking[bool]:
         SagaNotFound, WrongSagaState: there is no such saga, or there is no way back any more; or nobody conducts it.
     """
     given = saga_id_of(saga_id)
-    stands = yield from standing(given)
-    if stands.version == 0:
-        raise WrongSagaState(
-            f"Saga {given} ({stands.name}) is a choreography: nobody conducts it.",
-            cure="publish the event that Choreography.turn(...) makes.",
-        )
-    status = (yield _SQL["ask"], (given, what, storable(who, 512), _reason(why)))[0][0]
+    rows = yield _SQL["ask"], (given, what, storable(who, 512), _reason(why))
+    status, name = rows[0] if rows else (None, None)
     if status is None:
         raise not_found(given)
+    if status == "choreography":
+        raise WrongSagaState(
+            f"Saga {given} ({name}) is a choreography: nobody conducts it.",
+            cure="publish the event that Choreography.turn(...) makes.",
+        )
     if status == "pivot":
         raise WrongSagaState(f"Saga {given} is behind its pivot: there is no way back.", cure="let it go on.")
     if status in (*_ENDED, SagaStatus.COMPENSATING, "turned"):

@@ -158,8 +158,9 @@ SELECT g.status, EXISTS (SELECT FROM new), g.version FROM saga g
 -- :name unstick : a stuck saga goes on
 SELECT soma.unstick_saga($1::uuid, $2::text, $3::text::json, $4::text, $5::text)
 
--- :name ask : a saga is to turn around
-SELECT soma.ask_saga($1::uuid, $2::text, $3::text, $4::text)
+-- :name ask : a saga is to turn around; no row, or null, where there is none. Nobody conducts a choreography
+SELECT CASE s.version WHEN 0 THEN 'choreography' ELSE soma.ask_saga(s.saga_id, $2::text, $3::text, $4::text) END, s.name
+FROM soma.sagas s WHERE s.saga_id = $1::uuid
 
 -- :name ends : how sagas ended; those that are stuck, too
 SELECT s.saga_id, s.name, s.version, s.status, s.result::text, s.reason, s.error_type, s.error
