@@ -40,6 +40,14 @@ _DONE = {
 }  # fmt: skip
 
 
+def _of_a_person(command: Callable[..., None]) -> Callable[..., None]:
+    """A verb that a person does to a saga: it has a reason, and a name."""
+    command = _reports(command)
+    for option in (_WHO, _JSON, _WHY, _ID):
+        command = option(command)
+    return command
+
+
 @click.group()
 def saga() -> None:
     """Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, graph.
@@ -91,39 +99,27 @@ def inspect(saga_id: str, watching: bool, as_json: bool) -> None:
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def retry(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Try the step, or the compensation, again at which a saga is stuck, with all its retries."""
     _unstick(saga_id, as_json, lambda orchestrator: orchestrator.retry(saga_id, why=why, who=who))
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def skip(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Pass over the step, or the compensation, at which a saga is stuck. The step's result is null then."""
     _unstick(saga_id, as_json, lambda orchestrator: orchestrator.skip(saga_id, why=why, who=who))
 
 
 @saga.command()
-@_ID
 @click.option(
     "--happened/--did-not-happen", default=None,
     help="It took effect (a compensation: it is undone), or it did not, and the saga turns around.",
 )  # fmt: skip
 @click.option("--result", metavar="JSON", help="What the step came to.  [default: null]")
 @click.option("--app", metavar="MODULE:NAME", help="Check the result with the definitions of this Soma or Saga.")
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def resolve(
     saga_id: str, happened: bool | None, result: str | None, app: str | None, why: str, as_json: bool, who: str
 ) -> None:  # fmt: skip
@@ -141,11 +137,7 @@ def resolve(
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def compensate(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Undo all that a saga did. What is under way ends first."""
     done = _run(lambda orchestrator: orchestrator.compensate(saga_id, reason=why, who=who))
@@ -153,11 +145,7 @@ def compensate(saga_id: str, why: str, as_json: bool, who: str) -> None:
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def cancel(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Undo all that a saga did, at once: a step that is under way is cancelled."""
     done = _run(lambda orchestrator: orchestrator.cancel(saga_id, reason=why, who=who))
