@@ -6,6 +6,7 @@ import asyncio
 import signal as signals
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ import orjson
 from soma_common.cli import saga_output as output
 from soma_common.cli.db import dsn_of
 from soma_common.cli.escaping import plain
-from soma_common.cli.moments import TIMES, utc
+from soma_common.cli.moments import TIMES, stamp, utc
 from soma_common.cli.saga_watch import watch
 from soma_common.cli.show import login
 from soma_common.cli.telling import reporting, told
@@ -50,7 +51,7 @@ def _of_a_person(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def saga() -> None:
-    """Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, graph.
+    """Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, forget, graph.
 
     Exit codes: 0 done, 1 refused or nothing to do (no such saga, not in that state, asked for before), 2 it could not
     be tried.
@@ -172,6 +173,40 @@ def signal(saga_id: str, name: str, payload: str | None, signal_id: str | None, 
 
 
 @saga.command()
+@click.option(
+    "--ended-before", "moment", required=True, type=_TIME, metavar="TIME",
+    help="Those that ended before; UTC unless it has an offset.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_JSON
+@_reports
+def forget(moment: datetime, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Remove sagas that ended, of every tenant, with their journals. Their events stay in the log.
+
+    Only the role that owns the tables may. What was broken off goes on where it is called again.
+    """
+    if as_json and not (dry_run or yes):
+        raise click.UsageError("With --json nobody is asked: pass --yes or --dry-run.")
+    before = utc(moment)
+    assert before is not None
+    count = _run(lambda orchestrator: orchestrator.forget(ended_before=before, dry_run=True))
+    if not dry_run and count:
+        if not yes:
+            click.confirm(f"Remove {_ended(count, before)}?", abort=True, err=True)
+        count = _run(lambda orchestrator: orchestrator.forget(ended_before=before))
+    words = "would be removed" if dry_run else "removed"
+    told(
+        f"{words}: {_ended(count, before)}",
+        True,
+        as_json=as_json,
+        sagas=count,
+        ended_before=before.isoformat(),
+        dry_run=dry_run,
+    )
+
+
+@saga.command()
 @click.argument("name")
 @click.option(
     "--app", metavar="MODULE:NAME", help="A Soma, a Saga, or a list of them.  [default: what workers registered]"
@@ -190,6 +225,10 @@ def graph(name: str, app: str | None, version: int | None) -> None:
     else:
         text = of_database(_run(lambda orchestrator: orchestrator.known()), name, version)
     click.echo(plain(text, lines=True), nl=False)
+
+
+def _ended(count: int, before: datetime) -> str:
+    return f"{count} {'saga' if count == 1 else 'sagas'} that ended before {stamp(before)}"
 
 
 def _unstick(

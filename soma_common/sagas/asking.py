@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -34,6 +35,7 @@ Asking = Generator[Statement, Sequence[Row], Answer]
 
 _SQL: Final = blocks("sagas")
 MOST_LISTED: Final = 1000
+FORGOTTEN_AT_ONCE: Final = 500
 _SUMMARIES: Final = "\n".join([_SQL["columns"], _SQL["source"]])
 _VIEW: Final = "\n".join([_SQL["columns"], _SQL["content"], _SQL["source"], _SQL["by_id"]])
 _ENDED: Final = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED)
@@ -189,6 +191,31 @@ def unstick(saga_id: UUID | str, verb: str, result: bytes | None, *, who: str, w
         raise WrongSagaState(f"Saga {given} is being undone.", cure="say that it is undone, or skip it.")
     if status != SagaStatus.STUCK:
         raise WrongSagaState(f"Saga {given} is {status}, not stuck.")
+
+
+def ended_before(moment: datetime) -> Asking[int]:
+    """How many sagas ended before a moment.
+
+    Raises:
+        ValidationError: it has not come yet, or it has no offset.
+    """
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValidationError(f"ended_before is {moment!r:.80}.", cure="use a datetime with an offset.")
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValidationError(
+            f"ended_before is {moment!s:.80}, which UTC does not have.", cure="use another."
+        ) from None
+    count, is_ahead = (yield _SQL["ended_before"], (moment,))[0]
+    if is_ahead:
+        raise ValidationError(f"{moment.isoformat()} has not come yet.", cure="use a moment in the past.")
+    return int(count)
+
+
+def forget(moment: datetime) -> Asking[int]:
+    """Remove the oldest sagas that ended before a moment, with all that belongs to them; how many."""
+    return int((yield _SQL["forget"], (moment, FORGOTTEN_AT_ONCE))[0][0])
 
 
 class Standing(NamedTuple):

@@ -171,6 +171,12 @@ SELECT s.status, s.reason, s.name, s.version,
        EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = s.saga_id AND j.what = 'turned')
 FROM soma.sagas s WHERE s.saga_id = $1::uuid
 
+-- :name ended_before : sagas that can be forgotten; and whether that moment has not come yet
+SELECT count(*), $1::timestamptz > soma.now() FROM soma.sagas s WHERE s.ended_at < $1::timestamptz
+
+-- :name forget : remove so many of them, with all that belongs to them; how many
+SELECT soma.forget_sagas($1::timestamptz, $2::integer)
+
 -- :name known : definitions that workers have, or had
 SELECT t.name, t.version, t.shape::text, t.seen_at FROM soma.saga_types t ORDER BY t.name, t.version
 
