@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 # Seconds. A peer that vanished without a word is noticed by the kernel; PostgreSQL itself may take its time.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _UNHEARD = 30
-_SILENCE = "5s"  # idle_in_transaction_session_timeout of a short transaction
+# Of a short transaction: idle_in_transaction_session_timeout, and transaction_timeout.
+_SILENCE, _MOST = "5s", "60s"
 
 Row = Sequence[Any]
 
@@ -229,12 +230,16 @@ class Pool:
         """A connection inside a READ COMMITTED transaction: commits at the end, rolls back on an error.
 
         ``synchronous`` is for the library's own short transactions on shards: the commit waits for the disk even where
-        the session's default does not, and PostgreSQL ends it when this process falls silent for 5 seconds. A paused
-        process would else keep its locks, and nobody could take its shards over.
+        the session's default does not, and PostgreSQL ends it when this process falls silent for 5 seconds, or (from
+        version 17 on) after a minute, wherever it stands. A paused process would else keep its locks, and nobody could
+        take its shards over.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL ended it so; it is rolled back.
         """
         async with self.connection() as connection, in_transaction(connection):
             if synchronous:
-                await connection.fetch(blocks("readers")["guard_transaction"], _SILENCE)
+                await connection.fetch(blocks("readers")["guard_transaction"], _SILENCE, _MOST)
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:

@@ -158,8 +158,9 @@ SELECT g.status, EXISTS (SELECT FROM new), g.version FROM saga g
 -- :name unstick : a stuck saga goes on
 SELECT soma.unstick_saga($1::uuid, $2::text, $3::text::json, $4::text, $5::text)
 
--- :name ask : a saga is to turn around
-SELECT soma.ask_saga($1::uuid, $2::text, $3::text, $4::text)
+-- :name ask : a saga is to turn around; no row, or null, where there is none. Nobody conducts a choreography
+SELECT CASE s.version WHEN 0 THEN 'choreography' ELSE soma.ask_saga(s.saga_id, $2::text, $3::text, $4::text) END, s.name
+FROM soma.sagas s WHERE s.saga_id = $1::uuid
 
 -- :name ends : how sagas ended; those that are stuck, too
 SELECT s.saga_id, s.name, s.version, s.status, s.result::text, s.reason, s.error_type, s.error
@@ -169,6 +170,12 @@ FROM soma.sagas s WHERE s.saga_id = ANY ($1::uuid[]) AND s.status IN ('completed
 SELECT s.status, s.reason, s.name, s.version,
        EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = s.saga_id AND j.what = 'turned')
 FROM soma.sagas s WHERE s.saga_id = $1::uuid
+
+-- :name ended_before : sagas that can be forgotten; and whether that moment has not come yet
+SELECT count(*), $1::timestamptz > soma.now() FROM soma.sagas s WHERE s.ended_at < $1::timestamptz
+
+-- :name forget : remove so many of them, with all that belongs to them; how many
+SELECT soma.forget_sagas($1::timestamptz, $2::integer)
 
 -- :name known : definitions that workers have, or had
 SELECT t.name, t.version, t.shape::text, t.seen_at FROM soma.saga_types t ORDER BY t.name, t.version
