@@ -70,6 +70,7 @@ FROM soma.saga_steps j WHERE j.saga_id = ANY ($1::uuid[]) ORDER BY j.saga_id, j.
 
 -- :name record : write entries of sagas that this worker has, and how each goes on; what is not returned was lost: another
 -- worker has it, or its journal has less than was written (a standby that lagged took over).
+-- The commit waits for the disk, whatever the session's default is: what a step rests on is written before it begins.
 -- A saga that is given back is due at once when somebody asked for something, or a signal came, that the worker has not seen
 WITH held AS (
     UPDATE soma.sagas s
@@ -101,7 +102,7 @@ WITH held AS (
          AS e (ordinal, place, step, what, attempt, due_in, took, result, error_type, error, stack, why)
     JOIN held h USING (ordinal)
 )
-SELECT h.ordinal, h.asked, h.signals, h.base FROM held h
+SELECT h.ordinal, h.asked, h.signals, h.base, set_config('synchronous_commit', 'on', true) FROM held h
 
 -- :name record_one : the same for one saga and one entry, and what follows from that (its name and why)
 WITH held AS (
@@ -129,7 +130,7 @@ WITH held AS (
     SELECT h.saga_id, h.base + 2, '', $26::text, 0, soma.now(), NULL, NULL, h.epoch, NULL, NULL, NULL, NULL,
            $25::text FROM held h WHERE $26::text IS NOT NULL
 )
-SELECT 1, h.asked, h.signals, h.base FROM held h
+SELECT 1, h.asked, h.signals, h.base, set_config('synchronous_commit', 'on', true) FROM held h
 
 -- :name next_signal : the first signal of a name that was not taken
 SELECT n.signal_id, n.payload::text FROM soma.saga_signals n
