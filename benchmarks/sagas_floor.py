@@ -24,11 +24,14 @@ import asyncpg
 
 from benchmarks.sagas_library import CONNECTIONS, EXTERNAL, INSERT, SAGAS, TRANSACTIONAL
 from soma_common.garbage import calm_collector
+from soma_common.postgres.bounded import begin_statement
+from soma_common.postgres.pool import Bound
 from soma_common.sagas.models import Saga
 from soma_common.sql.loader import blocks
 
 SQL: Final = blocks("sagas")
 LEASE, MOST, POLL = 60.0, 200, 0.002
+BOUND: Final = Bound(35.0, 35.0)  # seconds: a step's usual time, and five more
 Held = tuple[UUID, int, int]
 """A saga: its id, its epoch, the number it was started with."""
 
@@ -56,6 +59,7 @@ class Floor:
         self.steps = [part.name for part in saga.parts if hasattr(part, "name")]
         self.owner = uuid4()
         self.write = self._same if way == "same" else self._least
+        self._begin = "BEGIN ISOLATION LEVEL READ COMMITTED" if way == "least" else begin_statement(BOUND, 18)
         self._ready: list[Held] = []
         self._claiming = asyncio.Lock()
         self._least_sql = [_least(step, last=step == self.steps[-1]) for step in self.steps]
@@ -72,7 +76,7 @@ class Floor:
         while True:
             held = (await self._take(connection, 1))[0]
             for place in range(len(self.steps)):
-                await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED;")
+                await connection.execute(self._begin)
                 await connection.execute(INSERT, held[2], place + 1)
                 await self.write(connection, [held], place, "null")
                 await connection.execute("COMMIT;")

@@ -79,6 +79,11 @@ def told(journal: Sequence[LoggedEntry]) -> list[str]:
     return [f"{entry.what} {entry.step}".strip() for entry in journal]
 
 
+async def has_come_to(sagas: Sagas, saga_id: UUID, line: str) -> bool:
+    """Whether this is in the journal in short."""
+    return line in told((await sagas.orchestrator.get_saga(saga_id)).journal)
+
+
 def undone(view: SagaView) -> list[str]:
     """The steps that were undone, in order."""
     return [entry.step for entry in view.journal if entry.what == "undone"]

@@ -15,13 +15,13 @@ from soma_common.cli import dlq_progress as progress
 from soma_common.cli.db import dsn_of
 from soma_common.cli.show import login
 from soma_common.cli.telling import reporting, told
+from soma_common.cli.tenants import whose
 from soma_common.config import SomaConfig
 from soma_common.dlq.careful import Redrive, RedriveRules
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.handler import DLQHandler
 from soma_common.dlq.models import OPEN, Letter, Status
 from soma_common.errors import DeadLetterError, ValidationError
-from soma_common.events.store import ALL_TENANTS
 from soma_common.wiring import make_pool
 
 
@@ -211,12 +211,7 @@ def summary(as_json: bool, **given: Any) -> None:
 
 
 def _filter(given: dict[str, Any]) -> LetterFilter:
-    tenant, everyone = given.pop("tenant"), given.pop("all_tenants")
-    if everyone and tenant is not None:  # which of the two was meant nobody knows, and retry-all changes letters
-        raise ValidationError("--tenant and --all-tenants exclude each other.", cure="leave one of them out.")
-    if not everyone and not tenant:
-        raise ValidationError("Whose letters?", cure="name a --tenant, or pass --all-tenants.")
-    tenant = ALL_TENANTS if everyone else tenant
+    tenant = whose("letters", given.pop("tenant"), given.pop("all_tenants"))
     return LetterFilter(tenant_id=tenant, statuses=given.pop("status") or None, **given)
 
 

@@ -17,10 +17,11 @@ from soma_common.cli.db import dsn_of
 from soma_common.cli.loading import load
 from soma_common.cli.moments import TIMES, utc
 from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_runs, show_state, watch
+from soma_common.cli.tenants import whose
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
-from soma_common.events.store import ALL_TENANTS, AllTenants, EventFilter, EventStore, Page
+from soma_common.events.store import EventFilter, EventStore, Page
 from soma_common.garbage import calm_collector
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.checkpoints import Checkpoints
@@ -67,17 +68,9 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _conditions(given: dict[str, Any]) -> dict[str, Any]:
     """The options as conditions; times without an offset are UTC."""
-    given["tenant_id"] = _tenant(given["tenant_id"], given.pop("all_tenants"))
+    given["tenant_id"] = whose("events", given["tenant_id"], given.pop("all_tenants"))
     times = {name: utc(given[name]) for name in ("since", "until")}
     return given | times
-
-
-def _tenant(name: str | None, everyone: bool) -> str | AllTenants:
-    if everyone and name is not None:
-        raise click.UsageError("--tenant and --all-tenants exclude each other.")
-    if not everyone and not name:
-        raise ValidationError("Whose events?", cure="name a --tenant, or pass --all-tenants.")
-    return ALL_TENANTS if everyone or name is None else name
 
 
 _archive = click.option(
@@ -114,7 +107,7 @@ def list_events(
 @_archive
 def show(event_id: str, tenant_id: str | None, all_tenants: bool, place: str | None) -> None:
     """One event, whole, as indented JSON. Exit code 1 when there is none."""
-    wanted = EventFilter(event_id=event_id, tenant_id=_tenant(tenant_id, all_tenants))
+    wanted = EventFilter(event_id=event_id, tenant_id=whose("events", tenant_id, all_tenants))
 
     async def query() -> None:
         async with _events_of(place) as source:

@@ -27,7 +27,7 @@ _COMMANDS = {
     "saga": (
         "soma_common.cli.saga",
         "saga",
-        "Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, graph.",
+        "Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, forget, graph.",
     ),
     "topics": ("soma_common.cli.topics", "topics", "Topics of the relay: status, accept."),
     "schemas": ("soma_common.cli.schemas", "schemas", "Avro schemas: check, write and push."),

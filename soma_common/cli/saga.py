@@ -6,6 +6,7 @@ import asyncio
 import signal as signals
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import Any
 
 import click
@@ -14,13 +15,13 @@ import orjson
 from soma_common.cli import saga_output as output
 from soma_common.cli.db import dsn_of
 from soma_common.cli.escaping import plain
-from soma_common.cli.moments import TIMES, utc
+from soma_common.cli.moments import TIMES, stamp, utc
 from soma_common.cli.saga_watch import watch
 from soma_common.cli.show import login
 from soma_common.cli.telling import reporting, told
+from soma_common.cli.tenants import whose
 from soma_common.config import SomaConfig
 from soma_common.errors import SagaError, ValidationError
-from soma_common.events.store import ALL_TENANTS
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.orchestrator import SagaOrchestrator
@@ -40,9 +41,17 @@ _DONE = {
 }  # fmt: skip
 
 
+def _of_a_person(command: Callable[..., None]) -> Callable[..., None]:
+    """A verb that a person does to a saga: it has a reason, and a name."""
+    command = _reports(command)
+    for option in (_WHO, _JSON, _WHY, _ID):
+        command = option(command)
+    return command
+
+
 @click.group()
 def saga() -> None:
-    """Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, graph.
+    """Sagas: list, inspect, retry, skip, resolve, compensate, cancel, signal, forget, graph.
 
     Exit codes: 0 done, 1 refused or nothing to do (no such saga, not in that state, asked for before), 2 it could not
     be tried.
@@ -91,39 +100,27 @@ def inspect(saga_id: str, watching: bool, as_json: bool) -> None:
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def retry(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Try the step, or the compensation, again at which a saga is stuck, with all its retries."""
     _unstick(saga_id, as_json, lambda orchestrator: orchestrator.retry(saga_id, why=why, who=who))
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def skip(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Pass over the step, or the compensation, at which a saga is stuck. The step's result is null then."""
     _unstick(saga_id, as_json, lambda orchestrator: orchestrator.skip(saga_id, why=why, who=who))
 
 
 @saga.command()
-@_ID
 @click.option(
     "--happened/--did-not-happen", default=None,
     help="It took effect (a compensation: it is undone), or it did not, and the saga turns around.",
 )  # fmt: skip
 @click.option("--result", metavar="JSON", help="What the step came to.  [default: null]")
 @click.option("--app", metavar="MODULE:NAME", help="Check the result with the definitions of this Soma or Saga.")
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def resolve(
     saga_id: str, happened: bool | None, result: str | None, app: str | None, why: str, as_json: bool, who: str
 ) -> None:  # fmt: skip
@@ -141,11 +138,7 @@ def resolve(
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def compensate(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Undo all that a saga did. What is under way ends first."""
     done = _run(lambda orchestrator: orchestrator.compensate(saga_id, reason=why, who=who))
@@ -153,11 +146,7 @@ def compensate(saga_id: str, why: str, as_json: bool, who: str) -> None:
 
 
 @saga.command()
-@_ID
-@_WHY
-@_JSON
-@_WHO
-@_reports
+@_of_a_person
 def cancel(saga_id: str, why: str, as_json: bool, who: str) -> None:
     """Undo all that a saga did, at once: a step that is under way is cancelled."""
     done = _run(lambda orchestrator: orchestrator.cancel(saga_id, reason=why, who=who))
@@ -184,6 +173,40 @@ def signal(saga_id: str, name: str, payload: str | None, signal_id: str | None, 
 
 
 @saga.command()
+@click.option(
+    "--ended-before", "moment", required=True, type=_TIME, metavar="TIME",
+    help="Those that ended before; UTC unless it has an offset.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_JSON
+@_reports
+def forget(moment: datetime, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Remove sagas that ended, of every tenant, with their journals. Their events stay in the log.
+
+    Only the role that owns the tables may. What was broken off goes on where it is called again.
+    """
+    if as_json and not (dry_run or yes):
+        raise click.UsageError("With --json nobody is asked: pass --yes or --dry-run.")
+    before = utc(moment)
+    assert before is not None
+    count = _run(lambda orchestrator: orchestrator.forget(ended_before=before, dry_run=True))
+    if not dry_run and count:
+        if not yes:
+            click.confirm(f"Remove {_ended(count, before)}?", abort=True, err=True)
+        count = _run(lambda orchestrator: orchestrator.forget(ended_before=before))
+    words = "would be removed" if dry_run else "removed"
+    told(
+        f"{words}: {_ended(count, before)}",
+        True,
+        as_json=as_json,
+        sagas=count,
+        ended_before=before.isoformat(),
+        dry_run=dry_run,
+    )
+
+
+@saga.command()
 @click.argument("name")
 @click.option(
     "--app", metavar="MODULE:NAME", help="A Soma, a Saga, or a list of them.  [default: what workers registered]"
@@ -202,6 +225,10 @@ def graph(name: str, app: str | None, version: int | None) -> None:
     else:
         text = of_database(_run(lambda orchestrator: orchestrator.known()), name, version)
     click.echo(plain(text, lines=True), nl=False)
+
+
+def _ended(count: int, before: datetime) -> str:
+    return f"{count} {'saga' if count == 1 else 'sagas'} that ended before {stamp(before)}"
 
 
 def _unstick(
@@ -242,17 +269,13 @@ def _json(text: str | bytes, what: str) -> Any:
 
 
 def _filter(given: dict[str, Any]) -> SagaFilter:
-    tenant, everyone = given.pop("tenant"), given.pop("all_tenants")
-    if everyone and tenant is not None:
-        raise ValidationError("--tenant and --all-tenants exclude each other.", cure="leave one of them out.")
-    if not everyone and not tenant:
-        raise ValidationError("Whose sagas?", cure="name a --tenant, or pass --all-tenants.")
+    tenant = whose("sagas", given.pop("tenant"), given.pop("all_tenants"))
     statuses, ended_too = given.pop("status"), given.pop("ended_too")
     if statuses and ended_too:
         raise ValidationError("--status and --all exclude each other.", cure="leave one of them out.")
     times: dict[str, Any] = {name: utc(given.pop(name)) for name in ("since", "until")}
     return SagaFilter(
-        tenant_id=ALL_TENANTS if everyone else tenant,
+        tenant_id=tenant,
         statuses=None if ended_too else statuses or ACTIVE,
         **times,
         **given,

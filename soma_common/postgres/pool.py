@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from soma_common.errors import ConfigurationError
 from soma_common.postgres.arrays import literals
 from soma_common.postgres.errors import translated, translated_around_callers
 from soma_common.ranges import check_settings
 from soma_common.retry import Backoff
-from soma_common.sql.loader import blocks
 
 if TYPE_CHECKING:
     import asyncpg
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 # Seconds. A peer that vanished without a word is noticed by the kernel; PostgreSQL itself may take its time.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _UNHEARD = 30
-_SILENCE = "5s"  # idle_in_transaction_session_timeout of a short transaction
+_MOST_MILLISECONDS = 2**31 - 1  # what PostgreSQL's settings take
 
 Row = Sequence[Any]
 
@@ -52,6 +51,25 @@ class Tx(Protocol):
 
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """A savepoint: ``async with tx.transaction():``."""
+
+
+class Bound(NamedTuple):
+    """When PostgreSQL ends a transaction: seconds of ``silence`` between two statements, and of the ``whole``.
+
+    Before version 17 there is no bound on the whole: a process that is paused amid a statement is not noticed there.
+    """
+
+    silence: float
+    whole: float
+
+
+SHORT: Final = Bound(silence=5.0, whole=60.0)
+"""Of the library's own transactions."""
+
+
+def milliseconds(seconds: float) -> str:
+    """A time as PostgreSQL's settings have it."""
+    return f"{min(_MOST_MILLISECONDS, max(1, int(seconds * 1000)))}ms"
 
 
 class RunsStatements(ABC):
@@ -225,16 +243,22 @@ class Pool:
                         lent.discard(connection)
 
     @asynccontextmanager
-    async def transaction(self, *, synchronous: bool = False) -> AsyncIterator[asyncpg.Connection[Any]]:
+    async def transaction(
+        self, *, synchronous: bool = False, bound: Bound | None = None
+    ) -> AsyncIterator[asyncpg.Connection[Any]]:
         """A connection inside a READ COMMITTED transaction: commits at the end, rolls back on an error.
 
-        ``synchronous`` is for the library's own short transactions on shards: the commit waits for the disk even where
-        the session's default does not, and PostgreSQL ends it when this process falls silent for 5 seconds. A paused
-        process would else keep its locks, and nobody could take its shards over.
+        Args:
+            synchronous: for the library's own transactions: with the bound that is ``SHORT``.
+            bound: PostgreSQL ends the transaction after that, and the commit waits for the disk even where the
+                session's default does not. A paused process would else keep its locks, and nobody could take over
+                what it had.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL ended it so; it is rolled back.
         """
-        async with self.connection() as connection, in_transaction(connection):
-            if synchronous:
-                await connection.fetch(blocks("readers")["guard_transaction"], _SILENCE)
+        bound = SHORT if synchronous else bound
+        async with self.connection() as connection, in_transaction(connection, bound):
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
@@ -298,15 +322,15 @@ async def _make_pool(settings: PoolSettings) -> asyncpg.Pool[Any]:
 
 
 @asynccontextmanager
-async def in_transaction(connection: Any) -> AsyncIterator[None]:
-    """A READ COMMITTED transaction of an asyncpg connection.
+async def in_transaction(connection: Any, bound: Bound | None = None) -> AsyncIterator[None]:
+    """A READ COMMITTED transaction of an asyncpg connection; with a bound, PostgreSQL ends it (see ``transaction``).
 
     What is cancelled stays cancelled, though the connection is lost at the same time: asyncpg would raise an error
     about the connection instead, and whoever waits until the database is back would not hear that it is to end.
     """
     cancelled: asyncio.CancelledError | None = None
     try:
-        async with connection.transaction(isolation="read_committed"):
+        async with _transaction(connection, bound):
             try:
                 yield
             except asyncio.CancelledError as error:
@@ -316,6 +340,14 @@ async def in_transaction(connection: Any) -> AsyncIterator[None]:
         if cancelled is not None:
             raise cancelled from None
         raise
+
+
+def _transaction(connection: Any, bound: Bound | None) -> Any:
+    if bound is None:
+        return connection.transaction(isolation="read_committed")
+    from soma_common.postgres.bounded import BoundedTransaction
+
+    return BoundedTransaction(connection, bound)
 
 
 async def _no_reset(connection: Any) -> None:

@@ -98,7 +98,7 @@ class Batches:
 
     async def _inside(self, tx: Any, run: Progress, records: Sequence[Record]) -> Counts:
         silence = f"{int(self._inbox.idle_timeout * 1000)}ms"
-        await fetch(tx, blocks("readers")["guard_transaction"], (silence,))
+        await fetch(tx, blocks("readers")["guard_transaction"], (silence, None))  # handlers may take their time
         of, handled = self._effects.handlers.of, []
         for place, record in enumerate(records):
             if record.event is not None and (handlers := of(record.event.event_type)):

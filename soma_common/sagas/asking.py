@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
@@ -34,9 +35,32 @@ Asking = Generator[Statement, Sequence[Row], Answer]
 
 _SQL: Final = blocks("sagas")
 MOST_LISTED: Final = 1000
+FORGOTTEN_AT_ONCE: Final = 500
 _SUMMARIES: Final = "\n".join([_SQL["columns"], _SQL["source"]])
 _VIEW: Final = "\n".join([_SQL["columns"], _SQL["content"], _SQL["source"], _SQL["by_id"]])
 _ENDED: Final = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED)
+
+
+class Dialogue(Generic[Answer]):
+    """A question that is being asked: whoever has a connection carries ``statement`` out and hands its rows over.
+
+    Attributes:
+        statement: the next one; None: the question is answered.
+        answer: what it came to, then.
+    """
+
+    answer: Answer
+
+    def __init__(self, question: Asking[Answer]) -> None:
+        self._question = question
+        self.statement: Statement | None = next(question)
+
+    def hand_over(self, rows: Sequence[Row]) -> None:
+        """The rows of the statement."""
+        try:
+            self.statement = self._question.send(rows)
+        except StopIteration as end:
+            self.statement, self.answer = None, end.value
 
 
 def start(starts: Sequence[Start]) -> Asking[list[UUID]]:
@@ -133,15 +157,15 @@ def ask(saga_id: UUID | str, what: str, *, who: str, why: str) -> Asking[bool]:
         SagaNotFound, WrongSagaState: there is no such saga, or there is no way back any more; or nobody conducts it.
     """
     given = saga_id_of(saga_id)
-    stands = yield from standing(given)
-    if stands.version == 0:
-        raise WrongSagaState(
-            f"Saga {given} ({stands.name}) is a choreography: nobody conducts it.",
-            cure="publish the event that Choreography.turn(...) makes.",
-        )
-    status = (yield _SQL["ask"], (given, what, storable(who, 512), _reason(why)))[0][0]
+    rows = yield _SQL["ask"], (given, what, storable(who, 512), _reason(why))
+    status, name = rows[0] if rows else (None, None)
     if status is None:
         raise not_found(given)
+    if status == "choreography":
+        raise WrongSagaState(
+            f"Saga {given} ({name}) is a choreography: nobody conducts it.",
+            cure="publish the event that Choreography.turn(...) makes.",
+        )
     if status == "pivot":
         raise WrongSagaState(f"Saga {given} is behind its pivot: there is no way back.", cure="let it go on.")
     if status in (*_ENDED, SagaStatus.COMPENSATING, "turned"):
@@ -167,6 +191,31 @@ def unstick(saga_id: UUID | str, verb: str, result: bytes | None, *, who: str, w
         raise WrongSagaState(f"Saga {given} is being undone.", cure="say that it is undone, or skip it.")
     if status != SagaStatus.STUCK:
         raise WrongSagaState(f"Saga {given} is {status}, not stuck.")
+
+
+def ended_before(moment: datetime) -> Asking[int]:
+    """How many sagas ended before a moment.
+
+    Raises:
+        ValidationError: it has not come yet, or it has no offset.
+    """
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValidationError(f"ended_before is {moment!r:.80}.", cure="use a datetime with an offset.")
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValidationError(
+            f"ended_before is {moment!s:.80}, which UTC does not have.", cure="use another."
+        ) from None
+    count, is_ahead = (yield _SQL["ended_before"], (moment,))[0]
+    if is_ahead:
+        raise ValidationError(f"{moment.isoformat()} has not come yet.", cure="use a moment in the past.")
+    return int(count)
+
+
+def forget(moment: datetime) -> Asking[int]:
+    """Remove the oldest sagas that ended before a moment, with all that belongs to them; how many."""
+    return int((yield _SQL["forget"], (moment, FORGOTTEN_AT_ONCE))[0][0])
 
 
 class Standing(NamedTuple):

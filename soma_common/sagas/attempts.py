@@ -15,13 +15,14 @@ from typing import Any, Final
 from soma_common.consumer.handlers import require_done
 from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event
-from soma_common.postgres.pool import Pool
+from soma_common.postgres.pool import Bound, Pool, fetch, milliseconds
 from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
 from soma_common.retry import Backoff
 from soma_common.sagas.context import SagaContext
 from soma_common.sagas.machine import Work
 from soma_common.sagas.parameters import Call
 from soma_common.sagas.rig import REAL, Point, Rig
+from soma_common.sql.loader import blocks
 from soma_common.tracing.context import TraceContext
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
@@ -33,6 +34,8 @@ CONFLICTED: Final = Backoff(base=0.005, maximum=0.5)
 MOST_CONFLICTS: Final = 20
 """How a transaction is tried again that met another one, and how often; that is no attempt of its own."""
 
+_MARGIN: Final = 5.0  # seconds
+_GUARD: Final = blocks("readers")["guard_transaction"]
 _FORKED: Final = 70  # exit code of a process that came out of an action twice
 _KEEP_OPEN: Final = "leave COMMIT and ROLLBACK to the saga; undo by savepoints."
 
@@ -101,15 +104,21 @@ class Runner:
 
     @asynccontextmanager
     async def transaction(self, attempt: Attempt, *, blocking: bool) -> AsyncIterator[Any]:
-        """The transaction of a step: it commits at the end, or rolls back."""
+        """The transaction of a step: it commits at the end, or rolls back.
+
+        PostgreSQL ends it a little later than the attempt itself would: a worker that is paused, or whose machine is
+        gone without a word, must not keep the locks for which another worker's attempt waits.
+        """
+        most = attempt.timeout + _MARGIN
         async with self._room:
             if not blocking:
-                async with self._pool.transaction() as connection:
+                async with self._pool.transaction(bound=Bound(most, most)) as connection:
                     attempt.begin(connection)
                     yield connection
                 return
             assert self._threads is not None
             async with self._threads.transaction() as tx:
+                await fetch(tx, _GUARD, (milliseconds(most), milliseconds(most)))
                 attempt.begin(tx)
                 yield tx
 

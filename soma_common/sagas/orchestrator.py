@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from soma_common.errors import SagaCompensated, SagaStuck, WrongSagaState
+from soma_common.errors import ConfigurationError, SagaCompensated, SagaStuck, WrongSagaState
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.sagas import asking
-from soma_common.sagas.asking import Asking
+from soma_common.sagas.asking import Asking, Dialogue
 from soma_common.sagas.ends import Ends
 from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.starting import begin
@@ -196,6 +197,28 @@ class SagaOrchestrator:
             return encode_any(result, what)
         return encode(saga.adapter(stands.reason), result, what)
 
+    async def forget(self, *, ended_before: datetime, dry_run: bool = False) -> int:
+        """Remove sagas that ended before a moment, with their journals and signals; how many. Of every tenant.
+
+        A few hundred in a transaction: broken off, it goes on where it is called again. Their events stay in the log;
+        their keys may start sagas anew.
+
+        Raises:
+            ValidationError: that moment has not come yet, or it has no offset.
+            ConfigurationError: the role may not: only the owner of the tables does it.
+        """
+        found = await self._asked(asking.ended_before(ended_before))
+        if dry_run:
+            return found
+        gone, last = 0, asking.FORGOTTEN_AT_ONCE
+        try:
+            while last == asking.FORGOTTEN_AT_ONCE:
+                last = await self._asked(asking.forget(ended_before))
+                gone += last
+        except ConfigurationError as error:
+            raise ConfigurationError(error.message, cure="do it as the role that owns the tables.") from error
+        return gone
+
     async def close(self) -> None:
         """Wait for no end any more."""
         await self._ends.close()
@@ -211,10 +234,7 @@ class SagaOrchestrator:
 
 async def carried_out(question: Asking[Answer], connection: Any) -> Answer:
     """The answer to a question, asked on a connection."""
-    try:
-        statement = next(question)
-        while True:
-            statement = question.send(await fetch(connection, *statement))
-    except StopIteration as end:
-        answer: Answer = end.value
-        return answer
+    dialogue = Dialogue(question)
+    while dialogue.statement is not None:
+        dialogue.hand_over(await fetch(connection, *dialogue.statement))
+    return dialogue.answer

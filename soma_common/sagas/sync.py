@@ -14,7 +14,7 @@ from uuid import UUID
 
 from soma_common.postgres.sync import fetch_sync
 from soma_common.sagas import asking
-from soma_common.sagas.asking import Asking
+from soma_common.sagas.asking import Asking, Dialogue
 from soma_common.sagas.models import Saga
 from soma_common.sagas.starting import begin
 from soma_common.sagas.store import NORMAL
@@ -64,10 +64,7 @@ class SagaOrchestrator:
 
 def _carried_out(question: Asking[Answer], connection: Any) -> Answer:
     connection = connection.conn if isinstance(connection, Tx) else connection
-    try:
-        statement = next(question)
-        while True:
-            statement = question.send(fetch_sync(connection, *statement))
-    except StopIteration as end:
-        answer: Answer = end.value
-        return answer
+    dialogue = Dialogue(question)
+    while dialogue.statement is not None:
+        dialogue.hand_over(fetch_sync(connection, *dialogue.statement))
+    return dialogue.answer

@@ -139,7 +139,7 @@ class Waiter:
             entry = Entry(what=What.UNDONE, step=work.path, attempt=course.number(work))
         draft = course.draft(entry)
         try:
-            async with self._p.store.pool.transaction() as tx:
+            async with self._p.store.pool.transaction(synchronous=True) as tx:
                 await self._p.runner.publish([command], tx, course.context(work))
                 seen = await self._p.store.record([draft.record], tx)
                 if not seen:
@@ -161,7 +161,7 @@ class Waiter:
         course = self._course
         draft = course.draft(*([entry] if entry else []))
         place = len(draft.record.entries) - len(draft.fresh) + 1
-        async with self._p.store.pool.transaction() as tx:
+        async with self._p.store.pool.transaction(synchronous=True) as tx:
             seen = await self._p.store.record([draft.record], tx)
             if not seen:
                 raise lost(draft.record)

@@ -117,4 +117,8 @@ SELECT soma.merge_ticks()
 SELECT coalesce(min(from_tick) >= $2::bigint, false) FROM soma.shards WHERE reader = $1::text
 
 -- :name guard_transaction : commit to disk; end the transaction of a process that falls silent in it
-SELECT set_config('synchronous_commit', 'on', true), set_config('idle_in_transaction_session_timeout', $1::text, true)
+-- Between the parts of one statement (parse, execute) silence does not count: from PostgreSQL 17 on the whole transaction
+-- has a bound, too, unless that is null.
+SELECT set_config('synchronous_commit', 'on', true), set_config('idle_in_transaction_session_timeout', $1::text, true),
+       CASE WHEN $2::text IS NOT NULL AND current_setting('transaction_timeout', true) IS NOT NULL
+            THEN set_config('transaction_timeout', $2::text, true) END

@@ -70,6 +70,7 @@ FROM soma.saga_steps j WHERE j.saga_id = ANY ($1::uuid[]) ORDER BY j.saga_id, j.
 
 -- :name record : write entries of sagas that this worker has, and how each goes on; what is not returned was lost: another
 -- worker has it, or its journal has less than was written (a standby that lagged took over).
+-- The commit waits for the disk, whatever the session's default is: what a step rests on is written before it begins.
 -- A saga that is given back is due at once when somebody asked for something, or a signal came, that the worker has not seen
 WITH held AS (
     UPDATE soma.sagas s
@@ -101,7 +102,7 @@ WITH held AS (
          AS e (ordinal, place, step, what, attempt, due_in, took, result, error_type, error, stack, why)
     JOIN held h USING (ordinal)
 )
-SELECT h.ordinal, h.asked, h.signals, h.base FROM held h
+SELECT h.ordinal, h.asked, h.signals, h.base, set_config('synchronous_commit', 'on', true) FROM held h
 
 -- :name record_one : the same for one saga and one entry, and what follows from that (its name and why)
 WITH held AS (
@@ -129,7 +130,7 @@ WITH held AS (
     SELECT h.saga_id, h.base + 2, '', $26::text, 0, soma.now(), NULL, NULL, h.epoch, NULL, NULL, NULL, NULL,
            $25::text FROM held h WHERE $26::text IS NOT NULL
 )
-SELECT 1, h.asked, h.signals, h.base FROM held h
+SELECT 1, h.asked, h.signals, h.base, set_config('synchronous_commit', 'on', true) FROM held h
 
 -- :name next_signal : the first signal of a name that was not taken
 SELECT n.signal_id, n.payload::text FROM soma.saga_signals n
@@ -158,8 +159,9 @@ SELECT g.status, EXISTS (SELECT FROM new), g.version FROM saga g
 -- :name unstick : a stuck saga goes on
 SELECT soma.unstick_saga($1::uuid, $2::text, $3::text::json, $4::text, $5::text)
 
--- :name ask : a saga is to turn around
-SELECT soma.ask_saga($1::uuid, $2::text, $3::text, $4::text)
+-- :name ask : a saga is to turn around; no row, or null, where there is none. Nobody conducts a choreography
+SELECT CASE s.version WHEN 0 THEN 'choreography' ELSE soma.ask_saga(s.saga_id, $2::text, $3::text, $4::text) END, s.name
+FROM soma.sagas s WHERE s.saga_id = $1::uuid
 
 -- :name ends : how sagas ended; those that are stuck, too
 SELECT s.saga_id, s.name, s.version, s.status, s.result::text, s.reason, s.error_type, s.error
@@ -169,6 +171,12 @@ FROM soma.sagas s WHERE s.saga_id = ANY ($1::uuid[]) AND s.status IN ('completed
 SELECT s.status, s.reason, s.name, s.version,
        EXISTS (SELECT FROM soma.saga_steps j WHERE j.saga_id = s.saga_id AND j.what = 'turned')
 FROM soma.sagas s WHERE s.saga_id = $1::uuid
+
+-- :name ended_before : sagas that can be forgotten; and whether that moment has not come yet
+SELECT count(*), $1::timestamptz > soma.now() FROM soma.sagas s WHERE s.ended_at < $1::timestamptz
+
+-- :name forget : remove so many of them, with all that belongs to them; how many
+SELECT soma.forget_sagas($1::timestamptz, $2::integer)
 
 -- :name known : definitions that workers have, or had
 SELECT t.name, t.version, t.shape::text, t.seen_at FROM soma.saga_types t ORDER BY t.name, t.version

@@ -1,11 +1,5 @@
 -- Steps whose saga is driven by Temporal.
 
--- :name guard : commit to disk; end the transaction of a process that falls silent in it
--- From PostgreSQL 17 on wherever it stands; before, not between the parts of one statement.
-SELECT set_config('synchronous_commit', 'on', true), set_config('idle_in_transaction_session_timeout', $1::text, true),
-       CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
-            THEN set_config('transaction_timeout', $1::text, true) END
-
 -- :name begin : claim a step for an attempt; no row where an earlier one did it, or this one was given up
 INSERT INTO soma.step_effects AS e (key, attempt, at) VALUES ($1::text, $2::integer, soma.now())
 ON CONFLICT (key) DO UPDATE SET attempt = excluded.attempt, at = excluded.at

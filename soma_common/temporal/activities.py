@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from temporalio import activity
@@ -40,7 +40,6 @@ from soma_common.tx import Tx
 
 Activity = Callable[[Ask], Awaitable[Answer]]
 Sagas = Mapping[tuple[str, int], Saga]
-_SILENCE: Final = 5.0  # seconds beyond a step's timeout for which its transaction may be open
 
 
 class Activities:
@@ -124,8 +123,7 @@ class Activities:
         """Effect, events and outcome commit together, once, however often Temporal has this step done."""
         context = _context(ask)
         async with self._runner.transaction(attempt, blocking=call.blocking) as connection:
-            silence = attempt.timeout + _SILENCE
-            done = await effects.begin(connection, context.key, ask.attempt, silence=silence)
+            done = await effects.begin(connection, context.key, ask.attempt)
             if done is not None:
                 return Answer(result=done.result.decode())
             try:

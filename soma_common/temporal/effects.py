@@ -20,16 +20,14 @@ class Effect(NamedTuple):
     result: bytes
 
 
-async def begin(connection: Any, key: str, attempt: int, *, silence: float) -> Effect | None:
+async def begin(connection: Any, key: str, attempt: int) -> Effect | None:
     """Claim a step in a transaction; what an earlier attempt did, if one did it. Waits for one that is at work.
 
-    The commit waits for the disk: Temporal hears of it afterwards. A process that falls silent for ``silence`` seconds
-    in this transaction loses it, so that nobody waits for a paused one for ever.
+    The transaction has a bound (``Runner.transaction``), so that nobody waits for a paused process for ever.
 
     Raises:
         StepRefused: this attempt was given up; a later one is on its way, or the saga went another way.
     """
-    await fetch(connection, _SQL["guard"], (f"{int(silence * 1000)}ms",))
     if await fetch(connection, _SQL["begin"], (key, attempt)):
         return None
     found: Sequence[Any] = await fetch(connection, _SQL["result"], (key,))

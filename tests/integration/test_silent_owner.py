@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 
-from soma_common.errors import SomaError
+from soma_common.errors import DatabaseUnavailable, SomaError
 from soma_common.postgres.cursor import BEGINNING
-from soma_common.postgres.pool import Pool
+from soma_common.postgres.pool import Bound, Pool, PoolSettings
 from soma_common.postgres.shards import Shards
+from soma_common.testing.backends import PostgresHandle
 from tests.waiting import until
+
+_BOUNDS = "SELECT current_setting('transaction_timeout'), current_setting('idle_in_transaction_session_timeout')"
 
 
 async def test_shards_locked_by_a_silent_owner_are_taken_over(soma_database: str) -> None:
@@ -43,6 +47,49 @@ async def test_shards_locked_by_a_silent_owner_are_taken_over(soma_database: str
         paused.cancel()
         await asyncio.wait({paused})
         assert ended
+
+
+async def test_one_that_is_paused_between_the_parts_of_a_statement_loses_its_locks(soma_database: str) -> None:
+    """There PostgreSQL waits for its client in the midst of a statement, and counts no silence."""
+    async with Pool(soma_database) as theirs, Pool(soma_database) as ours:
+        await Shards(theirs, "relay:x", "paused", lease=60.0).register(1)
+        with pytest.raises(DatabaseUnavailable):
+            async with theirs.transaction(bound=Bound(silence=0.3, whole=2.0)) as tx:
+                await tx.fetch("SELECT shard FROM soma.shards FOR UPDATE")
+                pid = tx.get_server_pid()
+                await tx.prepare("SELECT count(*) FROM soma.shards")  # and nothing more is sent
+                await asyncio.sleep(1.0)
+                assert (await ours.fetch("SELECT state FROM pg_stat_activity WHERE pid = $1", pid))[0][0] == "active"
+                async with asyncio.timeout(30):
+                    await ours.fetch("SELECT shard FROM soma.shards FOR UPDATE")
+                await tx.fetch("SELECT 1")
+
+
+async def test_a_transaction_that_works_for_too_long_is_ended_and_may_be_tried_again(soma_database: str) -> None:
+    bound = Bound(silence=5.0, whole=0.5)
+    async with Pool(PoolSettings(soma_database, size=1)) as pool:
+        usual = await pool.fetch(_BOUNDS)
+        with pytest.raises(DatabaseUnavailable):
+            async with pool.transaction(bound=bound) as tx:
+                await tx.fetch("SELECT pg_sleep(30)")
+        async with pool.transaction(bound=bound) as tx:
+            async with tx.transaction():  # a savepoint within it
+                assert await tx.fetchval("SHOW synchronous_commit") == "on"
+            assert await tx.fetchval("SHOW transaction_timeout") == "500ms"
+        assert await pool.fetch(_BOUNDS) == usual  # nothing stays with the connection
+        async with pool.transaction() as tx:
+            await tx.fetch("SELECT pg_sleep(1)")
+
+
+async def test_before_version_17_silence_alone_counts(soma_postgres16: PostgresHandle) -> None:
+    name = f"soma_silent_{uuid4().hex[:12]}"
+    dsn = soma_postgres16.sql.create_database(name)
+    try:
+        async with Pool(dsn) as pool, pool.transaction(synchronous=True) as tx:
+            assert await tx.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
+            assert await tx.fetchval("SELECT current_setting('transaction_timeout', true)") is None
+    finally:
+        soma_postgres16.sql.drop_database(name)
 
 
 async def test_renewing_saving_and_reclaiming_never_deadlock(soma_database: str) -> None:

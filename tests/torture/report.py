@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -11,14 +12,15 @@ from rich.table import Table
 from tests.torture.history import RULES, History, Violation, duplicates, lost_by_promotion
 
 SHOWN = 12  # violations printed per check
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What one run showed. ``seconds``: how long its stages took."""
+class Report(Generic[Read]):
+    """What one run showed. ``history``: what was read back, of any kind of run. ``seconds``: how long its stages took."""
 
     title: str
-    history: History
+    history: Read
     violations: Sequence[Violation]
     chaos: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -70,20 +72,24 @@ def _letters(history: History) -> dict[str, int]:
     }
 
 
-def show(report: Report, console: Console | None = None) -> None:
+def show(report: Report[History], console: Console | None = None) -> None:
     """Print it."""
-    console = console or Console(width=110)
+    print_report(report, counts(report.history), RULES, console or Console(width=110))
+
+
+def print_report(report: Report[Any], numbers: Mapping[str, str], rules: Collection[str], console: Console) -> None:
+    """The table of its numbers; below, what broke which rule."""
     table = Table(title=report.title, title_justify="left", show_header=False)
-    for what, number in {**report.chaos, **counts(report.history)}.items():
+    for what, number in {**report.chaos, **numbers}.items():
         table.add_row(what, str(number))
     for stage, seconds in report.seconds.items():
         table.add_row(f"time: {stage}", f"{seconds:.1f} s")
     console.print(table)
-    for name in RULES:
+    for name in rules:
         broken = [violation for violation in report.violations if violation.check == name]
         for violation in broken[:SHOWN]:
             console.print(f"✗ {violation}", style="red", markup=False, soft_wrap=True)
         if len(broken) > SHOWN:
             console.print(f"✗ {name}: and {len(broken) - SHOWN} more", style="red")
-    if report.ok:
-        console.print(f"✓ all {len(RULES)} checks hold", style="green")
+    if not report.violations:
+        console.print(f"✓ all {len(rules)} checks hold", style="green")

@@ -72,7 +72,7 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
 
 
-def run(plan: Plan) -> list[Report]:
+def run(plan: Plan) -> list[Report[History]]:
     """The run; a report, and one more for the promotion in the long form."""
     clock = Clock()
     settings = Settings(seed=plan.seed, exactly_once=plan.exactly_once, rate=plan.rate, fates=plan.fates)
@@ -164,7 +164,7 @@ def consumers(world: World) -> list[str]:
     return [consumer for consumer, role in roles.items() if world.of(role)]
 
 
-def _judge(title: str, world: World, chaos: Chaos, clock: Clock) -> Report:
+def _judge(title: str, world: World, chaos: Chaos, clock: Clock) -> Report[History]:
     with clock.stage("read back and check"):
         history = read_back(world, chaos)
         violations = check(history)
@@ -205,7 +205,7 @@ async def _read_back(world: World, chaos: Chaos | None, promotion: Promotion | N
     )
 
 
-def _promotion(plan: Plan, world: World, chaos: Chaos) -> Report:
+def _promotion(plan: Plan, world: World, chaos: Chaos) -> Report[History]:
     """The primary dies while its standby lags; the standby takes over its address, and everybody goes on."""
     clock = Clock()
     with clock.stage("promotion"):

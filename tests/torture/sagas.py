@@ -6,19 +6,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from soma_common.errors import ServerUnavailable
 from tests.torture import saga_gather
 from tests.torture.chaos import Chaos, Schedule
 from tests.torture.children import Child, stop_all
-from tests.torture.history import Violation
 from tests.torture.journal import now
-from tests.torture.report import SHOWN
+from tests.torture.report import Report, print_report
 from tests.torture.run import Clock, watch
 from tests.torture.saga_bank import TABLES
 from tests.torture.saga_check import RULES, check
@@ -70,21 +67,6 @@ class Plan:
         return cls(duration, seed, restarts=restarts, promotion=promotion or duration >= LONG, keep=keep)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a run showed."""
-
-    title: str
-    history: History
-    violations: Sequence[Violation]
-    chaos: Mapping[str, int] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return not self.violations
-
-
 class SagaChaos(Chaos):
     """Notes which sagas a worker had when it was killed."""
 
@@ -118,7 +100,7 @@ class SagaChaos(Chaos):
         return mine + workers * (done["database restarts"] + done["promotions of a lagging standby"])
 
 
-def run(plan: Plan) -> list[Report]:
+def run(plan: Plan) -> list[Report[History]]:
     """The run; a report, and one more for the promotion in the long form."""
     clock = Clock()
     with clock.stage("start"):
@@ -196,7 +178,7 @@ def _all_end(world: World, plan: Plan) -> bool:
         time.sleep(0.5)
 
 
-def _judge(title: str, world: World, chaos: SagaChaos, clock: Clock, moment: float = float("inf")) -> Report:
+def _judge(title: str, world: World, chaos: SagaChaos, clock: Clock, moment: float = float("inf")) -> Report[History]:
     with clock.stage("read back and check"):
         history = asyncio.run(_read_back(world, chaos, moment))
         violations = check(history)
@@ -217,7 +199,7 @@ async def _read_back(world: World, chaos: SagaChaos, moment: float) -> History:
     )
 
 
-def _promotion(plan: Plan, world: World, chaos: SagaChaos) -> Report:
+def _promotion(plan: Plan, world: World, chaos: SagaChaos) -> Report[History]:
     """The primary dies while its standby lags; the standby takes over its address, and everybody goes on."""
     clock = Clock()
     with clock.stage("promotion"):
@@ -268,20 +250,6 @@ def counts(history: History) -> dict[str, str]:
     return found
 
 
-def show(report: Report) -> None:
+def show(report: Report[History]) -> None:
     """Print it."""
-    console = Console(width=110)
-    table = Table(title=report.title, title_justify="left", show_header=False)
-    for what, number in {**report.chaos, **counts(report.history)}.items():
-        table.add_row(what, str(number))
-    for stage, seconds in report.seconds.items():
-        table.add_row(f"time: {stage}", f"{seconds:.1f} s")
-    console.print(table)
-    for name in RULES:
-        broken = [violation for violation in report.violations if violation.check == name]
-        for violation in broken[:SHOWN]:
-            console.print(f"✗ {violation}", style="red", markup=False, soft_wrap=True)
-        if len(broken) > SHOWN:
-            console.print(f"✗ {name}: and {len(broken) - SHOWN} more", style="red")
-    if report.ok:
-        console.print(f"✓ all {len(RULES)} checks hold", style="green")
+    print_report(report, counts(report.history), RULES, Console(width=110))

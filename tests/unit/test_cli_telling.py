@@ -24,13 +24,13 @@ def test_no_color_is_obeyed(command: tuple[str, ...], no_color: str, red: bool) 
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SOMA")}
     env = clean | {"NO_COLOR": no_color, "TERM": "xterm-256color"}
     subprocess.run(
-        [sys.executable, "-m", "soma_common.cli.main", *command], env=env, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=end, timeout=60, check=False,
+        [sys.executable, "-m", "soma_common.cli.main", *command, "--all-tenants", "--trace", "zz"],
+        env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=end, timeout=60, check=False,
     )  # fmt: skip
     os.close(end)
     told = os.read(main, 65536).decode()
     os.close(main)
-    assert "Error: Whose" in told
+    assert "Error: trace_id" in told
     assert ("\x1b[" in told) == red
 
 

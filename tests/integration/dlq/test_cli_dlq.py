@@ -187,7 +187,7 @@ def test_one_tenant_and_all_of_them_exclude_each_other(ask: Ask, run: Run) -> No
 
 def test_errors_are_one_line_with_a_cure(run: Run) -> None:
     for arguments, code, words in (
-        (("list",), 2, "name a --tenant"),
+        (("list",), 2, "Name a --tenant"),
         (("list", "--tenant", "t", "--cursor", "x"), 2, "next_cursor"),
         (("show", "x"), 2, "32 hexadecimal digits"),
         (("show", "00000000-0000-7000-8000-000000000000"), 1, "no dead letter"),

@@ -101,7 +101,7 @@ async def test_list_and_show(replays: Any, somastack: Somastack) -> None:
 
 async def test_bad_input_is_one_line_with_a_cure(somastack: Somastack) -> None:
     for verb in (("list",), ("tail",), ("show", "00000000-0000-7000-8000-000000000000"), ("replay", "--dry-run")):
-        assert "--all-tenants" in somastack(*verb, code=1)  # the cure is an option, not an argument of Python
+        assert "--all-tenants" in somastack(*verb, code=2)
         assert "exclude each other" in somastack(*verb, "--tenant", "a", "--all-tenants", code=2)
     assert "exclude each other" in somastack("list", "--tenant", "a", "--all-tenants", code=2)
     assert "not an id" in somastack("show", "x'; DROP TABLE soma.events", "--all-tenants", code=1)

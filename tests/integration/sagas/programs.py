@@ -62,6 +62,22 @@ async def third(second: Annotated[str, From("second")], tx: Tx) -> str:
     return second
 
 
+async def hold(job: Job, tx: Tx) -> str:
+    """It pauses its process while it has a lock."""
+    await tx.conn.execute("UPDATE done SET what = what || '!' WHERE what LIKE 'locked%'")
+    if job.how == "pause":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return "held"
+
+
+def hold_in_thread(job: Job, tx: Tx) -> str:
+    """The same as a plain function."""
+    tx.conn.execute("UPDATE done SET what = what || '!' WHERE what LIKE 'locked%'")
+    if job.how == "pause":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return "held"
+
+
 PLAIN = Saga("plain", Job, first, SagaStep(second, timeout_seconds=900.0), third, deadline=3600.0)
 CAREFUL = Saga(
     "careful", Job, first, SagaStep(second, unsecond, timeout_seconds=900.0, unknown=Unknown.COMPENSATE), third,
@@ -70,4 +86,8 @@ CAREFUL = Saga(
 ASKING = Saga(
     "asking", Job, first, SagaStep(second, timeout_seconds=900.0, unknown=Unknown.ASK), third, deadline=3600.0
 )
-SAGAS = [PLAIN, CAREFUL, ASKING]
+LOCKING = Saga("locking", Job, SagaStep(hold, timeout_seconds=2.0, max_retries=20), deadline=3600.0)
+LOCKING_IN_THREAD = Saga(
+    "locking-in-thread", Job, SagaStep(hold_in_thread, timeout_seconds=2.0, max_retries=20), deadline=3600.0
+)
+SAGAS = [PLAIN, CAREFUL, ASKING, LOCKING, LOCKING_IN_THREAD]

@@ -9,9 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from soma_common.sagas.models import SagaStatus
+from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.views import SagaView
-from tests.integration.sagas.programs import ASKING, CAREFUL, PLAIN, SAGAS, Job
+from tests.integration.sagas.programs import ASKING, CAREFUL, LOCKING, LOCKING_IN_THREAD, PLAIN, SAGAS, Job
 from tests.saga_process import working
 from tests.saga_support import Sagas, opened, told
 from tests.waiting import until
@@ -118,6 +118,30 @@ async def test_a_worker_that_was_paused_writes_nothing_when_it_wakes(sagas: Saga
     view = await sagas.orchestrator.get_saga(saga_id)
     assert told(view.journal) == ["done first", "done second", "done third", "ended"]
     assert (await done(sagas)).count("third") == 2  # one for each saga
+
+
+@pytest.mark.parametrize("saga", [LOCKING, LOCKING_IN_THREAD], ids=["async", "thread"])
+async def test_a_worker_that_stays_paused_in_a_transaction_keeps_no_locks(
+    sagas: Sagas, soma_database: str, saga: Saga
+) -> None:
+    """Nobody wakes it, as when its machine is gone: PostgreSQL ends its transaction, and another worker goes on."""
+    await sagas.pool.fetch("INSERT INTO done (what) VALUES ('locked')")
+    saga_id = await sagas.start(saga, Job(soma_database, "pause"))
+    with working(soma_database, MODULE, **QUICK) as paused:
+        holder = (
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE 'UPDATE done%' "
+            "AND datname = current_database()"
+        )
+
+        async def stands_still() -> bool:
+            return bool((await sagas.pool.fetch(holder))[0][0])
+
+        await until(stands_still, what="the step that holds a lock")
+        await calm(sagas, saga_id, soma_database)
+        with working(soma_database, MODULE, **QUICK):
+            assert await sagas.orchestrator.result(saga_id) == "held"
+        assert paused.exit_code is None
+    assert await done(sagas) == ["locked!"]
 
 
 async def test_a_step_that_blocks_its_process_loses_its_saga(sagas: Sagas, soma_database: str) -> None:

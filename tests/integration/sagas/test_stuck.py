@@ -19,8 +19,8 @@ from soma_common.errors import (
     WrongSagaState,
 )
 from soma_common.retry import Backoff
-from soma_common.sagas.models import Saga, SagaStatus, SagaStep, Signal, UndoPolicy, Unknown, with_compensation
-from tests.saga_support import TENANT, Sagas, told, undone
+from soma_common.sagas.models import Saga, SagaStatus, SagaStep, UndoPolicy, Unknown, with_compensation
+from tests.saga_support import TENANT, Sagas, has_come_to, told, undone
 from tests.waiting import until
 
 SOON = Backoff(base=0.001, maximum=0.01)
@@ -217,8 +217,8 @@ async def test_a_step_whose_result_others_need_is_not_skipped(sagas: Sagas) -> N
         view = await sagas.ended(saga_id := await sagas.start(saga, 1))
         assert view.reason == "inner/free-of-it"
         await sagas.orchestrator.skip(saga_id, why="not now")
-        await until(lambda: waits_for(sagas, saga_id, "stuck"))
-        await until(lambda: waits_for(sagas, saga_id, "unknown inner/act"))
+        await until(lambda: has_come_to(sagas, saga_id, "stuck"))
+        await until(lambda: has_come_to(sagas, saga_id, "unknown inner/act"))
         await sagas.ended(saga_id)
         with pytest.raises(WrongSagaState, match="cannot go on without the result of inner/act"):
             await sagas.orchestrator.skip(saga_id, why="not now")
@@ -282,130 +282,3 @@ async def test_a_letter_of_a_saga_goes_with_the_saga(sagas: Sagas) -> None:
     with pytest.raises(ValidationError, match="cannot be changed"):
         await letters.edit(sagas.pool, full, {"n": 2}, who="ann")
     assert await letters.can_retry(sagas.pool, letter.letter_id)
-
-
-async def test_a_running_saga_turns_when_it_is_asked(sagas: Sagas) -> None:
-    world = World()
-    world.broken = False
-
-    async def act(number: int) -> None: ...
-
-    async def undo(number: int) -> None:
-        world.calls.append("undo")
-
-    saga = Saga("asked", int, SagaStep(act, undo), Signal("go", str))
-    async with sagas.worker(saga):
-        saga_id = await sagas.start(saga, 1)
-        await until(lambda: waits(sagas, saga_id))
-        assert await sagas.orchestrator.compensate(saga_id, reason="customer cancelled", who="ann")
-        view = await sagas.ended(saga_id)
-        with pytest.raises(WrongSagaState, match="it is compensated"):
-            await sagas.orchestrator.compensate(saga_id, reason="again")
-    assert told(view.journal) == ["done act", "waiting go", "compensate", "turned", "undone act", "ended"]
-    assert (view.journal[2].who, view.journal[2].why) == ("ann", "customer cancelled")
-    assert (view.status, view.reason, view.asked) == ("compensated", "compensate", "compensate")
-
-
-async def waits(sagas: Sagas, saga_id: UUID) -> bool:
-    view = await sagas.orchestrator.get_saga(saga_id)
-    return not view.has_worker and view.length > 1
-
-
-async def test_a_step_that_is_cancelled_by_a_person_ends_at_once(sagas: Sagas) -> None:
-    import asyncio
-
-    began = asyncio.Event()
-
-    async def long(number: int) -> None:
-        began.set()
-        await asyncio.sleep(600)
-
-    saga = Saga("long", int, SagaStep(long, timeout_seconds=900.0, unknown=Unknown.RETRY, max_retries=0))
-    async with sagas.worker(saga, lease=1.0):
-        saga_id = await sagas.start(saga, 1)
-        await asyncio.wait_for(began.wait(), 60)
-        await sagas.orchestrator.cancel(saga_id, reason="enough", who="ann")
-        view = await sagas.ended(saga_id)
-    assert view.status is SagaStatus.COMPENSATED
-    assert told(view.journal)[0] == "cancel"
-
-
-async def test_a_pivot_that_may_have_happened_is_found_out_about_before_anything_is_undone(sagas: Sagas) -> None:
-    """Cancelled, or with a worker that died: behind it there would be no way back."""
-    import asyncio
-
-    world, began = World(), asyncio.Event()
-
-    async def undo(number: int) -> None:
-        world.calls.append("undo")
-
-    async def act(number: int) -> None: ...
-
-    async def ship(number: int) -> None:
-        world.calls.append("ship")
-        if world.calls.count("ship") == 1:
-            began.set()
-            await asyncio.sleep(600)  # it went out, and the answer never comes
-
-    saga = Saga("pivot", int, SagaStep(act, undo), SagaStep(ship, pivot=True, timeout_seconds=900.0, retry=SOON))
-    async with sagas.worker(saga, lease=1.0):
-        saga_id = await sagas.start(saga, 1)
-        await asyncio.wait_for(began.wait(), 60)
-        await sagas.orchestrator.cancel(saga_id, reason="too late", who="ann")
-        view = await sagas.ended(saga_id)
-    assert told(view.journal) == ["done act", "cancel", "unknown ship", "done ship", "ended"]
-    assert world.calls == ["ship", "ship"]
-
-
-async def test_signals_come_early_twice_and_wrong(sagas: Sagas) -> None:
-    async def after(number: int, go: str) -> str:
-        return go
-
-    saga = Saga("signals", int, Signal("go", str), after)
-    o = sagas.orchestrator
-    early = await sagas.start(saga, 1)
-    assert await o.signal(early, "go", "first", signal_id="one")
-    assert not await o.signal(early, "go", "first", signal_id="one")
-    assert await o.signal(early, "go", "second")
-    late = await sagas.start(saga, 1)
-    async with sagas.worker(saga):
-        assert await o.result(early) == "first"
-        await until(lambda: waits_for(sagas, late, "waiting go"))
-        await o.signal(late, "go", 17)
-        await o.signal(late, "come", "x")
-        await o.signal(late, "go", "at last")
-        assert await o.result(late) == "at last"
-
-
-async def waits_for(sagas: Sagas, saga_id: UUID, line: str) -> bool:
-    return line in told((await sagas.orchestrator.get_saga(saga_id)).journal)
-
-
-async def test_a_signal_that_does_not_come(sagas: Sagas) -> None:
-    async def undo(number: int) -> None: ...
-
-    async def act(number: int) -> None: ...
-
-    async def after(number: int, go: str | None) -> str:
-        return f"{go}"
-
-    saga = Saga("never", int, SagaStep(act, undo), Signal("go", str, timeout_seconds=0.2), name_of_nothing)
-    view = await sagas.run(saga, 1)
-    assert told(view.journal) == ["done act", "waiting go", "failed go", "turned", "undone act", "ended"]
-    assert view.error == "no signal go came within 0.2 s"
-    optional = Saga("optional", int, Signal("go", str, timeout_seconds=0.2, optional=True), after)
-    assert (await sagas.run(optional, 1)).result == "None"
-
-
-async def name_of_nothing(number: int) -> None: ...
-
-
-async def test_a_saga_turns_at_its_deadline(sagas: Sagas) -> None:
-    async def act(number: int) -> None: ...
-
-    async def undo(number: int) -> None: ...
-
-    saga = Saga("late", int, SagaStep(act, undo), Signal("go", str), deadline=0.3)
-    view = await sagas.run(saga, 1)
-    assert told(view.journal) == ["done act", "waiting go", "turned", "undone act", "ended"]
-    assert (view.reason, view.error) == ("deadline", "its deadline passed")
