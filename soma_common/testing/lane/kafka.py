@@ -19,7 +19,7 @@ from soma_common.testing.lane.java import QUICK_START, find_java
 from soma_common.testing.lane.kafka_wire import Topic, broker_count, create_topic
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
-from soma_common.testing.lane.server import LaneServer, Settings, remembered
+from soma_common.testing.lane.server import LaneServer, Settings, made_once, remembered
 
 _JAVA = 17
 _HEAP = ("-Xms256m", "-Xmx1g")
@@ -63,6 +63,21 @@ class KafkaServer(LaneServer[_Settings]):
         Jars("kafka").ensure()  # before anything is made
         folder = scratch_folder("kafka", parent)
         return cls(folder, _Settings(free_port(), free_port(), lasting), properties=settings)._start_first()
+
+    @classmethod
+    def lasting(cls, folder: Path, *, port: int | None = None) -> KafkaServer:
+        """The broker of a folder whose data last, made where it is new; ``serve`` starts it. ``port``: None: drawn.
+
+        Raises ServerUnavailable: Java or Maven missing, jars changed, or the folder is no broker's.
+        """
+        Jars("kafka").ensure()
+        with made_once(folder) as known:
+            settings = _Settings(**known) if known else _Settings(free_port(), free_port(), lasting=True)
+            server = cls(folder, settings if port is None else replace(settings, broker=port))
+            if known is None:
+                server._prepare()
+                server._remember()
+        return server
 
     @classmethod
     def attach(cls, folder: Path) -> KafkaServer:
