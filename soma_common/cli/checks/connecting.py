@@ -1,0 +1,19 @@
+"""A connection to look at a database with: it starts nothing, and bears a pooler between."""
+
+from __future__ import annotations
+
+from soma_common.config import SomaConfig
+from soma_common.postgres.embedded import EmbeddedPostgres
+from soma_common.postgres.pool import Pool, PoolSettings
+
+
+def address(config: SomaConfig) -> str:
+    """Of the database of the settings; the embedded one is not started for it."""
+    return config.postgres_dsn or EmbeddedPostgres(config.folder).dsn
+
+
+def unpooled(config: SomaConfig, within: float) -> Pool:
+    """A pool that prepares nothing; ``within`` bounds connecting, and each statement, in seconds."""
+    bound = {} if config.postgres_pooler else {"statement_timeout": str(int(within * 1000))}
+    settings = {"application_name": "somastack", **bound}
+    return Pool(PoolSettings(address(config), size=4, timeout=within, transaction_pooler=True, settings=settings))
