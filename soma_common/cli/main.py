@@ -18,6 +18,8 @@ _COMMANDS = {
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),
     "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay, replays."),
+    "logs": ("soma_common.cli.logs", "logs", "What the servers of `up` say."),
+    "status": ("soma_common.cli.status", "status", "Every component, and whether it is well."),
     "doctor": ("soma_common.cli.doctor", "doctor", "What is wrong here, and what to do about it."),
     "down": ("soma_common.cli.down", "down", "End what `up` started."),
     "up": ("soma_common.cli.up", "up", "Start the servers of a mode, and leave them running."),

@@ -36,13 +36,14 @@ class TopicFacts:
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """A cluster. ``ahead`` is how far its controller's clock is ahead of ours, and ``give`` how exact that is."""
+    """A cluster. ``ahead`` is how far its controller's clock is ahead of ours, and ``give`` how exact that is. ``version``: of its protocol."""
 
     brokers: int
     topics: Mapping[str, TopicFacts | None]
     settings: Mapping[str, str]
     ahead: timedelta | None
     give: timedelta
+    version: str = ""
 
 
 async def inspect(
@@ -63,7 +64,7 @@ async def inspect(
         found = {name: await _topic(client, name, timeout) for name in sorted(set(topics))}
         settings = await _settings(client, ConfigResourceType.BROKER, str(nodes[0]), timeout) if nodes else {}
         ahead, give = await _clock(client, timeout)
-        return ClusterFacts(len(nodes), found, settings, ahead, give)
+        return ClusterFacts(len(nodes), found, settings, ahead, give, settings.get("inter.broker.protocol.version", ""))
     except (KafkaError, OSError, TimeoutError) as error:
         raise unreachable(bootstrap, error) from error
     finally:

@@ -30,7 +30,7 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
         try:
             server = (await pool.fetch(_sql("server")))[0]
         except SomaError as error:
-            yield failed("reachable", error)
+            yield _away(config, error)
             return
         yield ok("reachable", f"as {server['role']}, {server['bytes'] / 2**20:.0f} MiB")
         yield _version(server)
@@ -50,6 +50,12 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
 
 def _sql(name: str) -> str:
     return blocks("doctor")[name]
+
+
+def _away(config: SomaConfig, error: SomaError) -> Finding:
+    if config.postgres_dsn:
+        return failed("reachable", error)
+    return fail("reachable", f"the embedded database in {config.folder} does not run", "`somastack up` starts it.")
 
 
 def _version(server: Any) -> Finding:

@@ -15,7 +15,7 @@ _LOOKS: Final = {
     Level.OK: ("✓", "ok", "green"), Level.WARN: ("!", "warn", "yellow"), Level.FAIL: ("✗", "FAIL", "red"),
     Level.SKIPPED: ("-", "skip", "bright_black"),
 }  # fmt: skip
-_WIDTH: Final = 24
+_WIDTH: Final = 31
 
 
 def show(found: Mapping[Area, Sequence[Finding]], *, quiet: bool) -> None:
