@@ -31,7 +31,9 @@ _MOST = 4 * 1024 * 1024  # bytes of a file's end that are read for its last line
 ))  # fmt: skip
 @click.argument("service", required=False, type=click.Choice([server.value for server in Server]))
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is said from now on, until Ctrl-C.")
-@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(0, 100_000), help="Last lines of each.")
+@click.option(
+    "-n", "--lines", default=50, show_default=True, type=click.IntRange(0, 100_000), help="Last lines of each."
+)
 def logs(*, service: str | None, follow: bool, lines: int) -> None:
     """What the servers say that `somastack up` started in SOMA_FOLDER. Of several, each line has the server's name.
 
@@ -59,7 +61,8 @@ def _files(places: Places, state: State | None, service: str | None) -> Mapping[
     there = {name: path for name, path in paths.items() if path.is_file()}
     if not there:
         raise ConfigurationError(
-            f"There is no log of {service or 'any server'} in {places.folder}.", cure="`somastack up` starts servers; check SOMA_FOLDER."
+            f"There is no log of {service or 'any server'} in {places.folder}.",
+            cure="`somastack up` starts servers; check SOMA_FOLDER.",
         )
     return there
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from soma_common import __version__
 from soma_common.cli.telling import complain
@@ -18,6 +19,14 @@ _COMMANDS = {
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),
     "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay, replays."),
+    "replay": (
+        "soma_common.cli.replay",
+        "replay",
+        "Replays: plan, start, run, pause, resume, cancel, list.",
+    ),
+    "completion": ("soma_common.cli.completion", "completion", "The completion script of a shell."),
+    "new": ("soma_common.cli.new", "new", "A starter project that runs and passes its tests."),
+    "worker": ("soma_common.cli.worker", "worker", "Run the consumers, sagas and relay of an application."),
     "logs": ("soma_common.cli.logs", "logs", "What the servers of `up` say."),
     "status": ("soma_common.cli.status", "status", "Every component, and whether it is well."),
     "doctor": ("soma_common.cli.doctor", "doctor", "What is wrong here, and what to do about it."),
@@ -53,6 +62,13 @@ class LazyGroup(click.Group):
         module, attribute, _ = _COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names and their lines of help, without loading anything; the options of this group."""
+        names = [CompletionItem(name, help=text) for name, (_, _, text) in sorted(_COMMANDS.items())]
+        return [item for item in names if item.value.startswith(incomplete)] + click.Command.shell_complete(
+            self, ctx, incomplete
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in ``--help``."""

@@ -84,4 +84,12 @@ def _table(rows: list[Row]) -> RenderableType:
 
 def _cells(row: Row) -> list[str]:
     state = {True: "up", False: "DOWN", None: "-"}[row.up]
-    return [row.name, state, row.version, row.lag, row.disk, took(row.took) if row.took is not None else "-", row.detail]
+    return [
+        row.name,
+        state,
+        row.version,
+        row.lag,
+        row.disk,
+        took(row.took) if row.took is not None else "-",
+        row.detail,
+    ]

@@ -52,7 +52,9 @@ class _Port(click.ParamType):
     "somastack up --mode somastack --only kafka,postgres --env .env", "two of them, known to a file",
 ))  # fmt: skip
 @click.option(
-    "--mode", type=click.Choice([mode.value for mode in DeployMode]), help="What to start.  [default: SOMA_DEPLOY_MODE, else standalone]"
+    "--mode",
+    type=click.Choice([mode.value for mode in DeployMode]),
+    help="What to start.  [default: SOMA_DEPLOY_MODE, else standalone]",
 )
 @click.option("--only", type=_Servers(), metavar="NAMES", help=f"Of: {_NAMES}. A registry brings postgres along.")
 @click.option("--port", "ports", type=_Port(), multiple=True, metavar="NAME=PORT", help="A port of your choice.")
@@ -118,7 +120,8 @@ def _same_mode(places: Places, mode: DeployMode) -> None:
     before = places.read()
     if before is not None and before.mode != mode and places.keeper.who is not None:
         raise ConfigurationError(
-            f"What runs in {places.folder} is of mode {before.mode}.", cure="`somastack down` first, or another SOMA_FOLDER."
+            f"What runs in {places.folder} is of mode {before.mode}.",
+            cure="`somastack down` first, or another SOMA_FOLDER.",
         )
 
 

@@ -86,7 +86,9 @@ async def _topic(client: AIOKafkaAdminClient, name: str, timeout: float) -> Topi
 async def _settings(client: AIOKafkaAdminClient, kind: Any, name: str, timeout: float) -> dict[str, str]:
     """The settings of a broker or topic; none where this user may not see them."""
     answers = await bounded(client.describe_configs([ConfigResource(kind, name)]), timeout)
-    entries = [entry for answer in answers for resource in answer.resources if resource[0] == 0 for entry in resource[4]]
+    entries = [
+        entry for answer in answers for resource in answer.resources if resource[0] == 0 for entry in resource[4]
+    ]
     return {str(entry[0]): str(entry[1]) for entry in entries}
 
 

@@ -136,6 +136,11 @@ class EmbeddedPostgres:
         """What the server said, as text."""
         return self._layout.log
 
+    @property
+    def runs(self) -> bool:
+        """Whether a server has its socket in the folder; nothing is started or asked for it."""
+        return os.path.exists(self._layout.run / ".s.PGSQL.5432")  # False where it may not be looked at
+
     def start(self) -> str:
         """Open the folder, starting the server unless another process has; return the DSN. Twice is safe.
 

@@ -42,7 +42,13 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
     if facts.ahead is None:
         yield skipped("controller clock", "this cluster does not tell its time")
     else:
-        yield clock("controller clock", "the controller's", facts.ahead.total_seconds(), facts.give.total_seconds(), subject.limits)
+        yield clock(
+            "controller clock",
+            "the controller's",
+            facts.ahead.total_seconds(),
+            facts.give.total_seconds(),
+            subject.limits,
+        )
 
 
 def _topic(topic: TopicFacts, facts: ClusterFacts) -> list[Finding]:

@@ -103,7 +103,11 @@ def _safety(server: Any) -> list[Finding]:
                  "set autovacuum = on in postgresql.conf."),
     ]  # fmt: skip
     if server["read_only"] == "on":
-        found.append(fail("read only", "default_transaction_read_only is on", rest.format("default_transaction_read_only", "off")))
+        found.append(
+            fail(
+                "read only", "default_transaction_read_only is on", rest.format("default_transaction_read_only", "off")
+            )
+        )
     if "off" in (server["fsync"], server["full_pages"]):
         cure = "set fsync = on and full_page_writes = on in postgresql.conf."
         found.append(fail("disk writes", "fsync or full_page_writes is off: a power cut destroys the database", cure))
@@ -165,7 +169,9 @@ async def _rights(pool: Pool, server: Any) -> Finding:
         return fail("rights", f"{server['role']} may not use the schema soma", grant)
     lacking = [row[0] for row in await pool.fetch(_sql("rights"))]
     if lacking:
-        return fail("rights", f"{server['role']} lacks {', '.join(lacking[:4])}{' …' if len(lacking) > 4 else ''}", grant)
+        return fail(
+            "rights", f"{server['role']} lacks {', '.join(lacking[:4])}{' …' if len(lacking) > 4 else ''}", grant
+        )
     more = "; a superuser: applications need less" if server["superuser"] == "on" else ""
     return ok("rights", f"{server['role']} may append and read{more}")
 
@@ -192,7 +198,11 @@ async def _transactions(pool: Pool, limits: Limits) -> Finding:
     who = f"{first['program'] or 'a program'} of {first['role'] or 'somebody'}, {first['state']}"
     text = f"{len(rows)}; the oldest since {span(first['seconds'])} (pid {first['pid']}: {who})"
     cure = f"end it: SELECT pg_terminate_backend({first['pid']}); and set idle_in_transaction_session_timeout."
-    held = "readers of the log wait for what it wrote, and vacuum for what it sees" if first["writes"] else "vacuum waits for it"
+    held = (
+        "readers of the log wait for what it wrote, and vacuum for what it sees"
+        if first["writes"]
+        else "vacuum waits for it"
+    )
     return warn("old transactions", f"{text}: {held}", cure)
 
 
@@ -201,7 +211,9 @@ async def _prepared(pool: Pool, limits: Limits) -> Finding:
     if not rows:
         return ok("prepared transactions", "none is left over")
     first = rows[0]
-    text = f"{len(rows)}; {first['gid']} of {first['role']} since {span(first['seconds'])}: readers and vacuum wait for it"
+    text = (
+        f"{len(rows)}; {first['gid']} of {first['role']} since {span(first['seconds'])}: readers and vacuum wait for it"
+    )
     cure = "COMMIT PREPARED or ROLLBACK PREPARED it: its coordinator does not."
     return fail("prepared transactions", text, cure)
 

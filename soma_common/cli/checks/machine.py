@@ -65,7 +65,9 @@ def _folder(folder: Path) -> Finding:
         nearest = _nearest(folder)
         usable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
     except OSError as error:
-        return failed("folder", SomaError(f"{folder}: {error.strerror}.", cure="set SOMA_FOLDER to a folder of your own."))
+        return failed(
+            "folder", SomaError(f"{folder}: {error.strerror}.", cure="set SOMA_FOLDER to a folder of your own.")
+        )
     if not usable:
         return fail("folder", f"{nearest} cannot be written", "set SOMA_FOLDER to a folder of your own.")
     return ok("folder", str(folder))

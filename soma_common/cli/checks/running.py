@@ -52,5 +52,7 @@ async def _findings(area: Area, subject: Subject) -> list[Finding]:
     except SomaError as error:
         found.append(failed("checks", error))
     except TimeoutError:
-        found.append(fail("checks", f"no answer within {within:g} s", "look whether the server is overloaded or hangs."))
+        found.append(
+            fail("checks", f"no answer within {within:g} s", "look whether the server is overloaded or hangs.")
+        )
     return found

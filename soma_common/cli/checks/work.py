@@ -97,7 +97,11 @@ async def _letters(pool: Pool) -> Finding:
         return ok("dead letters", "none is open")
     oldest = max(row[3] for row in rows)
     text = f"{total} open, {dead} of them dead; the oldest since {span(oldest)}"
-    return warn("dead letters", text, "`somastack dlq summary --all-tenants` says which; mend the cause, then `somastack dlq retry`.")
+    return warn(
+        "dead letters",
+        text,
+        "`somastack dlq summary --all-tenants` says which; mend the cause, then `somastack dlq retry`.",
+    )
 
 
 async def _sagas(pool: Pool) -> Finding:
@@ -108,5 +112,7 @@ async def _sagas(pool: Pool) -> Finding:
     stuck = counts.pop("stuck", 0)
     under_way = sum(counts.values())
     if stuck:
-        return warn("sagas", f"{stuck} stuck, {under_way} under way", "`somastack saga list --all-tenants --status stuck`")
+        return warn(
+            "sagas", f"{stuck} stuck, {under_way} under way", "`somastack saga list --all-tenants --status stuck`"
+        )
     return ok("sagas", f"{under_way} under way, none stuck")

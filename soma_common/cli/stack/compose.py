@@ -38,7 +38,9 @@ def compose_file() -> Path | None:
     return next((folder / name for name in _FILES if (folder / name).is_file()), None)
 
 
-def choose(backend: str, *, engine: Callable[[], bool] = engine_answers, file: Callable[[], Path | None] = compose_file) -> Path | None:
+def choose(
+    backend: str, *, engine: Callable[[], bool] = engine_answers, file: Callable[[], Path | None] = compose_file
+) -> Path | None:
     """The compose file to use, or None for processes of this machine.
 
     Args:

@@ -14,6 +14,7 @@ from soma_common.cli.moments import span
 from soma_common.config import SomaConfig
 from soma_common.errors import SomaError
 from soma_common.postgres import migrate
+from soma_common.postgres.embedded import EmbeddedPostgres
 from soma_common.sql.loader import blocks
 
 _COUNTED: Final = 10_000
@@ -66,6 +67,8 @@ async def _bounded(name: str, asking: Awaitable[list[Row]], within: float) -> li
 
 
 async def _postgres(config: SomaConfig, within: float) -> list[Row]:
+    if not config.postgres_dsn and not EmbeddedPostgres(config.folder).runs:
+        return [Row("postgres", False, detail=f"the embedded database in {config.folder} does not run: somastack up")]
     async with unpooled(config, within) as pool:
         began = time.monotonic()
         server = (await pool.fetch(blocks("doctor")["server"]))[0]
@@ -73,7 +76,9 @@ async def _postgres(config: SomaConfig, within: float) -> list[Row]:
         detail = f"{server['connections']} of {server['most']} connections"
         if server["standby"]:
             detail = f"a standby: it takes no events; {detail}"
-        row = Row("postgres", not server["standby"], server["version"], disk=_size(server["bytes"]), detail=detail, took=took)
+        row = Row(
+            "postgres", not server["standby"], server["version"], disk=_size(server["bytes"]), detail=detail, took=took
+        )
         return [row, await _migrations(pool.settings.dsn)]
 
 
@@ -113,7 +118,9 @@ async def _registry(config: SomaConfig, within: float) -> list[Row]:
         rest.expect(answer)
     finally:
         await rest.close()
-    return [Row("registry", True, str(answer.at("version")), detail=str(answer.at("name")), took=time.monotonic() - began)]
+    return [
+        Row("registry", True, str(answer.at("version")), detail=str(answer.at("name")), took=time.monotonic() - began)
+    ]
 
 
 async def _work(config: SomaConfig, within: float) -> list[Row]:
@@ -132,7 +139,9 @@ def _reader(row: Any) -> Row:
     name, alive, idle, behind, oldest, _ = row
     kind, _, who = name.partition(":")
     many = f">{_COUNTED:,}" if behind > _COUNTED else f"{behind:,}"
-    detail = f"{alive} at work, moved {span(idle)} ago" + (f", the oldest event waits since {span(oldest)}" if behind else "")
+    detail = f"{alive} at work, moved {span(idle)} ago" + (
+        f", the oldest event waits since {span(oldest)}" if behind else ""
+    )
     return Row(f"{kind} {who}", None, lag=many, detail=detail)
 
 
