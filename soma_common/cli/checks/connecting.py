@@ -13,7 +13,8 @@ def address(config: SomaConfig) -> str:
 
 
 def unpooled(config: SomaConfig, within: float) -> Pool:
-    """A pool that prepares nothing; ``within`` bounds connecting, and each statement, in seconds."""
-    bound = {} if config.postgres_pooler else {"statement_timeout": str(int(within * 1000))}
-    settings = {"application_name": "somastack", **bound}
+    """A pool that prepares nothing; ``within`` (seconds) bounds connecting. What else takes long is cancelled by whoever
+    asks: a pooler refuses a session with settings such as statement_timeout.
+    """
+    settings = {"application_name": "somastack"}
     return Pool(PoolSettings(address(config), size=4, timeout=within, transaction_pooler=True, settings=settings))

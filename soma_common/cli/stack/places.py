@@ -120,7 +120,7 @@ class Places:
             servers = tuple(Started(**{name: str(one[name]) for name in _STARTED}) for one in told["servers"])
             env = {str(name): str(value) for name, value in told["env"].items()}
             return State(parse_mode(str(told["mode"])).value, servers, env, str(told.get("compose", "")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigurationError):
             return None
 
     def write(self, state: State) -> None:

@@ -25,7 +25,7 @@ def recorded(pids: Path) -> Record | None:
     """What the guard of a server wrote down; None where nothing legible is."""
     try:
         return Record.read(pids)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -35,7 +35,7 @@ def runs(who: Identity) -> bool:
         return False
     try:
         os.kill(who.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -71,7 +71,7 @@ class Keeper:
         try:
             told = json.loads(self._record.read_text())
             who = Identity(int(told[0]), None if told[1] is None else int(told[1]))
-        except (OSError, ValueError, TypeError, IndexError, KeyError):
+        except (OSError, ValueError, TypeError, IndexError, KeyError, RecursionError):
             return None
         return who if runs(who) else None
 

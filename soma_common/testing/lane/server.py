@@ -166,13 +166,18 @@ def made_once(folder: Path) -> Iterator[dict[str, Any] | None]:
         known = remembered(folder)
     except FileNotFoundError:
         known = None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ServerUnavailable(f"The settings in {folder} cannot be read: {error}.", cure=_LOST) from error
     if known is None and (folder / "data").exists():
         raise ServerUnavailable(f"There are data in {folder}, and their server's settings are gone.", cure=_LOST)
     if known is None:
         making.touch()
-    yield known
+    try:
+        yield known
+    except TypeError as error:  # settings of another release, or of somebody's hand
+        raise ServerUnavailable(
+            f"The settings in {folder} are not those of this server: {error}.", cure=_LOST
+        ) from error
     making.unlink(missing_ok=True)
 
 
