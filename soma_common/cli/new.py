@@ -27,7 +27,7 @@ _TAKEN: Final = {"soma_common", "somastack", "tests", "pytest", "pydantic", "hyp
 _SUFFIX: Final = ".tmpl"
 
 
-class _ProjectName(click.ParamType):
+class _ProjectName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     name = "name"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:

@@ -21,7 +21,7 @@ from soma_common.errors import ConfigurationError
 _NAMES = ", ".join(Server)
 
 
-class _Servers(click.ParamType):
+class _Servers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     name = "servers"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[Server]:
@@ -34,7 +34,7 @@ class _Servers(click.ParamType):
         return frozenset(map(Server, names))
 
 
-class _Port(click.ParamType):
+class _Port(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     name = "server=port"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Server, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -14,6 +15,7 @@ from soma_common.cli.escaping import plain
 from soma_common.cli.examples import examples
 from soma_common.cli.loading import complete_names, load
 from soma_common.cli.reloading import supervise
+from soma_common.cli.telling import complain
 from soma_common.errors import ConfigurationError
 from soma_common.service import Service, run_until_signalled
 
@@ -28,7 +30,7 @@ from soma_common.service import Service, run_until_signalled
 @click.option("--relay", is_flag=True, help="Also bring events from the outbox to Kafka.")
 @click.option("--sagas/--no-sagas", default=None, help="Run its sagas.  [default: when no --consumer is named]")
 @click.option("--health-port", type=click.IntRange(0, 65535), metavar="PORT",
-              help="Serve /health/live, /health/ready and /metrics; 0: any port.  [default: SOMA_HEALTH_PORT]")  # fmt: skip
+              help="Serve health and metrics there; 0: any port.  [default: SOMA_HEALTH_PORT]")  # fmt: skip
 @click.option("--drain", default=25.0, show_default=True, type=click.FloatRange(0.1, 3600),
               help="Seconds for what is under way, once it is to end.")  # fmt: skip
 @click.option("--reload", "reloads", is_flag=True, help="Begin anew when a .py file changes. For development.")
@@ -53,7 +55,8 @@ def worker(
         if sagas and not any(soma.saga_definitions for soma in somas):
             raise ConfigurationError("There are no sagas to run.", cure="pass Soma(sagas=[...]).")
     except ConfigurationError as error:
-        raise click.UsageError(f"{error.message} {error.cure or ''}".strip()) from error
+        complain(error)
+        sys.exit(2)
     if relay and not any(soma.config.uses_kafka for soma in somas):
         click.echo("there is no relay in standalone mode: consumers read the log itself", err=True)
     asyncio.run(_run(somas, chosen, relay=relay, sagas=sagas, health_port=health_port, drain=drain))

@@ -1,7 +1,7 @@
 """What time it is at the controller of a Kafka cluster, told without writing anything.
 
-A controller says of each voter when it last heard of it, and of itself "now" (KIP-595 and KIP-836, DescribeQuorum version
-1; brokers since 3.3 pass the question on). The request is ours because aiokafka has none.
+A controller says of each voter when it last heard of it, and of itself "now" (KIP-595 and KIP-836, DescribeQuorum
+version 1; brokers since 3.3 pass the question on). The request is ours because aiokafka has none.
 """
 
 from __future__ import annotations

@@ -36,7 +36,10 @@ class TopicFacts:
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """A cluster. ``ahead`` is how far its controller's clock is ahead of ours, and ``give`` how exact that is. ``version``: of its protocol."""
+    """A cluster. ``ahead`` is how far its controller's clock is ahead of ours, and ``give`` how exact that is.
+
+    ``version`` is that of the protocol between its brokers, where they tell it.
+    """
 
     brokers: int
     topics: Mapping[str, TopicFacts | None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -243,8 +244,9 @@ class _Cluster:
     def _initialise(self) -> None:
         """Make the cluster beside its place and move it there whole: a killed start leaves no half of one."""
         _check_space(self._layout.folder)
-        fresh = self._layout.folder / "data.new"
-        for folder in (fresh, self._layout.data):
+        # A name of its own: where the starter was killed, its initdb may still be at work, and write into the old one.
+        fresh = self._layout.folder / f"data.new.{secrets.token_hex(4)}"
+        for folder in (*self._layout.folder.glob("data.new*"), self._layout.data):
             shutil.rmtree(folder, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         self._account.own(fresh)

@@ -60,7 +60,7 @@ def _partitions(topic: TopicFacts) -> Finding:
     if topic.leaderless:
         return fail("topic", f"{text}, {topic.leaderless} without a leader", "start the brokers that are away.")
     if topic.partitions < _FEW:
-        cure = f"so many processes of a consumer can work at once. Give it more, then `somastack topics accept {topic.name}`."
+        cure = f"no more processes of a consumer work at once. Add some, then `somastack topics accept {topic.name}`."
         return warn("topic", text, cure)
     return ok("topic", text)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from soma_common.cli.checks.connecting import unpooled
+from soma_common.cli.checks.connecting import asked, unpooled
 from soma_common.cli.checks.findings import Finding, Limits, Subject, fail, failed, ok, skipped, warn
 from soma_common.cli.moments import span
 from soma_common.config import SomaConfig
@@ -28,7 +28,7 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
     config = SomaConfig.from_env(subject.env)
     async with unpooled(config, subject.limits.within) as pool:
         try:
-            server = (await pool.fetch(_sql("server")))[0]
+            server = (await asked(pool, "server"))[0]
         except SomaError as error:
             yield _away(config, error)
             return
@@ -46,10 +46,6 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
         yield await _transactions(pool, subject.limits)
         yield await _prepared(pool, subject.limits)
         yield await _slots(pool)
-
-
-def _sql(name: str) -> str:
-    return blocks("doctor")[name]
 
 
 def _away(config: SomaConfig, error: SomaError) -> Finding:
@@ -77,7 +73,7 @@ def _primary(server: Any) -> Finding:
 async def _pooler(pool: Pool, config: SomaConfig) -> Finding:
     """A pooler gives out a key of its own in place of the backend's process id."""
     async with pool.connection() as connection:
-        direct = await connection.fetchval(_sql("backend")) == connection.get_server_pid()
+        direct = await connection.fetchval(blocks("doctor")["backend"]) == connection.get_server_pid()
     if not direct and not config.postgres_pooler:
         cure = "set SOMASTACK_POSTGRES_POOLER=transaction, or name the server itself."
         return fail("pooler", "a pooler stands between, and the settings do not say so", cure)
@@ -91,7 +87,7 @@ def _safety(server: Any) -> list[Finding]:
     """Settings on which the promises rest."""
     rest = "ALTER DATABASE … SET {} = {}, or mend postgresql.conf; then connect anew."
     found = [
-        _setting("isolation", server["isolation"], "read committed", "handlers may meet conflicts that they do not expect",
+        _setting("isolation", server["isolation"], "read committed", "handlers meet conflicts that they do not expect",
                  rest.format("default_transaction_isolation", "'read committed'")),
         _setting("synchronous commit", server["synchronous"], ("on", "remote_apply", "remote_write", "local"),
                  "a crash of the server may lose events that were acknowledged",
@@ -130,9 +126,9 @@ def _connections(server: Any, config: SomaConfig) -> Finding:
 
 
 async def _clock(pool: Pool, limits: Limits) -> Finding:
-    await pool.fetch(_sql("clock"))  # the second answer is not late by a connection
+    await asked(pool, "clock")  # the second answer is not late by a connection
     began, ours = time.monotonic(), datetime.now(UTC)
-    theirs = (await pool.fetch(_sql("clock")))[0][0]
+    theirs = (await asked(pool, "clock"))[0][0]
     half = timedelta(seconds=time.monotonic() - began) / 2
     return clock(CLOCK, "the server's", (theirs - ours - half).total_seconds(), half.total_seconds(), limits)
 
@@ -161,13 +157,13 @@ async def _migrations(config: SomaConfig, pool: Pool) -> Finding:
 
 
 async def _rights(pool: Pool, server: Any) -> Finding:
-    exists, usage = (await pool.fetch(_sql("schema")))[0]
+    exists, usage = (await asked(pool, "schema"))[0]
     if not exists:
         return skipped("rights", "there is no schema soma yet")
     grant = f"as the owner of the tables: `somastack db upgrade --grant-to {server['role']}`."
     if not usage:
         return fail("rights", f"{server['role']} may not use the schema soma", grant)
-    lacking = [row[0] for row in await pool.fetch(_sql("rights"))]
+    lacking = [row[0] for row in await asked(pool, "rights")]
     if lacking:
         return fail(
             "rights", f"{server['role']} lacks {', '.join(lacking[:4])}{' …' if len(lacking) > 4 else ''}", grant
@@ -177,11 +173,11 @@ async def _rights(pool: Pool, server: Any) -> Finding:
 
 
 async def _cluster(pool: Pool) -> Finding:
-    if not (await pool.fetch(_sql("schema")))[0][0]:
+    if not (await asked(pool, "schema"))[0][0]:
         return skipped("history", "there is no schema soma yet")
     try:
-        await pool.fetch(_sql("cluster"))
-        ahead = (await pool.fetch(_sql("ahead")))[0][0]
+        await asked(pool, "cluster")
+        ahead = (await asked(pool, "ahead"))[0][0]
     except SomaError as error:
         return failed("history", error)
     if ahead > 1.0:
@@ -191,7 +187,7 @@ async def _cluster(pool: Pool) -> Finding:
 
 
 async def _transactions(pool: Pool, limits: Limits) -> Finding:
-    rows = await pool.fetch(_sql("old_transactions"), limits.old)
+    rows = await asked(pool, "old_transactions", limits.old)
     if not rows:
         return ok("old transactions", f"none is open for more than {span(limits.old)}")
     first = rows[0]
@@ -207,7 +203,7 @@ async def _transactions(pool: Pool, limits: Limits) -> Finding:
 
 
 async def _prepared(pool: Pool, limits: Limits) -> Finding:
-    rows = await pool.fetch(_sql("prepared"), limits.old)
+    rows = await asked(pool, "prepared", limits.old)
     if not rows:
         return ok("prepared transactions", "none is left over")
     first = rows[0]
@@ -219,7 +215,7 @@ async def _prepared(pool: Pool, limits: Limits) -> Finding:
 
 
 async def _slots(pool: Pool) -> Finding:
-    rows = await pool.fetch(_sql("slots"))
+    rows = await asked(pool, "slots")
     if not rows:
         return ok("replication slots", "none without a reader")
     told = ", ".join(f"{row['name']} holds {row['bytes'] / 2**20:.0f} MiB of WAL" for row in rows[:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -54,9 +55,9 @@ def _sign(level: Level) -> str:
 
 
 def _terminal() -> bool:
-    stream = click.get_text_stream("stdout")
+    """Whether stdout is one, and can show the signs."""
     try:
-        "".join(sign for sign, *_ in _LOOKS.values()).encode(stream.encoding or "ascii")
+        "".join(sign for sign, *_ in _LOOKS.values()).encode(sys.stdout.encoding or "ascii")
     except (LookupError, UnicodeEncodeError):
         return False
-    return stream.isatty()
+    return sys.stdout.isatty()

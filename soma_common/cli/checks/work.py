@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from soma_common.cli.checks.connecting import unpooled
+from soma_common.cli.checks.connecting import asked, unpooled
 from soma_common.cli.checks.findings import Finding, Limits, Subject, fail, ok, skipped, warn
 from soma_common.cli.moments import span
 from soma_common.config import SomaConfig
 from soma_common.errors import DatabaseUnavailable, SomaError
 from soma_common.postgres.pool import Pool
-from soma_common.sql.loader import blocks
 
 _COUNTED: Final = 10_000
 _LONGEST_LEASE: Final = 86_400.0  # seconds: no setting takes more
@@ -22,8 +21,8 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
     config = SomaConfig.from_env(subject.env)
     async with unpooled(config, subject.limits.within) as pool:
         try:
-            readers = await pool.fetch(blocks("doctor")["readers"])
-            waiting, oldest = (await pool.fetch(blocks("doctor")["waiting"]))[0]
+            readers = await asked(pool, "readers")
+            waiting, oldest = (await asked(pool, "waiting"))[0]
         except DatabaseUnavailable:
             yield skipped("relay", "the database cannot be reached")
             return
@@ -62,7 +61,7 @@ def _relay(relays: Sequence[Any], waiting: int, oldest: float, limits: Limits) -
 
 
 async def _parked(pool: Pool) -> Finding:
-    rows = await pool.fetch(blocks("doctor")["parked"])
+    rows = await asked(pool, "parked")
     total = sum(row[1] for row in rows)
     if not total:
         return ok("parked", "no row is put aside")
@@ -75,7 +74,8 @@ def _consumers(consumers: Sequence[Any], limits: Limits) -> Finding:
     if not late:
         return ok("consumers of the log", f"{len(consumers)}, none is behind" if consumers else "there are none")
     name, alive, _, behind, oldest, _ = late[0]
-    who = f"{name.removeprefix('consumer:')}: {alive} at work, up to {_many(behind)} events behind, the oldest since {span(oldest)}"
+    who = f"{name.removeprefix('consumer:')}: {alive} at work, up to {_many(behind)} events behind"
+    who += f", the oldest since {span(oldest)}"
     return warn("consumers of the log", who, "run its application: `somastack worker MODULE:NAME`.")
 
 
@@ -83,13 +83,13 @@ def _leases(readers: Sequence[Any]) -> Finding:
     far = [row for row in readers if row[5] > _LONGEST_LEASE]
     if far:
         text = f"{far[0][0]} is leased for {span(far[0][5])}: the database's clock was set back"
-        return warn("leases", text, f"UPDATE soma.shards SET leased_until = soma.now() WHERE reader = '{far[0][0]}'")
+        return warn("leases", text, "end its processes, and set leased_until of its rows in soma.shards to now.")
     return ok("leases", f"{len(readers)} readers")
 
 
 async def _letters(pool: Pool) -> Finding:
     try:
-        rows = await pool.fetch(blocks("dead_letters")["gauges"])
+        rows = await asked(pool, "gauges", file="dead_letters")
     except SomaError as error:
         return skipped("dead letters", error.message)
     total, dead = sum(row[2] for row in rows), sum(row[2] for row in rows if row[1] == "dead")
@@ -106,7 +106,7 @@ async def _letters(pool: Pool) -> Finding:
 
 async def _sagas(pool: Pool) -> Finding:
     try:
-        counts = dict(map(tuple, await pool.fetch(blocks("doctor")["sagas"])))
+        counts = dict(map(tuple, await asked(pool, "sagas")))
     except SomaError as error:
         return skipped("sagas", error.message)
     stuck = counts.pop("stuck", 0)

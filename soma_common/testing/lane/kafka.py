@@ -19,7 +19,7 @@ from soma_common.testing.lane.java import QUICK_START, find_java
 from soma_common.testing.lane.kafka_wire import Topic, broker_count, create_topic
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
-from soma_common.testing.lane.server import LaneServer, Settings, made_once, remembered
+from soma_common.testing.lane.server import LaneServer, Settings, made_once, making_folder, remembered
 
 _JAVA = 17
 _HEAP = ("-Xms256m", "-Xmx1g")
@@ -122,12 +122,15 @@ class KafkaServer(LaneServer[_Settings]):
     def _format_once(self) -> None:
         if (self.folder / "data" / "meta.properties").exists():
             return
+        fresh, told = making_folder(self.folder), self.folder / "format.properties"
+        told.write_text(f"{self._properties.read_text()}log.dirs={fresh}\n")
         cluster = cluster_id(uuid.uuid4().bytes)
         command = self._run_class("kafka.tools.StorageTool", "-Xmx128m", *QUICK_START)
-        command += ["format", "-t", cluster, "-c", str(self._properties)]
+        command += ["format", "-t", cluster, "-c", str(told)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ServerUnavailable(f"Kafka could not format its folder: {done.stdout}{done.stderr}")
+        fresh.rename(self.folder / "data")
 
     def _launch(self, within: float) -> Launch:
         options = _HEAP if self._settings.lasting else (*_HEAP, *QUICK_START)

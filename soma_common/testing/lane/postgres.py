@@ -16,7 +16,7 @@ from soma_common.testing.deployments import deployments_folder
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
-from soma_common.testing.lane.server import LaneServer, Settings, made_once, remembered
+from soma_common.testing.lane.server import LaneServer, Settings, made_once, making_folder, remembered
 from soma_common.testing.lane.sql_tools import SqlTools
 
 Mode = Literal["smart", "fast", "immediate"]
@@ -152,9 +152,9 @@ class PostgresServer(LaneServer[_Settings]):
         return done.stdout
 
     def _initialise(self) -> None:
-        self.data.mkdir(mode=0o700)
-        self._account.own(self.data)
-        secret = self.data.parent / "password"
+        fresh = making_folder(self.folder, mode=0o700)
+        self._account.own(fresh)
+        secret = self.folder / "password"
         secret.touch(mode=0o600)
         self._account.own(secret)
         secret.write_text(self._settings.password)
@@ -162,7 +162,7 @@ class PostgresServer(LaneServer[_Settings]):
         self.run_tool(
             "initdb",
             "-D",
-            str(self.data),
+            str(fresh),
             "--no-sync",
             *access,
             *_locale(self.major),
@@ -170,7 +170,8 @@ class PostgresServer(LaneServer[_Settings]):
         )
         secret.unlink()
         shared = deployments_folder() / "config" / "postgres" / "postgresql.conf"
-        (self.data / "postgresql.conf").write_text(shared.read_text() + "\n# Overrides of this server\n")
+        (fresh / "postgresql.conf").write_text(shared.read_text() + "\n# Overrides of this server\n")
+        fresh.rename(self.data)
 
     def _fill(self, make: Callable[[], None], settings: Mapping[str, str] | None) -> None:
         """Make the data and put ``settings`` on top; a failure leaves only the log."""

@@ -35,7 +35,7 @@ _TAKEN = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How one server is started and asked to end. Times are seconds. ``orderly`` is the signal to one whose data last."""
+    """How one server is started and asked to end. Times are seconds. ``orderly`` is for one whose data last."""
 
     command: Sequence[str]
     ready: Callable[[], bool]

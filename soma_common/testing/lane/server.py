@@ -6,6 +6,7 @@ A server says what differs: its settings, the files to write before a start, its
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import signal
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ from soma_common.testing.lane.process import LASTING, Launch, PortTaken, ServerP
 
 _DRAWS = 8  # how often a lost race for a port is run again
 _NOTE = "settings.json"
+_MAKING = "making-"
 _LOST = "`somastack down --volumes` deletes the data; a new server is made then."
 
 
@@ -146,6 +148,18 @@ class LaneServer(ABC, Generic[S]):
         fresh.touch(mode=0o600)  # there may be a password in it
         fresh.write_text(json.dumps(asdict(self._settings)))
         fresh.replace(self.folder / _NOTE)
+
+
+def making_folder(folder: Path, *, mode: int = 0o755) -> Path:
+    """A new folder in which a server's data are made, to be renamed when they are whole.
+
+    A name of its own each time: where a starter was killed, its tool may still be at work in the old one.
+    """
+    for old in folder.glob(f"{_MAKING}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    fresh = folder / f"{_MAKING}{secrets.token_hex(4)}"
+    fresh.mkdir(mode=mode)
+    return fresh
 
 
 @contextmanager

@@ -258,8 +258,8 @@ async def test_events_that_no_relay_sends(soma_database: str) -> None:
         mode=DeployMode.SOMASTACK, service_id="shop", postgres_dsn=soma_database, kafka_bootstrap="127.0.0.1:9"
     )
     assert (await asyncio.to_thread(findings, "work", **over_kafka(soma_database)))["relay"][0] == "ok"
-    from soma_common.wiring import open_ground
     from soma_common.events.payloads import PayloadModels
+    from soma_common.wiring import open_ground
 
     ground = await open_ground(config, PayloadModels(), lambda _: "soma.shop.events")
     try:

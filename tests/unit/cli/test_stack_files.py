@@ -152,3 +152,15 @@ def test_an_env_file_keeps_its_other_lines(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be written"):
         write_env(tmp_path, {})
     assert os.listdir(tmp_path) == [".env"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"", None])
+def test_a_keeper_that_nobody_could_find_any_more_lets_go(content: bytes | None, tmp_path: Path) -> None:
+    keeper, lock = Keeper(tmp_path / "keeper.json"), tmp_path / "a.lock"
+    keeper.hold([lock])
+    if content is None:
+        (tmp_path / "keeper.json").unlink()
+    else:
+        (tmp_path / "keeper.json").write_bytes(content)
+    with exclusive(lock, within=20.0):
+        pass
