@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from soma_common.cli.interrupting import interruptible
 from soma_common.cli.replaying import (
     archive_of,
     audit_options,
@@ -22,7 +23,6 @@ from soma_common.cli.replaying import (
     projection_of,
     replay_options,
     scanned,
-    until_interrupted,
 )
 from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_runs, show_state, watch
 from soma_common.cli.tenants import whose
@@ -115,7 +115,7 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
                     click.echo(as_json(event) if json else as_line(event))
                     sys.stdout.flush()
 
-    until_interrupted(read)
+    interruptible(read)
 
 
 @events.command()
@@ -165,7 +165,7 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
                 click.echo(f"replay {run.run_id} of {consumer}", err=True)
                 await watch(engine.run(run.run_id, swap=swap), last=run, json=json)
 
-    until_interrupted(work)
+    interruptible(work)
 
 
 @events.command()

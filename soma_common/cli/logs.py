@@ -14,9 +14,9 @@ import click
 
 from soma_common.cli.escaping import plain
 from soma_common.cli.examples import examples
+from soma_common.cli.interrupting import interruptible
 from soma_common.cli.stack import compose
 from soma_common.cli.stack.places import Places, Server, State, effective, mode_of
-from soma_common.cli.telling import interruptible
 from soma_common.deployment import DeployMode
 from soma_common.errors import ConfigurationError
 

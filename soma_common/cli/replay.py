@@ -9,6 +9,7 @@ import click
 
 from soma_common.cli.escaping import plain
 from soma_common.cli.examples import examples
+from soma_common.cli.interrupting import interruptible
 from soma_common.cli.loading import complete_names
 from soma_common.cli.replaying import (
     Command,
@@ -22,7 +23,6 @@ from soma_common.cli.replaying import (
     projection_of,
     replay_options,
     scanned,
-    until_interrupted,
 )
 from soma_common.cli.show import show_plan, show_runs, show_state, watch
 from soma_common.replay.checkpoints import Checkpoints
@@ -69,7 +69,7 @@ def plan(*, consumer: str, app: str | None, mode: str, source: str | None, place
         async with engine_of(consumer, app, archive_of(place), applies=False) as engine:
             show_plan(await engine.plan(wanted, ReplayMode(mode), source=source, told=scanned), json=json)
 
-    until_interrupted(work)
+    interruptible(work)
 
 
 @replay.command(epilog=examples(
@@ -94,7 +94,7 @@ def start(*, consumer: str, app: str | None, mode: str, place: str | None, **giv
         async with engine_of(consumer, app, archive_of(place), applies=False) as engine:
             show_state(await engine.start(wanted, kind, **order), json=json)
 
-    until_interrupted(work)
+    interruptible(work)
 
 
 @replay.command(epilog=examples("somastack replay run RUN --consumer sales --app shop.app:soma", "until it is done"))
@@ -118,7 +118,7 @@ def run(*, run_id: str, consumer: str, app: str, no_swap: bool, place: str | Non
             click.echo(plain(f"replay {found.run_id} of {consumer}"), err=True)
             await watch(engine.run(found.run_id, swap=not no_swap), last=found, json=json)
 
-    until_interrupted(work)
+    interruptible(work)
 
 
 def _turn(name: str, text: str) -> click.Command:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +19,6 @@ from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError
 from soma_common.events.append import AppendSettings
 from soma_common.events.store import EventStore
-from soma_common.garbage import calm_collector
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayMode
 from soma_common.replay.projection import Projection
@@ -121,17 +118,6 @@ def scanned(passed: int, total: int) -> None:
     """Of a scan of Kafka, on a terminal."""
     if sys.stderr.isatty():
         click.echo(f"\r{passed} of {total} offsets", err=True, nl=passed >= total)
-
-
-def until_interrupted(work: Callable[[], Any]) -> None:
-    """Run it with a calm collector; Ctrl-C ends it with exit code 130."""
-    # Also where a script started it in the background: its shell made it deaf to SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with calm_collector():
-            asyncio.run(work())
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def archive_of(place: str | None) -> ArchiveReader | None:

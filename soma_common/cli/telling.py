@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -46,16 +44,6 @@ def reporting(refused: type[SomaError]) -> Callable[[Callable[..., None]], Calla
         return run
 
     return reports
-
-
-def interruptible(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run it; Ctrl-C ends it with exit code 130, also where a script started it in the background: its shell made it
-    deaf to SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        asyncio.run(work())
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def told(text: str, done: bool, *, as_json: bool, **facts: Any) -> None:
