@@ -32,8 +32,12 @@ def commands(group: click.Group, before: tuple[str, ...] = ()) -> Iterator[tuple
 LEAVES = list(commands(somastack))
 
 
-@pytest.mark.parametrize(("path", "command"), LEAVES, ids=lambda given: " ".join(given) if isinstance(given, tuple) else "")
-def test_every_command_shows_an_example_that_it_understands(path: tuple[str, ...], command: click.Command, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("path", "command"), LEAVES, ids=lambda given: " ".join(given) if isinstance(given, tuple) else ""
+)
+def test_every_command_shows_an_example_that_it_understands(
+    path: tuple[str, ...], command: click.Command, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SOMA_SERVICE_ID", raising=False)
     for name in ("value.json", "keep.toml"):
