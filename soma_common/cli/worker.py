@@ -106,5 +106,17 @@ async def _run(
                 services += soma.services(*names, relay=relay, sagas=runs)
         port = somas[0].config.health_port if health_port is None else health_port
         probes = somas[0].probes(*services, port=port)
-        click.echo(plain(f"runs {', '.join(service.name for service in services)}"))
-        await run_until_signalled(probes, *services, patience=drain)
+        said = _Said(f"runs {', '.join(service.name for service in services)}")
+        await run_until_signalled(probes, *services, said, patience=drain)
+
+
+class _Said(Service):
+    """Says that all others have started. Who reads it may send SIGTERM: it is waited for by then."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("said")
+        self._text = text
+
+    async def run(self) -> None:
+        click.echo(plain(self._text))
+        await self.stopping.wait()
