@@ -29,7 +29,7 @@ _EXAMPLES: Final = {
     "relay": ("somastack relay --name shop --workers 2 --health-port 9000", "as a service, with probes"),
     "retention plan": ("somastack retention plan --policy keep.toml", "what a run would do"),
     "retention run": ("somastack retention run --policy keep.toml --every 3600", "as a service"),
-    "retention accept": ("somastack retention accept consumer:billing --why 'it was away'", "it goes on with what is left"),
+    "retention accept": ("somastack retention accept consumer:billing --why 'it was away'", "it goes on"),
     "retention archives list": ("somastack retention archives list --json", "for programs"),
     "retention archives verify": ("somastack retention archives verify --archive /var/archives", "all of them"),
     "saga skip": ("somastack saga skip SAGA --why 'paid by hand'", "the step counts as done"),
