@@ -16,9 +16,9 @@ from typing import Final
 
 import click
 
-from soma_common import __version__
 from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.examples import examples
+from soma_common.cli.release import release
 from soma_common.errors import ConfigurationError
 
 _NAME: Final = re.compile(r"^[a-z][a-z0-9]*([-_][a-z0-9]+)*$")
@@ -53,7 +53,7 @@ def new(*, name: str, folder: Path | None, as_json: bool) -> None:
     Exit codes: 0 made, 1 the folder is not empty or cannot be made, 2 it cannot be called so.
     """
     target, package = (folder or Path(name)).absolute(), name.replace("-", "_")
-    written = write(target, {"name": name, "package": package, "version": __version__})
+    written = write(target, {"name": name, "package": package, "version": release()})
     if as_json:
         click.echo(json_text({"folder": str(target), "package": package, "files": written}, indent=True))
         return

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
-from soma_common import __version__
 from soma_common.cli.checks.findings import Finding, Limits, Subject, fail, failed, ok, warn
+from soma_common.cli.release import release
 from soma_common.config import SomaConfig
 from soma_common.errors import SomaError
 
@@ -39,7 +39,7 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
 
 
 def _python() -> Finding:
-    found, text = sys.version_info[:2], f"soma-common {__version__} on Python {platform.python_version()}"
+    found, text = sys.version_info[:2], f"soma-common {release()} on Python {platform.python_version()}"
     if found < _LEAST:
         return fail("python", text, "install Python 3.11 or newer.")
     if found > _TESTED:
