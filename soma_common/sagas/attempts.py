@@ -15,7 +15,8 @@ from typing import Any, Final
 from soma_common.consumer.handlers import require_done
 from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event
-from soma_common.postgres.pool import Bound, Pool, fetch, milliseconds
+from soma_common.postgres.bounds import Bound, milliseconds
+from soma_common.postgres.pool import Pool, fetch
 from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
 from soma_common.retry import Backoff
 from soma_common.sagas.context import SagaContext
