@@ -281,6 +281,21 @@ class EventStore:
             if len(rows) < limit:
                 await asyncio.sleep(idle)
 
+    async def so_far(
+        self, *, after: Cursor = BEGINNING, page: int = 1000, reader: str | None = None
+    ) -> AsyncIterator[tuple[Sequence[RecordedEvent], Cursor]]:
+        """Every event from a cursor on that was recorded before this call, in pages; each with the cursor behind it.
+
+        As :meth:`subscribe`, which goes on for ever.
+        """
+        cursor, bound, latest = after, PageBound(), await self.ticks.latest()
+        while (diff := await self.ticks.next_diff(cursor, latest)) is not None:
+            limit = bound.limit(page)
+            rows = await self.log_page(diff, limit, reader)
+            bound.saw(rows)
+            cursor = diff.after(rows[-1][0]) if len(rows) == limit else diff.done()
+            yield [recorded_event(row) for row in rows], cursor
+
     async def log_page(self, diff: Diff, limit: int, reader: str | None = None) -> Sequence[Sequence[Any]]:
         """The rows of a diff of the log, at most ``limit``, ordered by position.
 
