@@ -14,7 +14,7 @@ import orjson
 from soma_common.config import service_name
 from soma_common.errors import ConfigurationError
 from soma_common.logging.markers import CATEGORIES, TRACE_LINK, Marker, category_of, marker_of
-from soma_common.logging.records import Ids, Moments, extras_of, failure_of, message_of, take_ids
+from soma_common.logging.records import Moments, extras_of, failure_of, message_of, take_ids, unwritable
 from soma_common.logging.secrets import Secrets
 from soma_common.logging.shortening import SHORTEST, ascii_json, shortened
 from soma_common.logging.streams import encodable, looks_of
@@ -76,16 +76,16 @@ class SomaStackJSONFormatter(_Formatter):
         try:
             return self._line(record)
         except Exception as error:
-            return ascii_json(dumps(self._remains(record, error)))
+            return self._line(unwritable(record, error))
 
     def _line(self, record: logging.LogRecord) -> str:
         extras = extras_of(record)
         trace_id, span_id, correlation_id, tenant_id = take_ids(extras)
         line: dict[str, Any] = {
             "timestamp": self._moments.iso(record.created),
-            "level": record.levelname,
+            "level": _text(record.levelname),
             "service": self._service,
-            "logger": record.name,
+            "logger": _text(record.name),
             "message": message_of(record),
             "trace_id": trace_id,
             "correlation_id": correlation_id,
@@ -112,17 +112,9 @@ class SomaStackJSONFormatter(_Formatter):
         escaped = ascii_json(text)
         return escaped if len(escaped) <= self._limit else shortened(orjson.loads(text), self._limit)
 
-    def _remains(self, record: logging.LogRecord, error: Exception) -> dict[str, Any]:
-        """What can be told of a record that made this formatter fail."""
-        return {
-            "timestamp": self._moments.iso(0.0 if type(record.created) is not float else record.created),
-            "level": cut(text_of(record.levelname), 100),
-            "service": self._service,
-            "logger": cut(text_of(record.name), 100),
-            "message": f"A log record cannot be written: {type(error).__name__}",
-            **Ids(None, None, None, None)._asdict(),
-            "data": {},
-        }
+
+def _text(name: Any) -> str:
+    return name if type(name) is str else text_of(name)
 
 
 def _add_failure(line: dict[str, Any], record: logging.LogRecord) -> None:
@@ -181,13 +173,14 @@ class SomaStackFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line, and what belongs to it."""
         try:
-            extras = extras_of(record)
-            text = "\n".join([self._head(record, extras), *self._rest(record, extras)])
+            text = self._text(record)
         except Exception as error:
-            text = self._told(
-                "", record, f"A log record cannot be written: {type(error).__name__}", marker_of(40, None)
-            )
+            text = self._text(unwritable(record, error))
         return encodable(text, self._looks.encoding)
+
+    def _text(self, record: logging.LogRecord) -> str:
+        extras = extras_of(record)
+        return "\n".join([self._head(record, extras), *self._rest(record, extras)])
 
     def _head(self, record: logging.LogRecord, extras: dict[str, Any]) -> str:
         ids = take_ids(extras)

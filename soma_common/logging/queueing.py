@@ -60,6 +60,7 @@ class QueueingHandler(logging.Handler):
         self._target, self._capacity, self._when_full, self._drain = target, capacity, when_full, drain
         self._closed = False
         self._thread: threading.Thread | None = None
+        self.dropped = self._told = 0
         self._begin()
         _ALL.add(self)
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from soma_common.logging.context import CURRENT
-from soma_common.logging.text import cut
-from soma_common.logging.values import text_of
+from soma_common.logging.text import cut, cut_middle
+from soma_common.logging.values import MAX_TEXT, text_of
 from soma_common.tracing.spans import span_ids
 
 _IDS: Final = ("trace_id", "span_id", "correlation_id", "tenant_id")
@@ -53,7 +53,7 @@ def message_of(record: logging.LogRecord) -> str:
             message %= record.args
         except Exception:
             return f"{text_of(message)} {text_of(_arguments(record.args))}"
-    return message if message.isascii() and len(message) < 100_000 else text_of(message)
+    return message if message.isascii() and len(message) <= MAX_TEXT else text_of(message)
 
 
 def _arguments(args: Any) -> str:
@@ -125,9 +125,22 @@ def failure_of(record: logging.LogRecord) -> Failure | None:
 def _traceback(error: BaseException) -> str:
     try:
         lines = traceback.TracebackException(type(error), error, error.__traceback__, compact=True).format()
-        return text_of("".join(lines).rstrip("\n"))
+        return text_of(cut_middle("".join(lines).rstrip("\n"), MAX_TEXT - 100))
     except Exception:
         return f"{text_of(type(error).__qualname__)}: {text_of(error)}"
+
+
+def unwritable(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    """What can be told of a record that made a formatter fail, as a record that does not."""
+    own = vars(record)
+    return logging.makeLogRecord(
+        {
+            "name": text_of(own.get("name", "root")),
+            "levelno": logging.ERROR,
+            "levelname": text_of(own.get("levelname", "ERROR")),
+            "msg": f"A log record cannot be written: {type(error).__name__}",
+        }
+    )
 
 
 class Moments:

@@ -22,27 +22,29 @@ NAMES: Final = (
 # Where a word of a name ends: at a separator, or before a capital letter.
 _WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_\-. ]")
 _GITHUB: Final = ("ghp_", "gho_", "ghs_", "ghu_", "ghr_")
-_FIELD = (
-    r"(?:password|passwd|passphrase|pwd|secret|token|jwt|credentials?|sessionid"
-    r"|(?:api|access|private|secret|encryption|signing)[_\- ]?key)"
-)
 _VALUE: Final = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;&"'<>)}\]]+)"""
 _PATTERNS: Final = (
     # scheme://user:password@host; not http://host:8080/?mail=a@b
-    (re.compile(r"(://[^\s:/?#\"'@]*:)(?!\d{1,5}[/?#])[^\s\"'<>]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(://[^\s:/?#\"'@]{0,200}:)(?!\d{1,5}[/?#])[^\s\"'<>]{0,1000}@"), rf"\1{HIDDEN}@"),
     # the whole value of these headers, as they stand in a dump of headers or in a repr
     (
         re.compile(
-            r"""(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\?["']?\s*[:=,]\s*)b?(\\?["']?)[^\r\n"'\\]+"""
+            r"""(?i)\b((?:proxy-)?authorization|(?:set-)?cookies?)(\\?["']?\s*[:=,]\s*)b?(\\?["']?)[^\r\n"'\\]+"""
         ),
         rf"\1\2\3{HIDDEN}",
     ),
     (re.compile(r"(?i)\b(bearer)\s+(?=\S*[\d._-])[\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
-    (re.compile(rf"""(?i)({_FIELD})(\\?["']?\s*(?:[:=]|=>)\s*)b?{_VALUE}"""), rf"\1\2{HIDDEN}"),
     (re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*){0,4}"), HIDDEN),  # a JSON web token: {" in base64
     (re.compile(r"\b(?:gh[opsru]_\w{16,}|xox[bp]-[\w-]{10,}|AKIA[0-9A-Z]{12,}|sk-[\w-]{16,})"), HIDDEN),
-    (re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?s:.*?)(-----END|\Z)"), rf"\1{HIDDEN}\2"),
+    (re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?s:.*?)(-----END|\Z)"), rf"\1{HIDDEN}\2"),
 )
+
+
+def _assigned(names: Iterable[str]) -> re.Pattern[str]:
+    """``name=value``, ``"name": "value"`` and the like; of several (``tokens: 512``) not where it is a count."""
+    spelled = "|".join(re.escape(name).replace(r"\ ", r"[_\-. ]?") for name in names)
+    several = r"""(?:s(?!\\?["']?\s*[:=]\s*\d+\b))?"""
+    return re.compile(rf"""(?i)((?:{spelled}){several})(\\?["']?\s*(?:[:=]|=>)\s*)b?{_VALUE}""")
 
 
 def _hinted(lower: str) -> bool:
@@ -83,6 +85,7 @@ class Secrets:
         # "api key" is also written apikey
         self._names = tuple(dict.fromkeys([*spelled, *(name.replace(" ", "") for name in spelled)]))
         self._hints = tuple(max(name.split(), key=len) for name in own)
+        self._assigned = _assigned(spelled)
         self.is_secret: Callable[[str], bool] = lru_cache(maxsize=4096)(self._is_secret)
 
     def suspected(self, text: str) -> bool:
@@ -108,7 +111,7 @@ class Secrets:
             return text
         for pattern, replacement in _PATTERNS:
             text = pattern.sub(replacement, text)
-        return text
+        return self._assigned.sub(rf"\1\2{HIDDEN}", text)
 
     def _field(self, key: str, value: Any) -> Any:
         # That there is none, or whether there is one, tells nothing; nor do counts: "tokens": 512.

@@ -12,8 +12,9 @@ from soma_common.logging.values import dumps
 SHORTEST: Final = 1_000
 """Least limit of a line, in bytes: room for all fields that every line has."""
 
-_SHORT_NAME: Final = 10
-_OUTSIDE_ASCII: Final = re.compile(r"[^\x20-\x7e]")
+_SHORT_NAME: Final = 6
+_LONG_NAME: Final = 200
+_OUTSIDE_ASCII: Final = re.compile(r"[^\x20-\x7e]+")
 
 
 def ascii_json(text: str) -> str:
@@ -22,8 +23,7 @@ def ascii_json(text: str) -> str:
 
 
 def _escape(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+    return "\\u" + found[0].encode("utf-16-be").hex("-", 2).replace("-", "\\u")
 
 
 def shortened(line: Mapping[str, Any], limit: int) -> str:
@@ -38,7 +38,7 @@ def shortened(line: Mapping[str, Any], limit: int) -> str:
 
 
 def _within(line: Mapping[str, Any], budget: int) -> dict[str, Any]:
-    fitted = dict(line)
+    fitted = {name: cut(text, _LONG_NAME) if isinstance(text, str) else text for name, text in line.items()}
     fitted["message"] = cut(str(line["message"]), budget)
     for name in ("exception", "stack"):
         if name in line:

@@ -63,7 +63,7 @@ def _within(text: str, place: int) -> bool:
         return True
     if ord(after) in _FLAG_LETTERS and ord(before) in _FLAG_LETTERS:  # two letters are one flag
         letters = 0
-        while letters < min(place, _LONGEST_CHARACTER) and ord(text[place - 1 - letters]) in _FLAG_LETTERS:
+        while letters < place and ord(text[place - 1 - letters]) in _FLAG_LETTERS:
             letters += 1
         return letters % 2 == 1
     return False

@@ -127,7 +127,7 @@ def _key(key: Any) -> str:
         return str(key).lower().replace("none", "null")
     if isinstance(key, int):
         return _digits(key)
-    return text_of(simple(key) if not isinstance(key, (str, float)) else key)
+    return text_of(simple(key) if isinstance(key, (bytes, bytearray)) else key)
 
 
 def _digits(number: int) -> str:
