@@ -100,17 +100,11 @@ class SomaStackJSONFormatter(_Formatter):
         if record.exc_info or record.exc_text or record.stack_info:
             _add_failure(line, record)
         text = dumps(line)
-        if len(text) > self._limit or self._secrets.suspected(text):
-            return self._careful(text)
-        return text if text.isascii() and "\x7f" not in text else self._careful(text)
-
-    def _careful(self, text: str) -> str:
-        """A line that is too long, or may hold a secret, or characters that not every stream can carry."""
         if self._secrets.suspected(text):
-            line = self._secrets.without(orjson.loads(text))
-            text = dumps(line)
-        escaped = ascii_json(text)
-        return escaped if len(escaped) <= self._limit else shortened(orjson.loads(text), self._limit)
+            text = dumps(self._secrets.without(orjson.loads(text)))
+        if not text.isascii() or "\x7f" in text:
+            text = ascii_json(text)
+        return text if len(text) <= self._limit else shortened(orjson.loads(text), self._limit)
 
 
 def _text(name: Any) -> str:

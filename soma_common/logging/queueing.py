@@ -146,8 +146,10 @@ class QueueingHandler(logging.Handler):
         with suppress(queue.Empty):
             while True:
                 record = self._queue.get_nowait()
-                if record is not _STOP:
-                    self._write(record)
+                if record is _STOP:
+                    self._queue.put(_STOP)  # the thread's
+                    break
+                self._write(record)
         if self.dropped > self._told:
             self._tell()
 
@@ -164,7 +166,7 @@ class QueueingHandler(logging.Handler):
             print(f"{left} log records were not written within {self._drain:g} s.", file=sys.__stderr__)
 
     def _unwritten(self) -> bool:
-        return self._busy or not self._queue.empty()
+        return self._busy or not (self._closed or self._queue.empty())
 
     def _begin(self) -> None:
         """An empty queue and no thread: at first, and in a forked child, whose parent writes what was queued."""
@@ -180,10 +182,10 @@ _ALL: Final[WeakSet[QueueingHandler]] = WeakSet()
 
 def _line_only(record: logging.LogRecord, line: str) -> logging.LogRecord:
     """The record as a target needs it: its line, its level and where it is from."""
-    copied = logging.makeLogRecord(
-        {**record.__dict__, "msg": line, "args": None, "exc_info": None, "exc_text": None, "stack_info": None}
-    )
-    copied.message = line
+    copied = logging.LogRecord.__new__(logging.LogRecord)  # its __init__ would find out anew what is known
+    copied.__dict__.update(record.__dict__)
+    copied.msg = copied.message = line
+    copied.args = copied.exc_info = copied.exc_text = copied.stack_info = None
     return copied
 
 

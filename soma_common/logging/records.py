@@ -105,7 +105,8 @@ def _id(value: Any, digits: int = 0) -> str | None:
 
 
 def failure_of(record: logging.LogRecord) -> Failure | None:
-    """The exception of a record, also of one that came from another process and has its text only."""
+    """The exception of a record. One that came from another process has its text only: where in it class and message
+    are, cannot be told for sure."""
     info: Any = record.exc_info
     if isinstance(info, BaseException):
         error: Any = info
@@ -116,9 +117,7 @@ def failure_of(record: logging.LogRecord) -> Failure | None:
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         return Failure(text_of(name), text_of(error), _traceback(error))
     if record.exc_text:
-        text = text_of(record.exc_text)
-        name, _, message = text.rstrip().rpartition("\n")[2].partition(": ")
-        return Failure(name, message, text)
+        return Failure("", "", text_of(record.exc_text))
     return None
 
 
@@ -148,7 +147,7 @@ class Moments:
 
     def __init__(self, *, utc: bool = True) -> None:
         self._utc = utc
-        self._second: tuple[int, str] = (-1, "")
+        self._second: tuple[int | None, str] = (None, "")
 
     def iso(self, created: float) -> str:
         """``2026-11-03T09:30:00.123456+00:00``: in UTC."""
@@ -162,14 +161,14 @@ class Moments:
 
     def _parts(self, created: float) -> tuple[str, int]:
         try:
-            whole = int(created)
+            whole = int(created // 1)
             known = self._second  # one tuple, so that threads see both or neither
             if known[0] != whole:
                 known = self._second = (whole, self._written(whole))
-            return known[1], int((created - whole) * 1_000_000)
+            return known[1], min(int((created - whole) * 1_000_000), 999_999)
         except Exception:  # a record whose time is none
             return self._parts(time.time())
 
     def _written(self, second: int) -> str:
-        moment = datetime.fromtimestamp(abs(second), UTC)
-        return f"{moment if self._utc else moment.astimezone():%Y-%m-%dT%H:%M:%S}"
+        moment = datetime.fromtimestamp(second, UTC)
+        return (moment if self._utc else moment.astimezone()).isoformat()[:19]

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 HIDDEN: Final = "***"
+_LONGEST_NAME: Final = 100  # that is remembered
 
 # Names of fields, as words: "apiKey", "api-key" and "X_API_KEY" all end in "api key".
 NAMES: Final = (
@@ -86,7 +87,7 @@ class Secrets:
         self._names = tuple(dict.fromkeys([*spelled, *(name.replace(" ", "") for name in spelled)]))
         self._hints = tuple(max(name.split(), key=len) for name in own)
         self._assigned = _assigned(spelled)
-        self.is_secret: Callable[[str], bool] = lru_cache(maxsize=4096)(self._is_secret)
+        self._known_key: Callable[[str], tuple[str, bool]] = lru_cache(maxsize=4096)(self._look_at_key)
 
     def suspected(self, text: str) -> bool:
         """Whether the text may hold a secret, or a field of such a name. Cheap, and never wrong when it says no."""
@@ -100,7 +101,7 @@ class Secrets:
         if type(value) is str:
             return self.without_in(value)
         if type(value) is dict:
-            return {self.without_in(key): self._field(key, inner) for key, inner in value.items()}
+            return dict(self._field(key, inner) for key, inner in value.items())
         if type(value) is list:
             return [self.without(inner) for inner in value]
         return value
@@ -113,20 +114,23 @@ class Secrets:
             text = pattern.sub(replacement, text)
         return self._assigned.sub(rf"\1\2{HIDDEN}", text)
 
-    def _field(self, key: str, value: Any) -> Any:
-        # That there is none, or whether there is one, tells nothing; nor do counts: "tokens": 512.
-        if value is None or type(value) is bool or not self.is_secret(key):
-            return self.without(value)
-        counted = type(value) in (int, float) and not self._ends(key)
-        return value if counted else HIDDEN
-
-    def _is_secret(self, key: str) -> bool:
+    def is_secret(self, key: str) -> bool:
+        """Whether a field of this name holds a secret."""
         words = _words(key)
         parts = f" {words} "
         return words.endswith(self._names) or any(f" {name} " in parts or f" {name}s " in parts for name in self._names)
 
-    def _ends(self, key: str) -> bool:
-        return _words(key).endswith(self._names)
+    def _field(self, key: str, value: Any) -> tuple[str, Any]:
+        """A field as it may be shown, its name too: names are the same again and again, unless they are long."""
+        shown, secret = self._known_key(key) if len(key) <= _LONGEST_NAME else self._look_at_key(key)
+        # That there is none, or whether there is one, tells nothing; nor do counts: "tokens": 512.
+        if value is None or type(value) is bool or not secret:
+            return shown, self.without(value)
+        counted = type(value) in (int, float) and not _words(key).endswith(self._names)
+        return shown, value if counted else HIDDEN
+
+    def _look_at_key(self, key: str) -> tuple[str, bool]:
+        return self.without_in(key), self.is_secret(key)
 
 
 def _words(key: str) -> str:

@@ -19,7 +19,7 @@ _OUTSIDE_ASCII: Final = re.compile(r"[^\x20-\x7e]+")
 
 def ascii_json(text: str) -> str:
     """JSON that says the same in printable ASCII: every stream can carry it, and nothing in it steers a terminal."""
-    return text if text.isascii() and "\x7f" not in text else _OUTSIDE_ASCII.sub(_escape, text)
+    return _OUTSIDE_ASCII.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -282,7 +282,7 @@ def test_errors_of_the_library_are_named_with_their_module() -> None:
 
 def test_the_text_of_an_error_from_another_process() -> None:
     failure = line(exc_text="Traceback …\nValueError: no")["exception"]
-    assert (failure["type"], failure["message"]) == ("ValueError", "no")
+    assert failure == {"type": "", "message": "", "stacktrace": "Traceback …\nValueError: no"}
 
 
 def test_stack_info() -> None:
