@@ -46,6 +46,7 @@ class Run:
 
     def __call__(self, handled: Sequence[Handled]) -> None:
         """In the thread. Raises what a handler raised, or why the transaction cannot commit any more."""
+        logged = LOG_CONTEXT.get()
         try:
             for call in _calls(handled, batches=self._handlers.batches):
                 if self._tx.stopped:
@@ -55,7 +56,7 @@ class Run:
                 self._one(call)
                 self._tx.check()
         finally:
-            LOG_CONTEXT.set(None)  # the thread goes on with other batches
+            LOG_CONTEXT.set(logged)  # the thread goes on with other batches
         self._work.running = None
 
     def _one(self, call: _Call) -> None:

@@ -73,7 +73,7 @@ class Effects:
         ``handled`` are (place in the batch, event, its handlers). Raises Blamed, or what is nobody's fault.
         """
         collected: list[Event] = []
-        lane.tx = tx
+        lane.tx, logged = tx, LOG_CONTEXT.get()
         try:
             if self.handlers.blocking:
                 await self._in_thread(tx, lane, handled, collected, delivery)
@@ -85,7 +85,7 @@ class Effects:
                     await self._one(lane, handlers, place, context)
         finally:
             lane.work, lane.tx = Work(), None
-            LOG_CONTEXT.set(None)
+            LOG_CONTEXT.set(logged)
         if collected:
             await self._record(lane, tx, collected)
         return len(collected)

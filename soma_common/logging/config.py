@@ -77,6 +77,18 @@ def configure_logging(
     return handler
 
 
+def queued_handler(
+    stream: Any = "stderr", *, capacity: int = 10_000, when_full: WhenFull = "drop", drain: float = 5.0
+) -> QueueingHandler:
+    """A stream's handler with a queue before it, for ``dictConfig``:
+    ``{"()": "soma_common.logging.config.queued_handler", "stream": "stdout", "formatter": …}``.
+
+    Raises:
+        ConfigurationError: an unknown stream; wrong bounds of the queue.
+    """
+    return QueueingHandler(SomaStackHandler(stream), capacity=capacity, when_full=when_full, drain=drain)
+
+
 def _number(level: int | str) -> int:
     if isinstance(level, str):
         known = logging.getLevelNamesMapping().get(level.upper())

@@ -38,7 +38,7 @@ class QueueingHandler(logging.Handler):
         drain: seconds that ``close`` waits for a slow target, at most; what is left then is counted as dropped.
 
     Raises:
-        ConfigurationError: a wrong capacity, policy or time.
+        ConfigurationError: a wrong target, capacity, policy or time.
     """
 
     def __init__(
@@ -53,6 +53,10 @@ class QueueingHandler(logging.Handler):
             raise ConfigurationError(
                 f"capacity={capacity!r}, when_full={when_full!r:.40}, drain={drain!r} cannot be.",
                 cure="capacity is 1 or more, when_full is 'drop' or 'block', drain is more than 0 seconds.",
+            )
+        if not isinstance(target, logging.Handler):
+            raise ConfigurationError(
+                f"A {type(target).__name__} writes no records.", cure="give a handler, or use queued_handler()."
             )
         super().__init__(target.level)
         self.setFormatter(target.formatter)
@@ -83,10 +87,9 @@ class QueueingHandler(logging.Handler):
 
     def close(self) -> None:
         """Write what is queued, and end the thread. Later records are written by whoever logs them."""
-        with self._starting:
-            closed, self._closed, thread = self._closed, True, self._thread
+        closed, self._closed = self._closed, True
         if not closed:
-            self._queue.put(_STOP)
+            thread = self._stop()
             if thread is not None and thread is not threading.current_thread():
                 thread.join(self._drain)
             if thread is None or not thread.is_alive():
@@ -96,6 +99,17 @@ class QueueingHandler(logging.Handler):
         with suppress(Exception):
             self._target.close()
         super().close()
+
+    def _stop(self) -> threading.Thread | None:
+        """Tell the thread to end, after whoever is queueing a record has done so; the thread, if there is one."""
+        lock: Any = self.lock
+        held = lock.acquire(timeout=self._drain)
+        try:
+            self._queue.put(_STOP)
+            return self._thread
+        finally:
+            if held:
+                lock.release()
 
     def _put(self, record: logging.LogRecord) -> None:
         if self._closed or not self._has_thread():

@@ -134,6 +134,36 @@ def test_dict_config() -> None:
     assert (second["message"], third["message"], third["service"]) == ("done", "done", "service")
 
 
+def test_a_queue_in_dict_config() -> None:
+    stream = io.StringIO()
+    dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"json": {"()": "soma_common.logging.formatters.SomaStackJSONFormatter", "service": "shop"}},
+            "handlers": {
+                "out": {
+                    "()": "soma_common.logging.config.queued_handler",
+                    "stream": stream,
+                    "formatter": "json",
+                    "level": "INFO",
+                    "capacity": 100,
+                }
+            },
+            "loggers": {"tests.queue": {"handlers": ["out"], "level": "DEBUG", "propagate": False}},
+        }
+    )
+    logger = logging.getLogger("tests.queue")
+    logger.debug("no")
+    logger.info("said")
+    handler = logger.handlers[0]
+    assert isinstance(handler, QueueingHandler)
+    handler.close()
+    assert parsed(stream.getvalue().rstrip("\n"))["message"] == "said"
+    with pytest.raises(ConfigurationError, match="writes no records"):
+        QueueingHandler({"class": "logging.StreamHandler"})  # type: ignore[arg-type]
+
+
 DJANGO = """
 import django, logging, warnings
 from django.conf import settings

@@ -26,6 +26,7 @@ from soma_common.logging.context import log_context
 from soma_common.logging.formatters import SomaStackFormatter, SomaStackJSONFormatter
 from soma_common.logging.levels import SUCCESS
 from soma_common.logging.markers import CATEGORIES, LEVELS, Marker
+from soma_common.traced import Told
 from tests.log_support import check_console, parsed, raised, record
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -316,3 +317,11 @@ def test_the_service_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SOMA_SERVICE_ID", "No name")
     with pytest.raises(ConfigurationError, match="not a service name"):
         SomaStackFormatter()
+
+
+def test_a_traced_call_gives_its_ids() -> None:
+    told = Told(name="buy", tenant_id="acme", correlation_id="c-1")
+    with told.begin((), {}, None).inside() as call:
+        found = line()
+        assert (found["trace_id"], found["tenant_id"], found["correlation_id"]) == (call.trace.trace_id, "acme", "c-1")
+    assert line()["trace_id"] is None
