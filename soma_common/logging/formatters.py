@@ -50,6 +50,7 @@ class SomaStackJSONFormatter(_Formatter):
         service: the name of this service; default ``SOMA_SERVICE_ID``.
         secrets: more names of fields whose values are hidden, beside passwords, tokens and the like.
         limit: most bytes of a line; at least 1,000. Docker and Kubernetes break lines in two at 16 KiB.
+        categories: more families of event types that are categories of their own: ``["BILLING"]``.
 
     Raises:
         ConfigurationError: the limit is too small, or a format was given.
@@ -65,11 +66,13 @@ class SomaStackJSONFormatter(_Formatter):
         service: str | None = None,
         secrets: Iterable[str] = (),
         limit: int = 16_000,
+        categories: Iterable[str] = (),
     ) -> None:
         super().__init__(fmt, datefmt, service, secrets)
         if limit < SHORTEST:
             raise ConfigurationError(f"limit is {limit}.", cure=f"give at least {SHORTEST:,} bytes.")
         self._limit, self._moments = limit, Moments()
+        self._categories = frozenset((*CATEGORIES, *map(str.upper, categories)))
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
@@ -95,7 +98,7 @@ class SomaStackJSONFormatter(_Formatter):
         if span_id is not None:
             line["span_id"] = span_id
         if "category" in extras or "event_type" in extras:
-            line["category"] = category_of(extras)
+            line["category"] = category_of(extras, self._categories)
             extras.pop("category", None)
         if record.exc_info or record.exc_text or record.stack_info:
             _add_failure(line, record)
@@ -210,7 +213,7 @@ class SomaStackFormatter(_Formatter):
             yield from _indented(self._said(text_of(record.stack_info), lines=True))
 
     def _said(self, text: str, *, lines: bool) -> str:
-        """A text as it may be shown. What is far behind the limit is not even looked at."""
+        """A text as it may be shown: secrets are hidden before it is cut, for half of one has other looks."""
         hidden = self._secrets.without_in(text)
         return plain((cut_middle if lines else cut)(hidden, self._text_limit), lines=lines)
 

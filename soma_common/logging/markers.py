@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final, NamedTuple
 
 from soma_common.logging.levels import SUCCESS
@@ -45,7 +45,7 @@ CATEGORIES: Final[Mapping[str, Marker]] = {
 TRACE_LINK: Final = CATEGORIES["TRACE"]
 
 
-def category_of(extras: Mapping[str, Any], known: Mapping[str, Marker] = CATEGORIES) -> str | None:
+def category_of(extras: Mapping[str, Any], known: Container[str] = CATEGORIES) -> str | None:
     """What a record is about: its ``category``, else by its ``event_type`` (``memory.stored`` is MEMORY, an unknown
     family is EVENT), else None.
     """

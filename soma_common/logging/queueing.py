@@ -71,7 +71,10 @@ class QueueingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line."""
         try:
-            self._put(_line_only(record, self.format(record)))
+            if self._is_full() and not self._room_comes():
+                self.dropped += 1  # under the handler's lock, as all of this
+            else:
+                self._put(_line_only(record, self.format(record)))
         except Exception:
             self.handleError(record)
 
@@ -81,9 +84,10 @@ class QueueingHandler(logging.Handler):
     def wait(self, seconds: float) -> bool:
         """Wait until everything queued so far is written; whether it was within that time."""
         end = time.monotonic() + seconds
-        while self._unwritten() and time.monotonic() < end:
+        goal = self._queued
+        while self._written < goal and not self._closed and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
-        return not self._unwritten()
+        return self._written >= goal
 
     def close(self) -> None:
         """Write what is queued, and end the thread. Later records are written by whoever logs them."""
@@ -115,16 +119,18 @@ class QueueingHandler(logging.Handler):
         if self._closed or not self._has_thread():
             self._write_rest()  # in order: first those that were queued
             self._write(record)
-        elif self._queue.qsize() < self._capacity or self._has_room():
-            self._queue.put(record)
         else:
-            self.dropped += 1  # under the handler's lock, as all of emit
+            self._queued += 1
+            self._queue.put(record)
 
-    def _has_room(self) -> bool:
-        """Whether there is room, or will have been: the thread itself never waits for itself."""
+    def _is_full(self) -> bool:
+        return self._queue.qsize() >= self._capacity and not self._closed
+
+    def _room_comes(self) -> bool:
+        """Wait for room, where that was chosen. The thread never waits for itself."""
         if self._when_full == "drop" or threading.current_thread() is self._thread:
             return False
-        while self._queue.qsize() >= self._capacity and not self._closed:
+        while self._is_full():
             time.sleep(_POLL_SECONDS)  # no lock: a signal's handler may log while its own thread is here
         return True
 
@@ -145,9 +151,8 @@ class QueueingHandler(logging.Handler):
 
     def _run(self, waiting: queue.SimpleQueue[Any]) -> None:
         while (record := waiting.get()) is not _STOP:
-            self._busy = True
             self._write(record)
-            self._busy = False
+            self._written += 1
             if self.dropped > self._told and waiting.qsize() <= self._capacity // 2:
                 self._tell()
 
@@ -164,6 +169,7 @@ class QueueingHandler(logging.Handler):
                     self._queue.put(_STOP)  # the thread's
                     break
                 self._write(record)
+                self._written += 1
         if self.dropped > self._told:
             self._tell()
 
@@ -172,23 +178,21 @@ class QueueingHandler(logging.Handler):
         message = "%d log records were dropped: %d were waiting to be written"
         record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, (lost, self._capacity), None)
         record.__dict__["dropped"] = lost
-        self._write(_line_only(record, self.format(record)))
+        with suppress(Exception):  # another formatter than ours, which wants fields that this record does not have
+            self._write(_line_only(record, self.format(record)))
 
     def _leave(self, left: int) -> None:
         self.dropped += left
         with suppress(Exception):
             print(f"{left} log records were not written within {self._drain:g} s.", file=sys.__stderr__)
 
-    def _unwritten(self) -> bool:
-        return self._busy or not (self._closed or self._queue.empty())
-
     def _begin(self) -> None:
         """An empty queue and no thread: at first, and in a forked child, whose parent writes what was queued."""
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = None
         self._starting, self._writing = threading.RLock(), threading.RLock()
-        self._busy = self._held = False
-        self._told = self.dropped = 0
+        self._held = False
+        self._told = self.dropped = self._queued = self._written = 0
 
 
 _ALL: Final[WeakSet[QueueingHandler]] = WeakSet()

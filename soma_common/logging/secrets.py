@@ -30,7 +30,7 @@ _PATTERNS: Final = (
     # the whole value of these headers, as they stand in a dump of headers or in a repr
     (
         re.compile(
-            r"""(?i)\b((?:proxy-)?authorization|(?:set-)?cookies?)(\\?["']?\s*[:=,]\s*)b?(\\?["']?)[^\r\n"'\\]+"""
+            r"""(?i)\b((?:proxy-)?authorization|(?:set-)?cookies?)(\\?["'],\s*|\\?["']?\s*[:=]\s*)b?(\\?["']?)[^\r\n"'\\]+"""
         ),
         rf"\1\2\3{HIDDEN}",
     ),
@@ -135,4 +135,4 @@ class Secrets:
 
 def _words(key: str) -> str:
     """``apiKey``, ``API-key`` and ``api_key`` are the words "api key"."""
-    return _WORDS.sub(" ", key[:200]).lower()
+    return _WORDS.sub(" ", key).lower()

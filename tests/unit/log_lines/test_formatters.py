@@ -134,6 +134,8 @@ def test_own_categories() -> None:
     )
     assert formatter.format(record(category="BILLING")).startswith("💶")
     assert formatter.format(record(event_type="billing.paid")).startswith("💶")
+    known = SomaStackJSONFormatter(service="shop", categories=["billing"])
+    assert parsed(known.format(record(event_type="billing.paid")))["category"] == "BILLING"
     assert shown(category="NOBODY_KNOWS")[0].startswith("ℹ️")
 
 

@@ -113,6 +113,7 @@ HARMLESS = [
     "task-1234567890123456",
     "keyboard: on, monkey: 3",
     "passed 3 of 4",
+    "the cookie, which was large, is gone",
     "mail ann@x.test",
     "tokens=512",
 ]
@@ -130,6 +131,10 @@ def test_counts_and_absence_are_told() -> None:
 
 def test_a_number_may_be_a_secret() -> None:
     assert parsed(as_json.format(record(data={"password": 1234})))["data"] == {"password": "***"}
+
+
+def test_a_name_may_be_long() -> None:
+    assert SECRET not in lines(data={"x" * 5000 + "_password": SECRET})
 
 
 def test_secret_types_are_hidden_under_any_name() -> None:
