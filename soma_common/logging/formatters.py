@@ -102,11 +102,9 @@ class SomaStackJSONFormatter(_Formatter):
             extras.pop("category", None)
         if record.exc_info or record.exc_text or record.stack_info:
             _add_failure(line, record)
-        text = dumps(line)
+        text = ascii_json(dumps(line))
         if self._secrets.suspected(text):
-            text = dumps(self._secrets.without(orjson.loads(text)))
-        if not text.isascii() or "\x7f" in text:
-            text = ascii_json(text)
+            text = ascii_json(dumps(self._secrets.without(orjson.loads(text))))
         return text if len(text) <= self._limit else shortened(orjson.loads(text), self._limit)
 
 

@@ -63,7 +63,6 @@ class QueueingHandler(logging.Handler):
         target.setFormatter(None)
         self._target, self._capacity, self._when_full, self._drain = target, capacity, when_full, drain
         self._closed = False
-        self._thread: threading.Thread | None = None
         self.dropped = self._told = 0
         self._begin()
         _ALL.add(self)
@@ -110,7 +109,7 @@ class QueueingHandler(logging.Handler):
         held = lock.acquire(timeout=self._drain)
         try:
             self._queue.put(_STOP)
-            return self._thread
+            return self._threads.get("writer")
         finally:
             if held:
                 lock.release()
@@ -128,7 +127,7 @@ class QueueingHandler(logging.Handler):
 
     def _room_comes(self) -> bool:
         """Wait for room, where that was chosen. The thread never waits for itself."""
-        if self._when_full == "drop" or threading.current_thread() is self._thread:
+        if self._when_full == "drop" or threading.current_thread() is self._threads.get("writer"):
             return False
         while self._is_full():
             time.sleep(_POLL_SECONDS)  # no lock: a signal's handler may log while its own thread is here
@@ -136,17 +135,17 @@ class QueueingHandler(logging.Handler):
 
     def _has_thread(self) -> bool:
         """Start the thread at the first record; False where none can be started any more (the interpreter ends)."""
-        if self._thread is not None:
+        if self._threads:
             return True
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, args=(self._queue,), name="soma-logging", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return False
-                self._thread = thread
-                _at_end_of_a_child(self)
+        made = threading.Thread(target=self._run, args=(self._queue,), name="soma-logging", daemon=True)
+        # One step: of several threads, and of a signal's handler that logs right here, one starts the only thread.
+        if self._threads.setdefault("writer", made) is made:
+            try:
+                made.start()
+            except RuntimeError:
+                self._threads.clear()
+                return False
+            _at_end_of_a_child(self)
         return True
 
     def _run(self, waiting: queue.SimpleQueue[Any]) -> None:
@@ -189,8 +188,8 @@ class QueueingHandler(logging.Handler):
     def _begin(self) -> None:
         """An empty queue and no thread: at first, and in a forked child, whose parent writes what was queued."""
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = None
-        self._starting, self._writing = threading.RLock(), threading.RLock()
+        self._threads: dict[str, threading.Thread] = {}
+        self._writing = threading.RLock()
         self._held = False
         self._told = self.dropped = self._queued = self._written = 0
 

@@ -53,7 +53,7 @@ def message_of(record: logging.LogRecord) -> str:
             message %= record.args
         except Exception:
             return f"{text_of(message)} {text_of(_arguments(record.args))}"
-    return message if message.isascii() and len(message) <= MAX_TEXT else text_of(message)
+    return message if len(message) <= MAX_TEXT else text_of(message)
 
 
 def _arguments(args: Any) -> str:

@@ -6,6 +6,7 @@ finds nothing nearly always; only what may hold a secret is taken apart.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -85,12 +86,14 @@ class Secrets:
         spelled = dict.fromkeys([*NAMES, *own])
         # "api key" is also written apikey
         self._names = tuple(dict.fromkeys([*spelled, *(name.replace(" ", "") for name in spelled)]))
-        self._hints = tuple(max(name.split(), key=len) for name in own)
+        self._hints = tuple(hint for name in own for hint in _hints_of(max(name.split(), key=len)))
         self._assigned = _assigned(spelled)
         self._known_key: Callable[[str], tuple[str, bool]] = lru_cache(maxsize=4096)(self._look_at_key)
 
     def suspected(self, text: str) -> bool:
-        """Whether the text may hold a secret, or a field of such a name. Cheap, and never wrong when it says no."""
+        """Whether a text, or JSON in ASCII, may hold a secret or a field of such a name. Cheap, and never wrong when it
+        says no.
+        """
         lower = text.lower()
         if _hinted(lower):
             return True
@@ -131,6 +134,17 @@ class Secrets:
 
     def _look_at_key(self, key: str) -> tuple[str, bool]:
         return self.without_in(key), self.is_secret(key)
+
+
+def _hints_of(word: str) -> list[str]:
+    """What a text in lower case holds when it holds this word, as it is or as JSON in ASCII."""
+    if word.isascii():
+        return [word]
+    runs = re.findall(r"[a-z\d]{3,}", word)
+    if runs:
+        return [max(runs, key=len)]
+    odd = next(character for character in word if not character.isascii())
+    return [word, json.dumps(odd)[1:5]]  # \u04: a letter and its capital begin alike, and so do all of its script
 
 
 def _words(key: str) -> str:

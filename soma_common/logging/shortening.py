@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import codecs
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,16 +14,24 @@ SHORTEST: Final = 1_000
 
 _SHORT_NAME: Final = 6
 _LONG_NAME: Final = 200
-_OUTSIDE_ASCII: Final = re.compile(r"[^\x20-\x7e]+")
+_ESCAPES: Final = "soma_common.json_escapes"
 
 
 def ascii_json(text: str) -> str:
     """JSON that says the same in printable ASCII: every stream can carry it, and nothing in it steers a terminal."""
-    return _OUTSIDE_ASCII.sub(_escape, text)
+    if "\x7f" in text:  # orjson has escaped all other characters of ASCII that cannot be printed
+        text = text.replace("\x7f", "\\u007f")
+    return text if text.isascii() else text.encode("ascii", _ESCAPES).decode("ascii")
 
 
-def _escape(found: re.Match[str]) -> str:
-    return "\\u" + found[0].encode("utf-16-be").hex("-", 2).replace("-", "\\u")
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """A run of characters outside ASCII as JSON's escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be")
+    return "\\u" + units.hex("-", 2).replace("-", "\\u"), error.end
+
+
+codecs.register_error(_ESCAPES, _escaped)
 
 
 def shortened(line: Mapping[str, Any], limit: int) -> str:

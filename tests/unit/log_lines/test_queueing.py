@@ -258,6 +258,39 @@ def test_a_signal_handler_that_logs() -> None:
     assert [line for line in lines if line != "signal"] == [str(number) for number in range(5000)]
 
 
+@pytest.mark.parametrize("moment", ["made", "started"])
+def test_a_signal_handler_that_logs_while_the_thread_begins(
+    moment: str, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads would turn the order around, and one of them never end."""
+    sink.gate.set()
+    handler = QueueingHandler(sink)
+    begun: list[threading.Thread] = []
+
+    class Interrupted(threading.Thread):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self._interrupt("made")
+
+        def start(self) -> None:
+            begun.append(self)
+            self._interrupt("started")
+            super().start()
+
+        def _interrupt(self, now: str) -> None:
+            if now == moment and not interrupted:
+                interrupted.append(now)
+                handler.handle(record("inner"))
+
+    interrupted: list[str] = []
+    monkeypatch.setattr("soma_common.logging.queueing.threading.Thread", Interrupted)
+    handler.handle(record("outer"))
+    handler.close()
+    assert len(begun) == 1
+    assert not begun[0].is_alive()
+    assert messages(sink) == ["inner", "outer"]
+
+
 def test_a_forked_child_has_a_queue_of_its_own() -> None:
     script = START + (
         "for n in range(500):\n    log.info('parent %d', n)\n"

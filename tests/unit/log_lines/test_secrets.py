@@ -133,6 +133,17 @@ def test_a_number_may_be_a_secret() -> None:
     assert parsed(as_json.format(record(data={"password": 1234})))["data"] == {"password": "***"}
 
 
+def test_names_that_are_not_english() -> None:
+    rules = ["contraseña", "密码", "пароль"]
+    for formatter in (
+        SomaStackJSONFormatter(service="shop", secrets=rules),
+        SomaStackFormatter(service="shop", emoji=True, colour=False, secrets=rules),
+    ):
+        for name in ("contraseña", "CONTRASEÑA", "mi_contraseña", "密码", "пароль", "ПАРОЛЬ", "Пароль"):
+            assert SECRET not in formatter.format(record(data={name: SECRET}))
+            assert SECRET not in formatter.format(record(f"{name}={SECRET}"))
+
+
 def test_a_name_may_be_long() -> None:
     assert SECRET not in lines(data={"x" * 5000 + "_password": SECRET})
 
