@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from soma_common.logging.formatters import SomaStackFormatter, SomaStackJSONFormatter
 from soma_common.logging.processor import SomaStackProcessor
 from tests.log_support import check_console, parsed
-
-structlog = pytest.importorskip("structlog")
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
