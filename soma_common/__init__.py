@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from soma_common.events.store import EventFilter as EventFilter
     from soma_common.events.store import EventStore as EventStore
     from soma_common.events.types import EventType as EventType
+    from soma_common.logging.config import configure_logging as configure_logging
     from soma_common.sagas.choreography import Choreography as Choreography
     from soma_common.sagas.models import Saga as Saga
     from soma_common.sagas.models import SagaStatus as SagaStatus
@@ -64,6 +65,7 @@ _HOME = {
     "TransactionScope": "transactions",
     "TransactionTracer": "tracing.tracer",
     "Tx": "tx",
+    "configure_logging": "logging.config",
     "trace_transaction": "decorators",
     "with_compensation": "sagas.models",
 }

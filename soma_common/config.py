@@ -81,12 +81,7 @@ class SomaConfig:
         """
         given = os.environ if env is None else env
         mode = _mode(given)
-        service = service_id or given.get("SOMA_SERVICE_ID", "service")
-        if not _SERVICE.fullmatch(service):
-            raise ConfigurationError(
-                f"SOMA_SERVICE_ID {service!r:.120} is not a service name.",
-                cure="use lower-case letters, digits, - and _.",
-            )
+        service = service_name(given, service_id)
         return cls(
             mode=mode,
             service_id=service,
@@ -104,6 +99,21 @@ class SomaConfig:
             instance=_instance(given),
             health_port=_number(given, "SOMA_HEALTH_PORT", 0, 0, 65535) if given.get("SOMA_HEALTH_PORT") else None,
         )
+
+
+def service_name(env: Mapping[str, str], given: str | None = None) -> str:
+    """The name of this service: what is given, else ``SOMA_SERVICE_ID``, else "service".
+
+    Raises:
+        ConfigurationError: it is no name that a service can have.
+    """
+    name = given or env.get("SOMA_SERVICE_ID", "service")
+    if not _SERVICE.fullmatch(name):
+        raise ConfigurationError(
+            f"SOMA_SERVICE_ID {name!r:.120} is not a service name.",
+            cure="use lower-case letters, digits, - and _.",
+        )
+    return name
 
 
 def check_topic(what: str, name: str) -> str:

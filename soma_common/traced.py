@@ -17,6 +17,7 @@ from soma_common.events.models import Event
 from soma_common.events.payloads import Payload
 from soma_common.events.standard import TxnCommitted, TxnFailed, TxnStarted
 from soma_common.events.types import check_event_type
+from soma_common.logging.context import CURRENT as LOG_CONTEXT
 from soma_common.tracing.context import TraceContext
 
 Moment = Literal["started", "committed", "failed"]
@@ -80,12 +81,14 @@ class TracedCall:
     @contextmanager
     def inside(self) -> Iterator[TracedCall]:
         """Makes it the one that encloses the calls in this block."""
-        before = _CURRENT.get()
+        before, logged = _CURRENT.get(), LOG_CONTEXT.get()
         _CURRENT.set(self)
+        LOG_CONTEXT.set(self)
         try:
             yield self
         finally:
             _CURRENT.set(before)
+            LOG_CONTEXT.set(logged)
 
     def started(self) -> tuple[Event, ...]:
         """It began."""

@@ -17,6 +17,7 @@ from soma_common.consumer.handlers import (
 )
 from soma_common.consumer.lanes import Running, Work
 from soma_common.events.models import Event, RecordedEvent
+from soma_common.logging.context import CURRENT as LOG_CONTEXT
 from soma_common.postgres.threads import ThreadTx
 
 Handled = tuple[int, RecordedEvent, Sequence[Handler]]
@@ -45,12 +46,17 @@ class Run:
 
     def __call__(self, handled: Sequence[Handled]) -> None:
         """In the thread. Raises what a handler raised, or why the transaction cannot commit any more."""
-        for call in _calls(handled, batches=self._handlers.batches):
-            if self._tx.stopped:
-                return
-            self._work.running = Running(time.monotonic(), call.place)
-            self._one(call)
-            self._tx.check()
+        logged = LOG_CONTEXT.get()
+        try:
+            for call in _calls(handled, batches=self._handlers.batches):
+                if self._tx.stopped:
+                    return
+                self._work.running = Running(time.monotonic(), call.place)
+                LOG_CONTEXT.set(call.events[0] if len(call.events) == 1 else None)
+                self._one(call)
+                self._tx.check()
+        finally:
+            LOG_CONTEXT.set(logged)  # the thread goes on with other batches
         self._work.running = None
 
     def _one(self, call: _Call) -> None:

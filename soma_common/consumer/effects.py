@@ -32,6 +32,7 @@ from soma_common.errors import (
     TransactionConflict,
 )
 from soma_common.events.models import Event, RecordedEvent
+from soma_common.logging.context import CURRENT as LOG_CONTEXT
 from soma_common.postgres.errors import sqlstate_of, translate
 from soma_common.postgres.threads import ThreadTx
 
@@ -72,7 +73,7 @@ class Effects:
         ``handled`` are (place in the batch, event, its handlers). Raises Blamed, or what is nobody's fault.
         """
         collected: list[Event] = []
-        lane.tx = tx
+        lane.tx, logged = tx, LOG_CONTEXT.get()
         try:
             if self.handlers.blocking:
                 await self._in_thread(tx, lane, handled, collected, delivery)
@@ -84,6 +85,7 @@ class Effects:
                     await self._one(lane, handlers, place, context)
         finally:
             lane.work, lane.tx = Work(), None
+            LOG_CONTEXT.set(logged)
         if collected:
             await self._record(lane, tx, collected)
         return len(collected)
@@ -105,6 +107,7 @@ class Effects:
 
     async def _one(self, lane: Lane, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
         lane.work.running = Running(time.monotonic(), place)
+        LOG_CONTEXT.set(context.event)
         try:
             for handler in handlers:
                 event = handler.prepared(context.event, self.handlers.typed)
@@ -126,6 +129,7 @@ class Effects:
         delivery: Delivery,
     ) -> None:
         lane.work.running = Running(time.monotonic(), place)
+        LOG_CONTEXT.set(events[0] if len(events) == 1 else None)
         try:
             prepared = [handler.prepared(event, self.handlers.typed) for event in events]
             await _call(handler, prepared, BatchContext(self._consumer, events, tx, collected, delivery))

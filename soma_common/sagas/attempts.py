@@ -15,6 +15,7 @@ from typing import Any, Final
 from soma_common.consumer.handlers import require_done
 from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event
+from soma_common.logging.context import CURRENT as LOG_CONTEXT
 from soma_common.postgres.bounds import Bound, milliseconds
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
@@ -133,6 +134,8 @@ class Runner:
             StepRaised: what it raised, and TimeoutError.
         """
         name = f"{context.saga} {'undo ' if context.undoing else ''}{context.step}"
+        outer = LOG_CONTEXT.get()
+        LOG_CONTEXT.set(context)
         try:
             with self._tracer.span(name, parent=context.trace):
                 async with attempt.scope():
@@ -146,6 +149,8 @@ class Runner:
             raise StepRaised(error) from error
         except BaseException as error:
             raise StepRaised(error) from error
+        finally:
+            LOG_CONTEXT.set(outer)
 
     async def _called(self, call: Call, fill: Fill, context: SagaContext, connection: Any) -> Any:
         tx = Tx(connection) if call.transactional else None
