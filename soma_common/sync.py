@@ -32,7 +32,7 @@ from soma_common.postgres.errors import is_connection_loss, translated, translat
 from soma_common.postgres.sync import driver_connection, fetch_sync, is_django, transaction_if_none
 from soma_common.scopes import Mode, Scope, check_mode, innermost
 from soma_common.tracing.context import TraceContext
-from soma_common.tx import Tx
+from soma_common.tx import Tx, connection_of
 
 
 class EventStore:
@@ -47,12 +47,14 @@ class EventStore:
     ) -> Published:
         """Record events; all of them or none. The rules and errors are those of ``soma_common.EventStore.publish``.
 
-        On a connection in autocommit the append is a transaction of its own. ``again`` settles an earlier publish
-        whose outcome is unknown: what was recorded then is returned.
+        ``connection`` is psycopg's or Django's, or the ``Tx`` of a scope. On one in autocommit the append is a
+        transaction of its own. ``again`` settles an earlier publish whose outcome is unknown: what was recorded then
+        is returned.
         """
         batch = [events] if isinstance(events, Event) else list(events)
         if not batch:
             return Published()
+        connection = connection_of(connection)
         steps = append_steps(batch, self.settings, self._stamps, expected=expected_version, again=again)
         following = answer(steps, fetch_sync(connection, *next(steps)))
         if isinstance(following, Published):

@@ -39,6 +39,7 @@ from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, TickReader, mer
 from soma_common.postgres.pool import Pool, fetch, in_transaction
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
+from soma_common.tx import connection_of
 
 MAX_LIMIT = 10_000
 
@@ -115,9 +116,9 @@ class EventStore:
     ) -> Published:
         """Record events; all of them or none.
 
-        With ``tx`` (an asyncpg or an async psycopg connection) the append joins that connection's transaction and
-        commits with it. Without, it has a transaction of its own; a connection lost meanwhile is found out about:
-        the events are recorded exactly once, or the call raises.
+        With ``tx`` (an asyncpg or an async psycopg connection, or the ``Tx`` of a scope or a step) the append joins
+        that transaction and commits with it. Without, it has a transaction of its own; a connection lost meanwhile is
+        found out about: the events are recorded exactly once, or the call raises.
 
         Args:
             expected_version: ``ANY``, ``EXISTS``, ``NO_STREAM`` or a version, for all streams or by stream key.
@@ -133,7 +134,7 @@ class EventStore:
             return Published()
         if tx is not None:
             steps = append_steps(batch, self.settings, self._stamps, expected=expected_version)
-            return await _run(steps, next(steps), tx)
+            return await _run(steps, next(steps), connection_of(tx))
         try:
             return await self._publish_alone(batch, expected_version, again=False)
         except DatabaseUnavailable:

@@ -19,7 +19,7 @@ from soma_common.sagas.store import NORMAL, Start
 from soma_common.sagas.values import ANY, decode, encode, encode_any
 from soma_common.sagas.views import KnownSaga, SagaFilter, SagaPage, SagaView, saga_id_of
 from soma_common.tracing.tracer import TransactionTracer
-from soma_common.tx import Tx
+from soma_common.tx import connection_of
 
 Answer = TypeVar("Answer")
 _PROGRAM: Final = "program"  # who did it, where nobody is named
@@ -225,7 +225,7 @@ class SagaOrchestrator:
 
     async def _asked(self, question: Asking[Answer], tx: Any = None) -> Answer:
         if tx is not None:
-            return await carried_out(question, tx.conn if isinstance(tx, Tx) else tx)
+            return await carried_out(question, connection_of(tx))
         async with self._pool.connection() as connection:
             answer = await carried_out(question, connection)
         self._woken()

@@ -20,7 +20,7 @@ from soma_common.sagas.starting import begin
 from soma_common.sagas.store import NORMAL
 from soma_common.sagas.views import SagaView
 from soma_common.tracing.tracer import TransactionTracer
-from soma_common.tx import Tx
+from soma_common.tx import connection_of
 
 Answer = TypeVar("Answer")
 
@@ -63,7 +63,7 @@ class SagaOrchestrator:
 
 
 def _carried_out(question: Asking[Answer], connection: Any) -> Answer:
-    connection = connection.conn if isinstance(connection, Tx) else connection
+    connection = connection_of(connection)
     dialogue = Dialogue(question)
     while dialogue.statement is not None:
         dialogue.hand_over(fetch_sync(connection, *dialogue.statement))
