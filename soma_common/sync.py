@@ -10,7 +10,7 @@ with TransactionScope(store, connection) as tx:    # django.db.connection
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -138,7 +138,7 @@ class TransactionScope:
     def _alone(self, place: object, idle: bool) -> Iterator[Tx]:
         """A unit that records its events itself; where no transaction was open it commits, too."""
         connection, committing = self._connection, False
-        with translated_around_callers():
+        with self._span(), translated_around_callers():
             try:
                 with block(connection, savepoint=self._mode == "savepoint"):
                     scope = _SyncScope(place, self._store, connection, self._trace)
@@ -151,6 +151,11 @@ class TransactionScope:
                 if committing and is_connection_loss(error):
                     raise _unknown() from error
                 raise
+
+    def _span(self) -> AbstractContextManager[Any]:
+        """One with a trace of its own is a traced function's, which has a span and a name."""
+        spans = self._store.settings.spans
+        return nullcontext() if spans is None or self._given_trace is not None else spans.transaction()
 
     @contextmanager
     def _savepoint(self, outer: Scope) -> Iterator[Tx]:

@@ -24,6 +24,7 @@ from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.topics import Topics
 from soma_common.sql.loader import blocks
+from soma_common.tracing.store_spans import StoreSpans
 from soma_common.tracing.tracer import TransactionTracer
 
 if TYPE_CHECKING:
@@ -154,12 +155,14 @@ def sync_settings(config: SomaConfig, models: PayloadModels, route: Callable[[Ev
 async def _append_settings(
     config: SomaConfig, models: PayloadModels, route: Callable[[Event], str], stack: AsyncExitStack
 ) -> AppendSettings:
+    tracer = TransactionTracer()
     return AppendSettings(
         config.service_id,
         models,
         await _codec(config, models, stack),
         route=route if config.uses_kafka else None,
-        current_trace=TransactionTracer().current,
+        current_trace=tracer.current,
+        spans=StoreSpans(tracer),
     )
 
 

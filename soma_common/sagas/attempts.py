@@ -12,6 +12,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Final
 
+from soma_common.ambient import working_for
 from soma_common.consumer.handlers import require_done
 from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event
@@ -23,6 +24,7 @@ from soma_common.sagas.machine import Work
 from soma_common.sagas.parameters import Call
 from soma_common.sagas.rig import REAL, Point, Rig
 from soma_common.tracing.context import TraceContext
+from soma_common.tracing.conventions import stepping
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
@@ -122,9 +124,8 @@ class Runner:
         Raises:
             StepRaised: what it raised, and TimeoutError.
         """
-        name = f"{context.saga} {'undo ' if context.undoing else ''}{context.step}"
         try:
-            with self._tracer.span(name, parent=context.trace):
+            with self._tracer.doing(stepping(context), parent=context.trace), working_for(context):
                 async with attempt.scope():
                     if call.blocking:
                         return await self._in_thread(call, fill, context, connection)
