@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without loading typing
 if TYPE_CHECKING:
     from typing import Any
 
+    from soma_common.ambient import current_correlation_id as current_correlation_id
+    from soma_common.ambient import current_tenant as current_tenant
     from soma_common.app import Soma as Soma
     from soma_common.config import SomaConfig as SomaConfig
     from soma_common.decorators import trace_transaction as trace_transaction
@@ -64,6 +66,8 @@ _HOME = {
     "TransactionScope": "transactions",
     "TransactionTracer": "tracing.tracer",
     "Tx": "tx",
+    "current_correlation_id": "ambient",
+    "current_tenant": "ambient",
     "trace_transaction": "decorators",
     "with_compensation": "sagas.models",
 }

@@ -68,8 +68,9 @@ class Begun:
                 self._span.update_name(name)
             self._span.set_attributes(dict(attributes or {}))
 
-    def failed(self) -> None:
-        """It is an error although nothing was raised."""
+    def failed(self, kind: str) -> None:
+        """It is an error of this kind, although nothing was raised."""
+        self._span.set_attribute(ERROR_TYPE, kind)
         self._span.set_status(Status(StatusCode.ERROR))
 
     @contextmanager
