@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from soma_common.sagas.models import with_compensation as with_compensation
     from soma_common.sagas.orchestrator import SagaOrchestrator as SagaOrchestrator
     from soma_common.tracing.context import TraceContext as TraceContext
+    from soma_common.tracing.setup import configure_tracing as configure_tracing
     from soma_common.tracing.tracer import TransactionTracer as TransactionTracer
     from soma_common.transactions import TransactionScope as TransactionScope
     from soma_common.tx import Tx as Tx
@@ -66,6 +67,7 @@ _HOME = {
     "TransactionScope": "transactions",
     "TransactionTracer": "tracing.tracer",
     "Tx": "tx",
+    "configure_tracing": "tracing.setup",
     "current_correlation_id": "ambient",
     "current_tenant": "ambient",
     "trace_transaction": "decorators",

@@ -36,7 +36,7 @@ _KINDS: Final = {
     "client": SpanKind.CLIENT,
     "server": SpanKind.SERVER,
 }
-_SILENT: Final = (ProxyTracerProvider, NoOpTracerProvider)  # the API's own: with these nothing is ever recorded
+SILENT: Final = (ProxyTracerProvider, NoOpTracerProvider)  # the API's own: with these nothing is ever recorded
 _NONE: Final = NoOpTracerProvider()
 _BY_ENVIRONMENT: Final = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
 _MOST_LINKS: Final = 128  # what an SDK keeps of a span by default
@@ -168,7 +168,7 @@ class TransactionTracer:
     def _ready(self) -> Tracer | None:
         provider = self._given or _provider()
         if provider is not self._provider:  # it may be set at any time, once
-            silent = isinstance(provider, _SILENT)
+            silent = isinstance(provider, SILENT)
             self._tracer = None if silent else provider.get_tracer(self._name)
             self._provider = provider
         return self._tracer
