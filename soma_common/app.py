@@ -46,7 +46,7 @@ from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
 from soma_common.transactions import TransactionScope
 from soma_common.tx import Tx
-from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
+from soma_common.wiring import Ground, ensure_topics, open_ground, send_spans, sync_settings
 
 log = logging.getLogger(__name__)
 
@@ -294,6 +294,7 @@ class Soma:
         ``relay`` also runs an outbox relay in this process; most run ``somastack relay`` beside it instead.
         ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
         """
+        send_spans(self.config)
         async with self:
             for stranger in self._routes.strangers(self._handlers):
                 log.warning("reads names consumer %s, which has no handler here: is that its name?", stranger)

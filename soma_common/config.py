@@ -45,8 +45,8 @@ class SomaConfig:
         folder: files of the embedded database and of caches.
         exactly_once: relay in Kafka transactions.
         instance: a name of this process that survives its restarts (static membership in Kafka's groups), or None.
-        otlp_endpoint: the collector to which ``Soma.run`` and ``somastack relay`` send spans, where no TracerProvider is
-            set; empty: none.
+        otlp_endpoint: the collector to which ``Soma.run`` and ``somastack relay`` send spans, where no provider is set;
+            empty: none.
         health_port: where ``Soma.run`` serves health and metrics; 0 chooses a free port, None serves none.
     """
 

@@ -110,6 +110,7 @@ class Batches:
         held = await held_places(tx, run.scope.consumer_id, [records[place] for place, _, _ in handled])
         free = [entry for place, entry in enumerate(handled) if place not in held]
         claim = await self._inbox.claim(tx, [event for _, event, _ in free])
+        self._lane.trying = records
         fresh = [entry for entry, is_new in zip(free, claim.fresh, strict=True) if is_new]
         await self._effects.apply(tx, self._lane, fresh, self._delivery)
         bare = sum(record.event is None for record in records)  # undecodable: the live consumer made letters of them

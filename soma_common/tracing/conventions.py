@@ -67,14 +67,14 @@ class Doing(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _operation(name: str, destination: str | None) -> tuple[str, Kind, Attributes]:
+def _operation(name: str, destination: str | None, system: str | None = None) -> tuple[str, Kind, Attributes]:
     """What all spans of an operation at a destination have in common, made once: topics are few."""
     given = {
-        SYSTEM: "soma" if destination == LOG else "kafka",
+        SYSTEM: system or ("soma" if destination == LOG else "kafka"),
         OPERATION_NAME: name,
         OPERATION_TYPE: _TYPES[name],
     }
-    if destination is None:  # several: none of them is it
+    if destination is None:  # several, or not known
         return name, _KINDS[name], given
     return f"{name} {destination}", _KINDS[name], given | {DESTINATION: destination}
 
@@ -97,7 +97,7 @@ def sending(topic: str, partition: int, count: int) -> Doing:
 def processing(consumer: str, events: Sequence[Any], place: Any, delivery: str) -> Doing:
     """A consumer's handlers of one event; or of a batch, where a handler takes several.
 
-    ``place`` is the record's (partition, offset), None where it is not known.
+    ``place`` is the record's (partition, offset); None where it is not known, as of a dead letter.
     """
 
     def more() -> Attributes:
@@ -108,7 +108,8 @@ def processing(consumer: str, events: Sequence[Any], place: Any, delivery: str) 
                 known[KAFKA_OFFSET] = place[1]
         return known
 
-    return Doing(*_operation("process", place[0].name if place is not None else LOG), more)
+    known = _operation("process", None, "soma") if place is None else _operation("process", place[0].name)
+    return Doing(*known, more)
 
 
 def settling(consumer: str, destination: str | None, count: int) -> Doing:
