@@ -1,15 +1,17 @@
 """Benchmark: what tracing costs, without a provider, with one that samples nothing, and with one that records all.
 
-``removed`` is the library with its tracing calls taken out: spans, looks for a provider, and the context that handlers
-and steps run in. ``none`` is the library as it is, in a program without a TracerProvider. ``off`` has OpenTelemetry's SDK
-with a sampler that drops everything, ``on`` one that records every span and gives it to an exporter that throws it away.
+``removed`` is the library with its tracing calls taken out: spans, looks for a provider, and the context in which
+handlers and steps run. ``none`` is the library as it is, in a program without a TracerProvider. ``off`` has the SDK of
+OpenTelemetry with a sampler that drops everything, ``on`` one that records every span and gives it to an exporter that
+throws it away.
 
 Work: ``publish`` records events one by one in transactions of their own; ``consume`` lets a consumer of the log apply
 them in batches, with a handler that does nothing; ``saga`` runs sagas of three steps that do nothing. Every measurement
 is a process of its own on a database of its own; contenders alternate, and ratios are medians of turns, of CPU time of
 our process per unit and (``rate``) of units per second, PostgreSQL's part included.
 
-Run: ``python -m benchmarks.tracing``; ``SOMA_BENCH_TRACING`` says how many events (2,000), ``…_TURNS`` how many turns (5).
+Run: ``python -m benchmarks.tracing``; ``SOMA_BENCH_TRACING`` says how many events (2,000), and
+``SOMA_BENCH_TRACING_TURNS`` how many turns (5).
 """
 
 from __future__ import annotations
@@ -38,16 +40,13 @@ CONTENDERS = ("removed", "none", "off", "on")
 CONSUMED = 10  # events applied for each that is published one by one
 
 
-async def nothing(number: int) -> int:
-    return number
+async def nothing(number: int) -> None: ...
 
 
-async def more(number: int) -> int:
-    return number
+async def more(number: int) -> None: ...
 
 
-async def last(number: int) -> int:
-    return number
+async def last(number: int) -> None: ...
 
 
 SAGA = Saga("three", int, nothing, more, last)
@@ -101,15 +100,18 @@ def take_out() -> None:
         def reset(self, _: object) -> None: ...
 
     nowhere: Any = nullcontext()
-    for module in (effects, blocking):
-        module.AMBIENT = NoVariable()  # type: ignore[attr-defined]
-    spans.HandlerSpans.around = lambda *_: nowhere  # type: ignore[method-assign]
-    spans.HandlerSpans.active = False  # type: ignore[method-assign,assignment]
-    attempts.working_for = lambda _: nowhere  # type: ignore[attr-defined]
-    TransactionTracer.doing = lambda *_, **__: nowhere  # type: ignore[method-assign]
-    TransactionTracer.current = lambda _: None  # type: ignore[method-assign]
-    TransactionTracer.recorded = lambda _: None  # type: ignore[method-assign]
-    wiring.StoreSpans = lambda _: None  # type: ignore[misc,assignment]
+    for place, name, instead in (
+        (effects, "AMBIENT", NoVariable()),
+        (blocking, "AMBIENT", NoVariable()),
+        (spans.HandlerSpans, "around", lambda *_: nowhere),
+        (spans.HandlerSpans, "active", False),
+        (attempts, "working_for", lambda _: nowhere),
+        (TransactionTracer, "doing", lambda *_, **__: nowhere),
+        (TransactionTracer, "current", lambda _: None),
+        (TransactionTracer, "recorded", lambda _: None),
+        (wiring, "StoreSpans", lambda _: None),
+    ):
+        setattr(place, name, instead)
 
 
 @contextmanager
