@@ -23,6 +23,7 @@ from soma_common.events.append import Expected, Published
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import EventStore
+from soma_common.events.tally import Appends
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.lending import lender_of
@@ -286,7 +287,14 @@ class Soma:
 
         Serves /health/live, /health/ready and /metrics on ``port`` (0: a free one; None: OpenTelemetry only).
         """
-        return Probes(services, self.pool, port=port)
+        return Probes(services, self.pool, port=port, stores=self._appends)
+
+    def _appends(self) -> list[Appends]:
+        """What the stores of this process have counted."""
+        tallies = [] if self._ground is None else [self._ground.store.tally]
+        if (blocking := self.blocking.made_store) is not None:
+            tallies.append(blocking.tally)
+        return [tally.read() for tally in tallies]
 
     async def run(self, *consumers: str, relay: bool = False, health_port: int | None = None) -> None:
         """Run consumers (all of them, and the sagas, when none is named) until SIGTERM or SIGINT, then drain.

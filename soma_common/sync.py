@@ -27,6 +27,7 @@ from soma_common.events.append import (
     append_steps,
 )
 from soma_common.events.models import ANY, Event
+from soma_common.events.tally import AppendTally
 from soma_common.postgres.blocks import block, check_whole, depth, is_idle, mark, marks
 from soma_common.postgres.errors import is_connection_loss, translated, translated_around_callers
 from soma_common.postgres.sync import driver_connection, fetch_sync, is_django, transaction_if_none
@@ -41,6 +42,7 @@ class EventStore:
     def __init__(self, settings: AppendSettings) -> None:
         self.settings = settings
         self._stamps = Stamps()
+        self.tally = AppendTally()
 
     def publish(
         self, events: Event | Iterable[Event], connection: Any, *, expected_version: Expected = ANY, again: bool = False
@@ -53,6 +55,10 @@ class EventStore:
         batch = [events] if isinstance(events, Event) else list(events)
         if not batch:
             return Published()
+        with self.tally.timed(len(batch)):
+            return self._publish(batch, connection, expected_version, again)
+
+    def _publish(self, batch: Sequence[Event], connection: Any, expected_version: Expected, again: bool) -> Published:
         steps = append_steps(batch, self.settings, self._stamps, expected=expected_version, again=again)
         following = answer(steps, fetch_sync(connection, *next(steps)))
         if isinstance(following, Published):
