@@ -80,7 +80,7 @@ def database_metrics(found: dict[str, Rows], since: float) -> Iterator[Metric]:
         if state == "running":
             labels, late = {"consumer": consumer}, float(silent + since if silent > 0 else 0.0)
             yield Metric(
-                "soma_replays_silent_seconds", "gauge", "Since a running replay was heard of last.", late, labels
+                "soma_replays_silent_seconds", "gauge", "Since the lease of a running replay ended.", late, labels
             )
     for state, count, events in found["archives"]:
         labels = {"state": state}
