@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Final
@@ -35,6 +35,7 @@ CONFLICTED: Final = Backoff(base=0.005, maximum=0.5)
 MOST_CONFLICTS: Final = 20
 """How a transaction is tried again that met another one, and how often; that is no attempt of its own."""
 
+_NOTHING: Final[AbstractContextManager[Any]] = nullcontext()
 _FORKED: Final = 70  # exit code of a process that came out of an action twice
 _KEEP_OPEN: Final = "leave COMMIT and ROLLBACK to the saga; undo by savepoints."
 
@@ -125,7 +126,7 @@ class Runner:
             StepRaised: what it raised, and TimeoutError.
         """
         try:
-            with self._tracer.doing(stepping(context), parent=context.trace), working_for(context):
+            with self._shown(context), working_for(context):
                 async with attempt.scope():
                     if call.blocking:
                         return await self._in_thread(call, fill, context, connection)
@@ -137,6 +138,12 @@ class Runner:
             raise StepRaised(error) from error
         except BaseException as error:
             raise StepRaised(error) from error
+
+    def _shown(self, context: SagaContext) -> AbstractContextManager[Any]:
+        """The attempt's span; without a provider nothing, for the context has the trace."""
+        if not self._tracer.active:
+            return _NOTHING
+        return self._tracer.doing(stepping(context), parent=context.trace)
 
     async def _called(self, call: Call, fill: Fill, context: SagaContext, connection: Any) -> Any:
         tx = Tx(connection) if call.transactional else None
