@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from soma_common.ambient import AMBIENT
 from soma_common.consumer.handlers import (
     Delivery,
     Handler,
@@ -15,9 +16,9 @@ from soma_common.consumer.handlers import (
     SyncHandlerContext,
     require_done,
 )
-from soma_common.consumer.lanes import Running, Work
+from soma_common.consumer.lanes import Lane, Running
+from soma_common.consumer.spans import HandlerSpans
 from soma_common.events.models import Event, RecordedEvent
-from soma_common.logging.context import CURRENT as LOG_CONTEXT
 from soma_common.postgres.threads import ThreadTx
 
 Handled = tuple[int, RecordedEvent, Sequence[Handler]]
@@ -34,29 +35,28 @@ class _Call(NamedTuple):
 class Run:
     """The handlers of a batch, one call after the other. A thread is slow to reach: it is given all of them at once.
 
-    ``work`` tells which call runs. After each it is looked whether the transaction can still commit, so that nobody but
-    the culprit is blamed. A transaction that is stopped gets no further call.
+    The lane's ``work`` tells which call runs. After each it is looked whether the transaction can still commit, so that
+    nobody but the culprit is blamed. A transaction that is stopped gets no further call.
     """
 
     def __init__(
-        self, consumer: str, handlers: Handlers, work: Work, tx: ThreadTx, collected: list[Event], delivery: Delivery
-    ) -> None:
-        self._consumer, self._handlers, self._work, self._tx = consumer, handlers, work, tx
-        self._collected, self._delivery = collected, delivery
+        self, consumer: str, handlers: Handlers, lane: Lane, tx: ThreadTx, collected: list[Event], delivery: Delivery,
+        spans: HandlerSpans,
+    ) -> None:  # fmt: skip
+        self._consumer, self._handlers, self._lane, self._tx = consumer, handlers, lane, tx
+        self._work = lane.work  # the lane gets another one when this thread is left behind
+        self._collected, self._delivery, self._spans = collected, delivery, spans
 
     def __call__(self, handled: Sequence[Handled]) -> None:
         """In the thread. Raises what a handler raised, or why the transaction cannot commit any more."""
-        logged = LOG_CONTEXT.get()
-        try:
-            for call in _calls(handled, batches=self._handlers.batches):
-                if self._tx.stopped:
-                    return
-                self._work.running = Running(time.monotonic(), call.place)
-                LOG_CONTEXT.set(call.events[0] if len(call.events) == 1 else None)
+        for call in _calls(handled, batches=self._handlers.batches):
+            if self._tx.stopped:
+                return
+            self._work.running = Running(time.monotonic(), call.place)
+            AMBIENT.set(call.events[0] if len(call.events) == 1 else None)  # this thread runs in a copied context
+            with self._spans.around(self._lane, call.events, call.place, self._delivery):
                 self._one(call)
-                self._tx.check()
-        finally:
-            LOG_CONTEXT.set(logged)  # the thread goes on with other batches
+            self._tx.check()
         self._work.running = None
 
     def _one(self, call: _Call) -> None:

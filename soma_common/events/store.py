@@ -32,6 +32,7 @@ from soma_common.events.keys import StreamKey
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.paging import PageBound
 from soma_common.events.rows import SELECT, recorded_event
+from soma_common.events.tally import AppendTally
 from soma_common.filtering import ALL_TENANTS as ALL_TENANTS
 from soma_common.filtering import AllTenants as AllTenants
 from soma_common.filtering import conditions_of
@@ -110,6 +111,7 @@ class EventStore:
         self.pool, self.settings, self.patience = pool, settings, patience
         self.ticks = TickReader(pool)
         self._stamps = Stamps()
+        self.tally = AppendTally()
 
     async def publish(
         self, events: Event | Iterable[Event], *, expected_version: Expected = ANY, tx: Any | None = None
@@ -132,6 +134,10 @@ class EventStore:
         batch = [events] if isinstance(events, Event) else list(events)
         if not batch:
             return Published()
+        with self.tally.timed(len(batch)):
+            return await self._publish(batch, tx, expected_version)
+
+    async def _publish(self, batch: Sequence[Event], tx: Any, expected_version: Expected) -> Published:
         if tx is not None:
             steps = append_steps(batch, self.settings, self._stamps, expected=expected_version)
             return await _run(steps, next(steps), connection_of(tx))

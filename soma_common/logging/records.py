@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from soma_common.logging.context import CURRENT
+from soma_common.ambient import told_in_logs
 from soma_common.logging.text import cut, cut_middle
 from soma_common.logging.values import MAX_TEXT, text_of
 from soma_common.tracing.spans import span_ids
@@ -77,7 +77,7 @@ def extras_of(record: logging.LogRecord) -> dict[str, Any]:
 def take_ids(extras: dict[str, Any]) -> Ids:
     """The ids of a record, taken out of its extras; else those of the current span, else those of the context."""
     given = [extras.pop(name, None) for name in _IDS] if not extras.keys().isdisjoint(_IDS) else None
-    context = CURRENT.get()
+    context = told_in_logs()
     trace_id = span_id = correlation_id = tenant_id = None
     if given is not None:
         trace_id, span_id = _id(given[0], 32), _id(given[1], 16)

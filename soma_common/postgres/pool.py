@@ -196,6 +196,10 @@ class Pool:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    def counts(self) -> tuple[int, int]:
+        """How many connections are open, and how many of them nobody uses."""
+        return (0, 0) if self._pool is None else (self._pool.get_size(), self._pool.get_idle_size())
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
         """A connection in autocommit; back in the pool at the end.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from soma_common.ambient import told_in_logs
 from soma_common.consumer.handlers import BatchContext
-from soma_common.logging.context import CURRENT
 from soma_common.logging.formatters import SomaStackJSONFormatter
 from tests.integration.consumer.flavours import apply as apply_in_thread
 from tests.log_support import parsed
@@ -79,4 +79,4 @@ async def test_handlers_of_many_events_have_no_ids_unless_it_is_one(world: Any, 
     assert sizes == [line["data"]["size"] for line in lines]
     for line in lines:
         assert (line["correlation_id"] is None) == (line["data"]["size"] > 1)
-    assert CURRENT.get() is None
+    assert told_in_logs() is None
