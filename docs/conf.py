@@ -8,7 +8,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 
+from django.conf import settings  # noqa: E402
+
 from soma_common import __version__  # noqa: E402
+
+settings.configure()  # what has to do with Django is looked at, too
 
 project, author, release = "soma-common", "the soma-common authors", __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "repository_links", "house_docstrings"]
