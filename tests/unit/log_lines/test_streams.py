@@ -163,7 +163,7 @@ def test_the_width_of_the_terminal_changes_nothing(columns: str, monkeypatch: py
 @pytest.mark.parametrize(
     "stream",
     [None, object(), io.BytesIO(), type("S", (), {"encoding": "none-such"})(), type("S", (), {"encoding": 7})()],
-    ids=repr,
+    ids=["none", "object", "bytes", "unknown-encoding", "number"],
 )
 def test_streams_that_are_none(stream: Any) -> None:
     looks = looks_of(stream, env={})
