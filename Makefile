@@ -11,7 +11,7 @@ CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/pos
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-other bench torture torture-mutants torture-sagas torture-sagas-mutants storm lint format docs wheel clean
+.PHONY: help setup demo test test-other bench torture torture-mutants torture-sagas torture-sagas-mutants storm lint format docs site wheel clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ format: setup ## Put the code into shape
 
 docs: setup ## Run every snippet of README and docs
 	$(BIN)/python -m pytest -q tests/docs
+
+site: setup ## The documentation as a site, in build/site; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "build/site/index.html"
 
 wheel: setup ## Build and check the distribution
 	rm -rf dist

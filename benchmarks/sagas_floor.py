@@ -25,7 +25,7 @@ import asyncpg
 from benchmarks.sagas_library import CONNECTIONS, EXTERNAL, INSERT, SAGAS, TRANSACTIONAL
 from soma_common.garbage import calm_collector
 from soma_common.postgres.bounded import begin_statement
-from soma_common.postgres.pool import Bound
+from soma_common.postgres.bounds import Bound
 from soma_common.sagas.models import Saga
 from soma_common.sql.loader import blocks
 

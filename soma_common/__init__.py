@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without loading typing
 if TYPE_CHECKING:
     from typing import Any
 
+    from soma_common.ambient import current_correlation_id as current_correlation_id
+    from soma_common.ambient import current_tenant as current_tenant
     from soma_common.app import Soma as Soma
     from soma_common.config import SomaConfig as SomaConfig
     from soma_common.decorators import trace_transaction as trace_transaction
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from soma_common.events.store import EventFilter as EventFilter
     from soma_common.events.store import EventStore as EventStore
     from soma_common.events.types import EventType as EventType
+    from soma_common.logging.config import configure_logging as configure_logging
     from soma_common.sagas.choreography import Choreography as Choreography
     from soma_common.sagas.models import Saga as Saga
     from soma_common.sagas.models import SagaStatus as SagaStatus
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from soma_common.sagas.models import with_compensation as with_compensation
     from soma_common.sagas.orchestrator import SagaOrchestrator as SagaOrchestrator
     from soma_common.tracing.context import TraceContext as TraceContext
+    from soma_common.tracing.setup import configure_tracing as configure_tracing
     from soma_common.tracing.tracer import TransactionTracer as TransactionTracer
     from soma_common.transactions import TransactionScope as TransactionScope
     from soma_common.tx import Tx as Tx
@@ -64,6 +68,10 @@ _HOME = {
     "TransactionScope": "transactions",
     "TransactionTracer": "tracing.tracer",
     "Tx": "tx",
+    "configure_logging": "logging.config",
+    "configure_tracing": "tracing.setup",
+    "current_correlation_id": "ambient",
+    "current_tenant": "ambient",
     "trace_transaction": "decorators",
     "with_compensation": "sagas.models",
 }

@@ -24,6 +24,7 @@ from soma_common.events.append import Expected, Published
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.payloads import Payload, PayloadModels
 from soma_common.events.store import EventStore
+from soma_common.events.tally import Appends
 from soma_common.events.upcasting import Upcasters, typed
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.lending import lender_of
@@ -47,7 +48,7 @@ from soma_common.service import Service, run_until_signalled
 from soma_common.sync import EventStore as SyncEventStore
 from soma_common.transactions import TransactionScope
 from soma_common.tx import Tx
-from soma_common.wiring import Ground, ensure_topics, open_ground, sync_settings
+from soma_common.wiring import Ground, ensure_topics, open_ground, send_spans, sync_settings
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +293,14 @@ class Soma:
 
         Serves /health/live, /health/ready and /metrics on ``port`` (0: a free one; None: OpenTelemetry only).
         """
-        return Probes(services, self.pool, port=port)
+        return Probes(services, self.pool, port=port, stores=self._appends)
+
+    def _appends(self) -> list[Appends]:
+        """What the stores of this process have counted."""
+        tallies = [] if self._ground is None else [self._ground.store.tally]
+        if (blocking := self.blocking.made_store) is not None:
+            tallies.append(blocking.tally)
+        return [tally.read() for tally in tallies]
 
     async def run(
         self, *consumers: str, relay: bool = False, sagas: bool | None = None, health_port: int | None = None
@@ -303,6 +311,7 @@ class Soma:
         ``sagas`` says whether sagas run here, whichever consumers are named.
         ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
         """
+        send_spans(self.config)
         async with self:
             services = self.services(*consumers, relay=relay, sagas=sagas)
             port = self.config.health_port if health_port is None else health_port

@@ -35,6 +35,11 @@ class BlockingTransactions:
                 self._store = self._make_store()
             return self._store
 
+    @property
+    def made_store(self) -> EventStore | None:
+        """The store, if anybody needed it."""
+        return self._store
+
     @contextmanager
     def scope(self, *, mode: Mode = "join", trace: TraceContext | None = None) -> Iterator[Tx]:
         """A ``soma_common.sync.TransactionScope``; ``new`` has a connection of its own, but with Django."""

@@ -45,6 +45,8 @@ class SomaConfig:
         folder: files of the embedded database and of caches.
         exactly_once: relay in Kafka transactions.
         instance: a name of this process that survives its restarts (static membership in Kafka's groups), or None.
+        otlp_endpoint: the collector to which ``Soma.run`` and ``somastack relay`` send spans, where no provider is set;
+            empty: none.
         health_port: where ``Soma.run`` serves health and metrics; 0 chooses a free port, None serves none.
     """
 
@@ -62,6 +64,7 @@ class SomaConfig:
     exactly_once: bool = False
     instance: str | None = None
     health_port: int | None = None
+    otlp_endpoint: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", parse_mode(self.mode))
@@ -81,12 +84,7 @@ class SomaConfig:
         """
         given = os.environ if env is None else env
         mode = _mode(given)
-        service = service_id or given.get("SOMA_SERVICE_ID", "service")
-        if not _SERVICE.fullmatch(service):
-            raise ConfigurationError(
-                f"SOMA_SERVICE_ID {service!r:.120} is not a service name.",
-                cure="use lower-case letters, digits, - and _.",
-            )
+        service = service_name(given, service_id)
         return cls(
             mode=mode,
             service_id=service,
@@ -103,7 +101,29 @@ class SomaConfig:
             exactly_once=_choice(given, "SOMA_EXACTLY_ONCE", "false", ("false", "true")) == "true",
             instance=_instance(given),
             health_port=_number(given, "SOMA_HEALTH_PORT", 0, 0, 65535) if given.get("SOMA_HEALTH_PORT") else None,
+            otlp_endpoint=given.get("SOMASTACK_JAEGER_ENDPOINT", ""),
         )
+
+
+def service_name(env: Mapping[str, str], given: str | None = None) -> str:
+    """The name of this service: what is given, else ``SOMA_SERVICE_ID``, else "service".
+
+    Raises:
+        ConfigurationError: it is no name that a service can have.
+    """
+    name = given or env.get("SOMA_SERVICE_ID", "service")
+    if not _SERVICE.fullmatch(name):
+        raise ConfigurationError(
+            f"SOMA_SERVICE_ID {name!r:.120} is not a service name.",
+            cure="use lower-case letters, digits, - and _.",
+        )
+    return name
+
+
+def otlp_endpoint(env: Mapping[str, str] | None = None) -> str:
+    """Where spans go by OTLP: the stack's own variable, else OpenTelemetry's; empty when neither is set."""
+    given = os.environ if env is None else env
+    return given.get("SOMASTACK_JAEGER_ENDPOINT") or given.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ""
 
 
 def check_topic(what: str, name: str) -> str:

@@ -84,7 +84,7 @@ def trace_transaction(*, app: Application | EventStore | None = None, **options:
         events: which of them are recorded: "started", "committed", "failed".
         mode: what it is inside of an open scope: "join", "savepoint" or "new".
         tenant_id, correlation_id: of these events; a text, or a function of the call's arguments. By default those of
-            the traced function around it, else "default" and the ``txn_id``.
+            the traced function around it, of the request or event at hand, else "default" and the ``txn_id``.
         app: the application, or an event store (``async def`` only); by default the one that is open in this process.
 
     Raises:

@@ -67,6 +67,11 @@ Catch ``SomaError`` for all of them. The docstring of a class is its default mes
 
 from __future__ import annotations
 
+import logging
+
+# The library writes no log by itself, unless the application wants one. Here, since whatever may log imports this.
+logging.getLogger("soma_common").addHandler(logging.NullHandler())
+
 
 class SomaError(Exception):
     """Something went wrong in soma-common."""

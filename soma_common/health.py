@@ -39,13 +39,17 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One sample in Prometheus' text format; ``kind`` is counter or gauge."""
+    """One sample in Prometheus' text format; ``kind`` is counter, gauge or histogram.
+
+    ``family`` is what a histogram is called, of which this is a part.
+    """
 
     name: str
     kind: str
     help: str
     value: float
     labels: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
 
 
 class HealthServer:
@@ -131,9 +135,10 @@ def exposition(metrics: Iterable[Metric]) -> str:
     lines: list[str] = []
     seen: set[str] = set()
     for metric in metrics:
-        if metric.name not in seen:
-            seen.add(metric.name)
-            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        family = metric.family or metric.name
+        if family not in seen:
+            seen.add(family)
+            lines += [f"# HELP {family} {metric.help}", f"# TYPE {family} {metric.kind}"]
         labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in metric.labels.items())
         lines.append(f"{metric.name}{f'{{{labels}}}' if labels else ''} {_digits(metric.value)}")
     return "\n".join(lines) + "\n"

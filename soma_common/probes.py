@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from soma_common.consumer.metrics import consumer_health, consumer_metrics
 from soma_common.consumer.worker import ConsumerWorker
 from soma_common.dlq.gauges import LetterGauges
+from soma_common.events.tally import Appends
+from soma_common.gauges import DatabaseGauges
 from soma_common.health import Health, HealthServer, Metric
 from soma_common.outbox.metrics import relay_health, relay_metrics
 from soma_common.outbox.relay import Relay
 from soma_common.postgres.pool import Pool
+from soma_common.process_metrics import append_metrics, pool_metrics
+from soma_common.sagas.metrics import saga_health, saga_metrics, saga_stats
+from soma_common.sagas.worker import SagaWorker
 from soma_common.service import Service
 from soma_common.tracing.meter import Meter
 
@@ -26,7 +31,8 @@ class Probes(Service):
 
     Args:
         services: the consumers and relays of this process.
-        pool: the database whose dead letters are counted, every ``letters_every`` seconds.
+        pool: the database whose dead letters, sagas and replays are counted, every ``letters_every`` seconds.
+        stores: gives what the stores of this process have counted.
         port: where the HTTP pages are; 0 chooses a free port, None serves none (OpenTelemetry only).
         host: a probe comes from outside the pod; nothing but figures is served.
     """
@@ -36,6 +42,7 @@ class Probes(Service):
         services: Sequence[Service],
         pool: Pool,
         *,
+        stores: Callable[[], Iterable[Appends]] = tuple,
         port: int | None = 0,
         host: str = "0.0.0.0",
         letters_every: float = 15.0,
@@ -43,7 +50,10 @@ class Probes(Service):
         super().__init__("probes")
         self._consumers = [service for service in services if isinstance(service, ConsumerWorker)]
         self._relays = [service for service in services if isinstance(service, Relay)]
+        self._sagas = [service for service in services if isinstance(service, SagaWorker)]
+        self._pool, self._stores = pool, stores
         self._letters = LetterGauges(pool, every=letters_every)
+        self._database = DatabaseGauges(pool, every=letters_every)
         self._server = None if port is None else HealthServer(self.health, self.metrics, host=host, port=port)
 
     @property
@@ -59,6 +69,8 @@ class Probes(Service):
         if self._relays:
             relays = relay_health([one.stats() for one in self._relays])
             parts.append(Health(relays.live, {"relay": relays.details}, relays.ready))
+        if self._sagas:
+            parts.append(saga_health([saga_stats(one) for one in self._sagas]))
         details = {name: value for part in parts for name, value in part.details.items()}
         return Health(all(part.live for part in parts), details, all(part.ready for part in parts))
 
@@ -66,7 +78,11 @@ class Probes(Service):
         """Every figure of this process."""
         yield from consumer_metrics([one.stats() for one in self._consumers])
         yield from relay_metrics([one.stats() for one in self._relays])
+        yield from saga_metrics([saga_stats(one) for one in self._sagas])
+        yield from append_metrics(self._stores())
+        yield from pool_metrics(self._pool)
         yield from self._letters.metrics()
+        yield from self._database.metrics()
 
     async def start(self) -> None:
         """Begin to listen.
@@ -81,7 +97,10 @@ class Probes(Service):
 
     async def run(self) -> None:
         """Until asked to stop."""
-        counting = asyncio.create_task(self._letters.run(), name="dead letters counted")
+        counting = [
+            asyncio.create_task(self._letters.run(), name="dead letters counted"),
+            asyncio.create_task(self._database.run(), name="sagas and replays counted"),
+        ]
         meter = Meter()
         try:
             while True:
@@ -90,7 +109,8 @@ class Probes(Service):
                     return
         finally:
             meter.show(())
-            counting.cancel()
-            await asyncio.gather(counting, return_exceptions=True)
+            for task in counting:
+                task.cancel()
+            await asyncio.gather(*counting, return_exceptions=True)
             if self._server is not None:
                 await self._server.stop()

@@ -12,6 +12,7 @@ from typing import Self
 from soma_common.errors import ServiceEnded
 from soma_common.garbage import calm_collector
 from soma_common.tasks import end
+from soma_common.tracing.tracer import outside
 
 
 class Service(ABC):
@@ -31,10 +32,10 @@ class Service(ABC):
         """The work; returns soon after ``stopping`` is set, with everything drained."""
 
     async def start(self) -> None:
-        """Begin the work in a task of its own."""
+        """Begin the work in a task of its own, which works in no trace and for no tenant of whoever starts it."""
         if self._task is None:
             self.stopping.clear()
-            self._task = asyncio.create_task(self.run(), name=self.name)
+            self._task = asyncio.create_task(self.run(), name=self.name, context=outside())
 
     async def stop(self, patience: float = 30.0) -> None:
         """Drain and end."""

@@ -10,7 +10,7 @@ with TransactionScope(store, connection) as tx:    # django.db.connection
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -27,12 +27,13 @@ from soma_common.events.append import (
     append_steps,
 )
 from soma_common.events.models import ANY, Event
+from soma_common.events.tally import AppendTally
 from soma_common.postgres.blocks import block, check_whole, depth, is_idle, mark, marks
 from soma_common.postgres.errors import is_connection_loss, translated, translated_around_callers
 from soma_common.postgres.sync import driver_connection, fetch_sync, is_django, transaction_if_none
 from soma_common.scopes import Mode, Scope, check_mode, innermost
 from soma_common.tracing.context import TraceContext
-from soma_common.tx import Tx
+from soma_common.tx import Tx, connection_of
 
 
 class EventStore:
@@ -41,18 +42,24 @@ class EventStore:
     def __init__(self, settings: AppendSettings) -> None:
         self.settings = settings
         self._stamps = Stamps()
+        self.tally = AppendTally()
 
     def publish(
         self, events: Event | Iterable[Event], connection: Any, *, expected_version: Expected = ANY, again: bool = False
     ) -> Published:
         """Record events; all of them or none. The rules and errors are those of ``soma_common.EventStore.publish``.
 
-        On a connection in autocommit the append is a transaction of its own. ``again`` settles an earlier publish
-        whose outcome is unknown: what was recorded then is returned.
+        ``connection`` is psycopg's or Django's, or the ``Tx`` of a scope. On one in autocommit the append is a
+        transaction of its own. ``again`` settles an earlier publish whose outcome is unknown: what was recorded then
+        is returned.
         """
         batch = [events] if isinstance(events, Event) else list(events)
         if not batch:
             return Published()
+        with self.tally.timed(len(batch)):
+            return self._publish(batch, connection_of(connection), expected_version, again)
+
+    def _publish(self, batch: Sequence[Event], connection: Any, expected_version: Expected, again: bool) -> Published:
         steps = append_steps(batch, self.settings, self._stamps, expected=expected_version, again=again)
         following = answer(steps, fetch_sync(connection, *next(steps)))
         if isinstance(following, Published):
@@ -138,7 +145,7 @@ class TransactionScope:
     def _alone(self, place: object, idle: bool) -> Iterator[Tx]:
         """A unit that records its events itself; where no transaction was open it commits, too."""
         connection, committing = self._connection, False
-        with translated_around_callers():
+        with self._span(), translated_around_callers():
             try:
                 with block(connection, savepoint=self._mode == "savepoint"):
                     scope = _SyncScope(place, self._store, connection, self._trace)
@@ -151,6 +158,11 @@ class TransactionScope:
                 if committing and is_connection_loss(error):
                     raise _unknown() from error
                 raise
+
+    def _span(self) -> AbstractContextManager[Any]:
+        """One with a trace of its own is a traced function's, which has a span and a name."""
+        spans = self._store.settings.spans
+        return nullcontext() if spans is None or self._given_trace is not None else spans.transaction()
 
     @contextmanager
     def _savepoint(self, outer: Scope) -> Iterator[Tx]:

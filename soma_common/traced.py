@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
+from soma_common.ambient import LOGGED, current_correlation_id, current_tenant
 from soma_common.dlq.failures import Failure, Stage
 from soma_common.errors import ConfigurationError
 from soma_common.events.ids import uuid7
@@ -59,9 +60,10 @@ class Told:
         """
         outer = _CURRENT.get()
         txn_id = str(uuid7())
-        tenant = _given("tenant_id", self.tenant_id, args, kwargs) or (outer.tenant_id if outer else NO_TENANT)
+        tenant = _given("tenant_id", self.tenant_id, args, kwargs)
+        tenant = tenant or (outer.tenant_id if outer else current_tenant() or NO_TENANT)
         correlation = _given("correlation_id", self.correlation_id, args, kwargs)
-        correlation = correlation or (outer.correlation_id if outer else txn_id)
+        correlation = correlation or (outer.correlation_id if outer else current_correlation_id() or txn_id)
         trace = trace or (outer.trace if outer else TraceContext.new())
         return TracedCall(told=self, txn_id=txn_id, tenant_id=tenant, correlation_id=correlation, trace=trace)
 
@@ -80,12 +82,14 @@ class TracedCall:
     @contextmanager
     def inside(self) -> Iterator[TracedCall]:
         """Makes it the one that encloses the calls in this block."""
-        before = _CURRENT.get()
+        before, logged = _CURRENT.get(), LOGGED.get()
         _CURRENT.set(self)
+        LOGGED.set(self)
         try:
             yield self
         finally:
             _CURRENT.set(before)
+            LOGGED.set(logged)
 
     def started(self) -> tuple[Event, ...]:
         """It began."""

@@ -19,7 +19,7 @@ from soma_common.errors import (
     TransactionDoomed,
     TransactionError,
 )
-from soma_common.events.append import Published
+from soma_common.events.append import Published, Spans
 from soma_common.events.models import Event
 from soma_common.events.store import EventStore
 from soma_common.postgres.pool import fetch, in_transaction
@@ -84,11 +84,20 @@ class TransactionScope:
     def _begin(self) -> AbstractAsyncContextManager[Tx]:
         outer = None if self._mode == "new" else innermost(self._store.pool, self._store)
         if outer is None:
-            return _alone(self._store, self._trace)
+            block, spans = _alone(self._store, self._trace), self._store.settings.spans
+            # One with a trace of its own is a traced function's, which has a span and a name.
+            return block if spans is None or self._given_trace is not None else _shown(spans, block)
         return _savepoint(outer) if self._mode == "savepoint" else _joined(outer)
 
     def _trace(self) -> TraceContext | None:
         return self._store.settings.current_trace() or self._given_trace
+
+
+@asynccontextmanager
+async def _shown(spans: Spans, block: AbstractAsyncContextManager[Tx]) -> AsyncIterator[Tx]:
+    with spans.transaction():
+        async with block as tx:
+            yield tx
 
 
 @asynccontextmanager

@@ -62,3 +62,8 @@ class Tx:
     def pending(self) -> Sequence[Event]:
         """What was published in the transaction and is not recorded yet."""
         return tuple(self._events)
+
+
+def connection_of(tx: Any) -> Any:
+    """The driver's connection that a caller's ``tx`` stands for: it may be a :class:`Tx`, or the connection itself."""
+    return tx.conn if isinstance(tx, Tx) else tx

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from soma_common.config import SomaConfig
 from soma_common.consumer.source import Source
 from soma_common.consumer.worker import ConsumerWorker
-from soma_common.errors import ConfigurationError, HandlerFailed
+from soma_common.errors import ConfigurationError, HandlerFailed, MissingDependency
 from soma_common.events.append import AppendSettings
 from soma_common.events.codec import Codec, JsonCodec
 from soma_common.events.models import Event
@@ -24,6 +24,8 @@ from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.topics import Topics
 from soma_common.sql.loader import blocks
+from soma_common.tracing.setup import configure_tracing
+from soma_common.tracing.store_spans import StoreSpans
 from soma_common.tracing.tracer import TransactionTracer
 
 if TYPE_CHECKING:
@@ -96,6 +98,16 @@ class Ground:
         await self._closing.aclose()
 
 
+def send_spans(config: SomaConfig, service: str = "") -> None:
+    """Send this process's spans where the settings say, if they do, and if nobody has set a TracerProvider."""
+    if not config.otlp_endpoint:
+        return
+    try:
+        configure_tracing(service=service or config.service_id, endpoint=config.otlp_endpoint)
+    except MissingDependency as error:  # the variable is for a whole stack: no reason to do no work
+        log.warning("Spans are not sent: %s", error)
+
+
 def make_relay(config: SomaConfig, pool: Pool, closing: AsyncExitStack) -> Relay:
     """A relay from the outbox of this database to the Kafka of the settings; ``closing`` ends its connections.
 
@@ -154,12 +166,14 @@ def sync_settings(config: SomaConfig, models: PayloadModels, route: Callable[[Ev
 async def _append_settings(
     config: SomaConfig, models: PayloadModels, route: Callable[[Event], str], stack: AsyncExitStack
 ) -> AppendSettings:
+    tracer = TransactionTracer()
     return AppendSettings(
         config.service_id,
         models,
         await _codec(config, models, stack),
         route=route if config.uses_kafka else None,
-        current_trace=TransactionTracer().current,
+        current_trace=tracer.current,
+        spans=StoreSpans(tracer),
     )
 
 

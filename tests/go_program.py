@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 from soma_common.errors import ServerUnavailable
@@ -19,6 +20,16 @@ def go_program(module: str, version: str) -> Path:
     What Go downloads and compiles meanwhile (Temporal: 3 GB) is removed afterwards; the program stays.
     """
     name = module.rpartition("/")[2]
+    return _built(name, version, ["install", "-ldflags=-s -w", f"{module}@{version}"], Path.cwd())
+
+
+def go_folder(source: Path, name: str) -> Path:
+    """The program in a folder with a module of its own, whose ``go.sum`` pins what it is made of; built as above."""
+    digest = sha256(b"".join(file.read_bytes() for file in sorted(source.iterdir()))).hexdigest()[:12]
+    return _built(name, digest, ["build", "-ldflags=-s -w", "-o"], source)
+
+
+def _built(name: str, version: str, command: list[str], where: Path) -> Path:
     folder = cache_folder() / f"{name}-{version}"
     found = folder / name
     if not found.exists():
@@ -26,11 +37,11 @@ def go_program(module: str, version: str) -> Path:
         with exclusive(folder / "lock", within=1800):
             if not found.exists():
                 say(f"Building {name} {version} with Go: once, it takes minutes.")
-                _build(f"{module}@{version}", folder)
+                _build(name, command, where, folder)
     return found
 
 
-def _build(module: str, folder: Path) -> None:
+def _build(name: str, command: list[str], where: Path, folder: Path) -> None:
     go = shutil.which("go")
     if go is None:
         raise ServerUnavailable(
@@ -45,6 +56,7 @@ def _build(module: str, folder: Path) -> None:
             "GOFLAGS": "-trimpath -modcacherw",
             "CGO_ENABLED": "0",
         }
-        subprocess.run([go, "install", "-ldflags=-s -w", module], env=env, check=True)
+        arguments = [*command, f"{made}/{name}", "."] if command[-1] == "-o" else command
+        subprocess.run([go, *arguments], env=env, cwd=where, check=True)
         (program,) = made.iterdir()
         program.rename(folder / program.name)

@@ -35,7 +35,7 @@ from examples.flights.report import (
 from examples.flights.servers import clean_environment, servers
 from examples.flights.trip import Hotels, Undone, book_trip, fail_on_purpose, show_undone
 from examples.flights.truth import Statistics, truth
-from examples.flights.worker import RELAY
+from examples.flights.worker import RELAY, send_spans
 from soma_common import ALL_TENANTS, Event, Soma
 from soma_common.deployment import DeployMode
 from soma_common.dlq.handler import DLQHandler
@@ -94,6 +94,7 @@ async def run(options: Options, console: Console) -> int:
         UnusableFile: the file holds no flights.
         SomaError: a server cannot be started, or a process failed.
     """
+    send_spans("flights-demo")
     reading = read_flights(options.csv)
     show_reading(console, reading)
     folder = _new_folder()

@@ -19,8 +19,9 @@ from typing import Any
 
 from examples.flights.projection import SERVICE, application
 from examples.flights.stages import Board, Stage
-from soma_common import Soma
+from soma_common import Soma, configure_tracing
 from soma_common.cli.main import main as somastack
+from soma_common.config import otlp_endpoint
 from soma_common.consumer.source import Drain, Partition, Record, Source
 from soma_common.dlq.models import RawRecord
 from soma_common.errors import SomaError
@@ -183,6 +184,12 @@ def relay(board: Board) -> None:
     somastack(["relay", "--name", RELAY, "--lease", str(LEASE)])
 
 
+def send_spans(service: str) -> None:
+    """To the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, if it names one."""
+    if otlp_endpoint():
+        configure_tracing(service=service)
+
+
 def end_with_parent() -> None:
     """End at once when the demo is gone: its end of our standard input closes, even if it was killed."""
 
@@ -200,6 +207,7 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells every attempt, the library each change
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     end_with_parent()
+    send_spans(f"flights-{kind}")
     board = Board(Path(path))
     try:
         if kind == "relay":

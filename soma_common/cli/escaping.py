@@ -6,15 +6,7 @@ from typing import Any
 
 import orjson
 
-
-def plain(text: str, *, lines: bool = False) -> str:
-    """Text without control and bidirectional characters: they are written as escapes. With ``lines``, line breaks and
-    tabs stay.
-    """
-    if text.isprintable():
-        return text
-    kept = "\n\t" if lines else ""
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
+from soma_common.logging.text import plain as plain
 
 
 def json_text(value: Any, *, indent: bool = False) -> str:

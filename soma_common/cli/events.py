@@ -49,6 +49,7 @@ _archive = click.option(
 
 @events.command("list")
 @filters
+@click.option("--correlation-id", "--correlation", "correlation_id", metavar="ID")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--after", type=click.IntRange(0), help="Go on after this position.")
 @click.option("--newest-first", is_flag=True)

@@ -17,6 +17,7 @@ from soma_common.errors import SomaError
 
 # Name -> (module, attribute, one line of help).
 _COMMANDS = {
+    "collect": ("soma_common.cli.collect", "collect", "Keep a central log of all services until SIGTERM."),
     "completion": ("soma_common.cli.completion", "completion", "The completion script of a shell."),
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),

@@ -16,7 +16,7 @@ from soma_common.outbox.relay import Relay
 from soma_common.outbox.settings import RelaySettings
 from soma_common.postgres.pool import Pool
 from soma_common.service import run_until_signalled
-from soma_common.wiring import make_pool, make_publishers
+from soma_common.wiring import make_pool, make_publishers, send_spans
 
 _DRAIN = 25.0  # seconds; Kubernetes kills after 30
 
@@ -50,6 +50,7 @@ def relay(
     # Each state change is told once by the relay itself; aiokafka tells every attempt.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
+    send_spans(config, name)
     settings = RelaySettings(rows=rows, transaction_rows=max(1, rows // 2), drain=drain)
     pool = make_pool(config)
     chosen = config.exactly_once if exactly_once is None else exactly_once

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from soma_common.ambient import AMBIENT
 from soma_common.consumer.handlers import (
     Delivery,
     Handler,
@@ -15,7 +16,8 @@ from soma_common.consumer.handlers import (
     SyncHandlerContext,
     require_done,
 )
-from soma_common.consumer.lanes import Running, Work
+from soma_common.consumer.lanes import Lane, Running
+from soma_common.consumer.spans import HandlerSpans
 from soma_common.events.models import Event, RecordedEvent
 from soma_common.postgres.threads import ThreadTx
 
@@ -33,15 +35,17 @@ class _Call(NamedTuple):
 class Run:
     """The handlers of a batch, one call after the other. A thread is slow to reach: it is given all of them at once.
 
-    ``work`` tells which call runs. After each it is looked whether the transaction can still commit, so that nobody but
-    the culprit is blamed. A transaction that is stopped gets no further call.
+    The lane's ``work`` tells which call runs. After each it is looked whether the transaction can still commit, so that
+    nobody but the culprit is blamed. A transaction that is stopped gets no further call.
     """
 
     def __init__(
-        self, consumer: str, handlers: Handlers, work: Work, tx: ThreadTx, collected: list[Event], delivery: Delivery
-    ) -> None:
-        self._consumer, self._handlers, self._work, self._tx = consumer, handlers, work, tx
-        self._collected, self._delivery = collected, delivery
+        self, consumer: str, handlers: Handlers, lane: Lane, tx: ThreadTx, collected: list[Event], delivery: Delivery,
+        spans: HandlerSpans,
+    ) -> None:  # fmt: skip
+        self._consumer, self._handlers, self._lane, self._tx = consumer, handlers, lane, tx
+        self._work = lane.work  # the lane gets another one when this thread is left behind
+        self._collected, self._delivery, self._spans = collected, delivery, spans
 
     def __call__(self, handled: Sequence[Handled]) -> None:
         """In the thread. Raises what a handler raised, or why the transaction cannot commit any more."""
@@ -49,7 +53,9 @@ class Run:
             if self._tx.stopped:
                 return
             self._work.running = Running(time.monotonic(), call.place)
-            self._one(call)
+            AMBIENT.set(call.events[0] if len(call.events) == 1 else None)  # this thread runs in a copied context
+            with self._spans.around(self._lane, call.events, call.place, self._delivery):
+                self._one(call)
             self._tx.check()
         self._work.running = None
 

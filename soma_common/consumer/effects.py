@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import Any, Final, cast
 
+from soma_common.ambient import AMBIENT
 from soma_common.consumer.blocking import Handled, Run
 from soma_common.consumer.handlers import (
     LIVE,
@@ -21,6 +22,7 @@ from soma_common.consumer.handlers import (
 )
 from soma_common.consumer.lanes import Lane, Running, Work
 from soma_common.consumer.retries import ErrorClass, RetryPolicy
+from soma_common.consumer.spans import HandlerSpans
 from soma_common.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -65,6 +67,7 @@ class Effects:
     ) -> None:
         self._consumer, self.handlers, self._append = consumer, handlers, append
         self._retry, self._timeout = retry, timeout
+        self._spans = HandlerSpans(consumer)
 
     async def apply(self, tx: Any, lane: Lane, handled: Sequence[Handled], delivery: Delivery = LIVE) -> int:
         """Run the handlers in the transaction ``tx``; how many events they published.
@@ -73,6 +76,7 @@ class Effects:
         """
         collected: list[Event] = []
         lane.tx = tx
+        before = AMBIENT.set(None)
         try:
             if self.handlers.blocking:
                 await self._in_thread(tx, lane, handled, collected, delivery)
@@ -84,6 +88,7 @@ class Effects:
                     await self._one(lane, handlers, place, context)
         finally:
             lane.work, lane.tx = Work(), None
+            AMBIENT.reset(before)
         if collected:
             await self._record(lane, tx, collected)
         return len(collected)
@@ -105,10 +110,12 @@ class Effects:
 
     async def _one(self, lane: Lane, handlers: Sequence[Handler], place: int, context: HandlerContext) -> None:
         lane.work.running = Running(time.monotonic(), place)
+        AMBIENT.set(context.event)
         try:
-            for handler in handlers:
-                event = handler.prepared(context.event, self.handlers.typed)
-                await _call(handler, event, context)
+            with self._spans.around(lane, (context.event,), place, context.delivery):
+                for handler in handlers:
+                    event = handler.prepared(context.event, self.handlers.typed)
+                    await _call(handler, event, context)
         except asyncio.CancelledError:
             raise _overdue(lane, place) from None
         except Exception as error:
@@ -126,9 +133,11 @@ class Effects:
         delivery: Delivery,
     ) -> None:
         lane.work.running = Running(time.monotonic(), place)
+        AMBIENT.set(events[0] if len(events) == 1 else None)
         try:
-            prepared = [handler.prepared(event, self.handlers.typed) for event in events]
-            await _call(handler, prepared, BatchContext(self._consumer, events, tx, collected, delivery))
+            with self._spans.around(lane, events, place, delivery):
+                prepared = [handler.prepared(event, self.handlers.typed) for event in events]
+                await _call(handler, prepared, BatchContext(self._consumer, events, tx, collected, delivery))
         except asyncio.CancelledError:
             raise _overdue(lane, place) from None
         except Exception as error:
@@ -139,7 +148,7 @@ class Effects:
         self, tx: ThreadTx, lane: Lane, handled: Sequence[Handled], collected: list[Event], delivery: Delivery
     ) -> None:
         """Handlers that are plain functions."""
-        run = Run(self._consumer, self.handlers, lane.work, tx, collected, delivery)
+        run = Run(self._consumer, self.handlers, lane, tx, collected, delivery, self._spans)
         working = tx.start(run, handled)
         try:
             await asyncio.wait({working})

@@ -13,11 +13,14 @@ from soma_common.events.models import Event, RecordedEvent
 from soma_common.events.payloads import Payload, check_payload
 from soma_common.events.types import check_event_type
 from soma_common.postgres.pool import Tx
+from soma_common.tracing.context import TraceContext
+from soma_common.tracing.tracer import TransactionTracer
 
 Handle = Callable[[Any, Any], Awaitable[object] | object]
 Typed = Callable[[RecordedEvent], RecordedEvent]
 
 EVERY_TYPE: Final = "*"
+_TRACER: Final = TransactionTracer()
 _TAKEN: Final = ("relay:", "saga:")  # letters of relays and of sagas go by names that begin so
 
 
@@ -60,7 +63,8 @@ class HandlerContext:
         What they leave open is taken from the handled event: it is their cause, and they join its correlation and
         its trace.
         """
-        self._collected.extend(_inherit(event, self.event) for event in events)
+        trace = _trace_after(self.event, self.delivery)
+        self._collected.extend(_inherit(event, self.event, trace) for event in events)
 
 
 class BatchContext:
@@ -80,7 +84,11 @@ class BatchContext:
         Args:
             cause: the handled event from which they take what they leave open, or None.
         """
-        self._collected.extend(event if cause is None else _inherit(event, cause) for event in events)
+        if cause is None:
+            self._collected.extend(events)
+            return
+        trace = _trace_after(cause, self.delivery)
+        self._collected.extend(_inherit(event, cause, trace) for event in events)
 
 
 class SyncHandlerContext(HandlerContext):
@@ -101,13 +109,21 @@ class SyncBatchContext(BatchContext):
     tx: Any
 
 
-def _inherit(event: Event, cause: RecordedEvent) -> Event:
+def _trace_after(cause: RecordedEvent, delivery: Delivery) -> TraceContext:
+    """The trace of what a handler publishes: its span's, if that goes on with the cause's trace or replaces it."""
+    now = _TRACER.recorded()
+    if now is None or (delivery is LIVE and now.trace_id != cause.trace.trace_id):
+        return cause.trace
+    return now
+
+
+def _inherit(event: Event, cause: RecordedEvent, trace: TraceContext) -> Event:
     open_correlation = event.correlation_id == str(event.event_id)
     return replace(
         event,
         causation_id=event.causation_id or str(cause.event_id),
         correlation_id=cause.correlation_id if open_correlation else event.correlation_id,
-        trace=event.trace or cause.trace,
+        trace=event.trace or trace,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from soma_common.consumer.lanes import Again, Lane
 from soma_common.consumer.order import SequenceOf
 from soma_common.consumer.retries import ErrorClass, RetryPolicy, stage_of
 from soma_common.consumer.source import Partition, Place, Record
+from soma_common.consumer.spans import HandlerSpans
 from soma_common.consumer.tally import Tally
 from soma_common.dlq.alerts import Alerts
 from soma_common.dlq.failures import Failure
@@ -127,6 +129,7 @@ class Pipeline:
     def __init__(self, parts: Parts, gate: Gate, tally: Tally, memory: Memory, settle: Settle) -> None:
         self._p, self.gate, self.tally, self._memory, self._settle = parts, gate, tally, memory, settle
         self._waiting: dict[Place, str] = {}
+        self._spans = HandlerSpans(parts.consumer)
 
     @property
     def away(self) -> str | None:
@@ -236,6 +239,7 @@ class Pipeline:
         try:
             async with self._p.begin() as tx:
                 applied, blocked, published = await self._apply(tx, lane, records, handled)
+                settling = time.time_ns()
                 counted = await lane.count.complete(tx)
         except (Blamed, LeaseLost, _Reopened, *PASSING, *ENDING) as error:
             blame, lane.blame = lane.blame, None
@@ -248,6 +252,8 @@ class Pipeline:
                 raise Blamed(None, error) from error
             raise  # a fault of this library or of the source ends the worker: no event is blamed for it
         lane.count = counted
+        if self._spans.active:
+            self._spans.settled(records, [event for _, event, _ in handled], settling)
         self.gate.success()
         self.tally.applied += applied
         self.tally.blocked += blocked

@@ -6,10 +6,11 @@ A generator yields a statement and is sent its rows, so that asyncpg, psycopg (s
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import orjson
@@ -51,12 +52,30 @@ class Published(tuple[RecordedEvent, ...]):
     transaction_id: int | None = None
 
 
+class Spans(Protocol):
+    """What a store shows of its work to a tracer."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody wants to see it."""
+
+    def appending(
+        self, events: Sequence[Any], topics: Sequence[str | None], fresh: TraceContext | None
+    ) -> AbstractContextManager[None]:
+        """Around the statements that record these drafts; they get the traces that travel with them.
+        ``fresh`` was just made, for those that had none: it is nobody's span."""
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Around a transaction that was given no name."""
+
+
 @dataclass(frozen=True, slots=True)
 class AppendSettings:
     """What every append of a store shares.
 
     ``route`` gives the Kafka topic of an event, or None where no outbox row is wanted. ``current_trace`` gives the
-    trace that events without one of their own join; where there is none, each publish begins a new one.
+    trace that events without one of their own join; where there is none, each publish begins a new one. ``spans``
+    shows appends to a tracer.
     """
 
     service_id: str
@@ -65,6 +84,7 @@ class AppendSettings:
     route: Callable[[Event], str] | None = None
     clock: Clock = utc_now
     current_trace: Callable[[], TraceContext | None] = lambda: None
+    spans: Spans | None = None
 
 
 class Stamps:
@@ -108,10 +128,22 @@ def append_steps(
         ValidationError, PayloadInvalid, EventTooLarge: before anything is sent.
         WrongExpectedVersion, ClockAhead, IdempotencyKeyReused: nothing was written, the transaction is still usable.
     """
-    drafts = prepare(events, settings)
+    known = settings.current_trace()
+    trace = known or TraceContext.new()
+    drafts = prepare(events, settings, trace)
     _check_expected(expected, drafts)
     if not drafts:
         return Published()
+    spans = settings.spans
+    if spans is None or not spans.active:
+        return (yield from _append(drafts, settings, stamps, expected=expected, again=again))
+    with spans.appending([draft[1] for draft in drafts], [draft[5] for draft in drafts], None if known else trace):
+        return (yield from _append(drafts, settings, stamps, expected=expected, again=again))
+
+
+def _append(
+    drafts: list[_Draft], settings: AppendSettings, stamps: Stamps, *, expected: Expected, again: bool
+) -> Steps:
     batch = _Batch(drafts, settings)
     found: dict[int, RecordedEvent] = {}
     for _ in range(_TRIES):
@@ -157,9 +189,8 @@ def _published(
 _Draft = tuple[int, RecordedEvent, bytes, str, str | None, str | None]
 
 
-def prepare(events: Iterable[Event], settings: AppendSettings) -> list[_Draft]:
-    """Check the events and write their JSON; nothing is sent yet."""
-    trace = settings.current_trace() or TraceContext.new()
+def prepare(events: Iterable[Event], settings: AppendSettings, trace: TraceContext) -> list[_Draft]:
+    """Check the events and write their JSON; nothing is sent yet. ``trace`` is that of events without one."""
     drafts = [_draft(place, event, settings, trace) for place, event in enumerate(events)]
     if len(drafts) > MAX_BATCH:
         raise ValidationError(f"{len(drafts)} events in one publish.", cure=f"publish at most {MAX_BATCH} at a time.")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
+from soma_common.ambient import current_baggage, current_correlation_id, current_tenant
 from soma_common.clock import utc_now
 from soma_common.errors import ValidationError
 from soma_common.events.ids import uuid7, uuid_text
@@ -31,15 +32,17 @@ class Event:
     """Something that happened, before it is recorded.
 
     ``payload`` is a :class:`Payload` model, which names its own event type, or a mapping with ``event_type`` beside
-    it. What is left out is filled in: a new UUIDv7, the current trace, the store's service, the clock.
+    it. What is left out is filled in: a new UUIDv7, the current trace, the store's service, the clock. Tenant,
+    correlation and baggage are those of the request, the handled event or the saga in which the event is made;
+    outside of any, the correlation is the event's own id, and the tenant must be given.
 
     Raises:
-        ValidationError: a name is empty, has control characters, or is too long; naive times.
+        ValidationError: a name is empty, has control characters, or is too long; naive times; no tenant.
     """
 
     payload: Any
-    tenant_id: str
     aggregate_id: str
+    tenant_id: str = ""
     aggregate_type: str = "default"
     event_type: str = ""
     schema_version: int = 0
@@ -64,6 +67,8 @@ class Event:
             fill(self, "event_type", declared)
             fill(self, "schema_version", type(self.payload).schema_version)
         check_event_type(self.event_type)
+        if self.tenant_id == "":
+            fill(self, "tenant_id", current_tenant() or "")
         check_name("tenant_id", self.tenant_id)
         check_name("aggregate_type", self.aggregate_type)
         check_name("aggregate_id", self.aggregate_id)
@@ -73,7 +78,8 @@ class Event:
             check_name("idempotency_key", self.idempotency_key)
         if self.causation_id is not None:
             check_name("causation_id", self.causation_id)
-        fill(self, "correlation_id", check_name("correlation_id", self.correlation_id or uuid_text(self.event_id)))
+        correlation = self.correlation_id or current_correlation_id() or uuid_text(self.event_id)
+        fill(self, "correlation_id", check_name("correlation_id", correlation))
         if not 0 <= self.schema_version < 2**31:
             raise ValidationError(f"schema_version must be 1 or more, not {self.schema_version}.")
         if self.occurred_at.tzinfo is not UTC:
@@ -82,6 +88,8 @@ class Event:
             check_moment(self.occurred_at)
         if self.trace is not None:
             check_trace(self.trace)
+        if self.baggage is None:
+            fill(self, "baggage", current_baggage())
         if self.baggage is not None:
             check_header("baggage", self.baggage)
 

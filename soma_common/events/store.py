@@ -32,6 +32,7 @@ from soma_common.events.keys import StreamKey
 from soma_common.events.models import ANY, Event, RecordedEvent
 from soma_common.events.paging import PageBound
 from soma_common.events.rows import SELECT, recorded_event
+from soma_common.events.tally import AppendTally
 from soma_common.filtering import ALL_TENANTS as ALL_TENANTS
 from soma_common.filtering import AllTenants as AllTenants
 from soma_common.filtering import conditions_of
@@ -39,6 +40,7 @@ from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, TickReader, mer
 from soma_common.postgres.pool import Pool, fetch, in_transaction
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
+from soma_common.tx import connection_of
 
 MAX_LIMIT = 10_000
 
@@ -109,15 +111,16 @@ class EventStore:
         self.pool, self.settings, self.patience = pool, settings, patience
         self.ticks = TickReader(pool)
         self._stamps = Stamps()
+        self.tally = AppendTally()
 
     async def publish(
         self, events: Event | Iterable[Event], *, expected_version: Expected = ANY, tx: Any | None = None
     ) -> Published:
         """Record events; all of them or none.
 
-        With ``tx`` (an asyncpg or an async psycopg connection) the append joins that connection's transaction and
-        commits with it. Without, it has a transaction of its own; a connection lost meanwhile is found out about:
-        the events are recorded exactly once, or the call raises.
+        With ``tx`` (an asyncpg or an async psycopg connection, or the ``Tx`` of a scope or a step) the append joins
+        that transaction and commits with it. Without, it has a transaction of its own; a connection lost meanwhile is
+        found out about: the events are recorded exactly once, or the call raises.
 
         Args:
             expected_version: ``ANY``, ``EXISTS``, ``NO_STREAM`` or a version, for all streams or by stream key.
@@ -131,9 +134,13 @@ class EventStore:
         batch = [events] if isinstance(events, Event) else list(events)
         if not batch:
             return Published()
+        with self.tally.timed(len(batch)):
+            return await self._publish(batch, tx, expected_version)
+
+    async def _publish(self, batch: Sequence[Event], tx: Any, expected_version: Expected) -> Published:
         if tx is not None:
             steps = append_steps(batch, self.settings, self._stamps, expected=expected_version)
-            return await _run(steps, next(steps), tx)
+            return await _run(steps, next(steps), connection_of(tx))
         try:
             return await self._publish_alone(batch, expected_version, again=False)
         except DatabaseUnavailable:
@@ -280,6 +287,21 @@ class EventStore:
             idle = 0.002 if rows else min(most_idle, idle * 1.5)
             if len(rows) < limit:
                 await asyncio.sleep(idle)
+
+    async def so_far(
+        self, *, after: Cursor = BEGINNING, page: int = 1000, reader: str | None = None
+    ) -> AsyncIterator[tuple[Sequence[RecordedEvent], Cursor]]:
+        """Every event from a cursor on that was recorded before this call, in pages; each with the cursor behind it.
+
+        As :meth:`subscribe`, which goes on for ever.
+        """
+        cursor, bound, latest = after, PageBound(), await self.ticks.latest()
+        while (diff := await self.ticks.next_diff(cursor, latest)) is not None:
+            limit = bound.limit(page)
+            rows = await self.log_page(diff, limit, reader)
+            bound.saw(rows)
+            cursor = diff.after(rows[-1][0]) if len(rows) == limit else diff.done()
+            yield [recorded_event(row) for row in rows], cursor
 
     async def log_page(self, diff: Diff, limit: int, reader: str | None = None) -> Sequence[Sequence[Any]]:
         """The rows of a diff of the log, at most ``limit``, ordered by position.

@@ -57,6 +57,14 @@ class TopicAdmin:
             raise unreachable(self._bootstrap, RuntimeError(f"topic {topic} has no leader yet (error {code})"))
         return len(described["partitions"])
 
+    async def names(self) -> list[str]:
+        """The topics that there are, without Kafka's own.
+
+        Raises:
+            BrokerUnavailable: no answer in time.
+        """
+        return sorted(name for name in await self._call("list_topics") if not name.startswith("__"))
+
     async def ensure(self, topics: Sequence[TopicSettings]) -> list[str]:
         """Make the topics that are missing; the names of the new ones.
 

@@ -14,8 +14,10 @@ from soma_common.kafka.admin import TopicAdmin, TopicSettings
 from soma_common.kafka.batches import Batch, batches_of
 from soma_common.kafka.clients import client_arguments, unreachable
 from soma_common.kafka.endings import Ending, Endings
+from soma_common.kafka.spans import sending_span
 from soma_common.outbox.publishing import Delivery, Sending
 from soma_common.ranges import check_settings
+from soma_common.tracing.tracer import TransactionTracer
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
@@ -74,6 +76,7 @@ class KafkaPublisher:
         self._broken = False
         self._in_transaction = False
         self._acknowledged_at = 0.0
+        self._tracer = TransactionTracer()
         self.endings = Endings(producer)
         self.stored: str | None = None
 
@@ -177,8 +180,9 @@ class KafkaPublisher:
             if self._broken:
                 return
             try:
-                sent = await self._producer.send_batch(batch.builder, batch.topic, partition=batch.partition)
-                await sent
+                with sending_span(self._tracer, batch):
+                    sent = await self._producer.send_batch(batch.builder, batch.topic, partition=batch.partition)
+                    await sent
             except Exception as error:
                 self._broken = True
                 batch.error = error

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from asyncpg.transaction import Transaction, TransactionState
 
-from soma_common.postgres.pool import Bound, milliseconds
+from soma_common.postgres.bounds import Bound, milliseconds
 
 _HAS_TRANSACTION_TIMEOUT: Final = 17  # version of PostgreSQL
 

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from soma_common.errors import ConfigurationError
 from soma_common.postgres.arrays import literals
+from soma_common.postgres.bounds import SHORT, Bound
 from soma_common.postgres.errors import translated, translated_around_callers
 from soma_common.ranges import check_settings
 from soma_common.retry import Backoff
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 # Seconds. A peer that vanished without a word is noticed by the kernel; PostgreSQL itself may take its time.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _UNHEARD = 30
-_MOST_MILLISECONDS = 2**31 - 1  # what PostgreSQL's settings take
 
 Row = Sequence[Any]
 
@@ -51,25 +51,6 @@ class Tx(Protocol):
 
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """A savepoint: ``async with tx.transaction():``."""
-
-
-class Bound(NamedTuple):
-    """When PostgreSQL ends a transaction: seconds of ``silence`` between two statements, and of the ``whole``.
-
-    Before version 17 there is no bound on the whole: a process that is paused amid a statement is not noticed there.
-    """
-
-    silence: float
-    whole: float
-
-
-SHORT: Final = Bound(silence=5.0, whole=60.0)
-"""Of the library's own transactions."""
-
-
-def milliseconds(seconds: float) -> str:
-    """A time as PostgreSQL's settings have it."""
-    return f"{min(_MOST_MILLISECONDS, max(1, int(seconds * 1000)))}ms"
 
 
 class RunsStatements(ABC):
@@ -214,6 +195,10 @@ class Pool:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+    def counts(self) -> tuple[int, int]:
+        """How many connections are open, and how many of them nobody uses."""
+        return (0, 0) if self._pool is None else (self._pool.get_size(), self._pool.get_idle_size())
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:

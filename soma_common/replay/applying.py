@@ -22,6 +22,8 @@ from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import Counts, Progress
 from soma_common.replay.reading import cursor_after
 from soma_common.sql.loader import blocks
+from soma_common.tracing.conventions import replaying
+from soma_common.tracing.tracer import TransactionTracer
 
 _MOST_CAUSE: Final = 2000  # characters of what a handler said
 
@@ -57,6 +59,7 @@ class Batches:
     ) -> None:
         self._begin, self._checkpoints, self._effects, self._inbox = begin, checkpoints, effects, inbox
         self._delivery, self._lane = delivery, Lane(NO_LANE, 1, sequence_of)
+        self._tracer = TransactionTracer()
 
     async def apply(self, run: Progress, records: Sequence[Record]) -> Counts:
         """Apply them all, or find the event that is to blame by halving.
@@ -87,8 +90,9 @@ class Batches:
     async def _commit(self, run: Progress, records: Sequence[Record]) -> Counts:
         """One transaction; raises Blamed when an event is to blame."""
         try:
-            async with self._begin() as tx:
-                return await self._inside(tx, run, records)
+            with self._tracer.doing(replaying(run.consumer, run), root=True):
+                async with self._begin() as tx:
+                    return await self._inside(tx, run, records)
         except (Blamed, LeaseLost, *PASSING, *ENDING):
             raise
         except Exception as error:
@@ -106,6 +110,7 @@ class Batches:
         held = await held_places(tx, run.scope.consumer_id, [records[place] for place, _, _ in handled])
         free = [entry for place, entry in enumerate(handled) if place not in held]
         claim = await self._inbox.claim(tx, [event for _, event, _ in free])
+        self._lane.trying = records
         fresh = [entry for entry, is_new in zip(free, claim.fresh, strict=True) if is_new]
         await self._effects.apply(tx, self._lane, fresh, self._delivery)
         bare = sum(record.event is None for record in records)  # undecodable: the live consumer made letters of them

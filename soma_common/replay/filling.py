@@ -23,6 +23,8 @@ from soma_common.replay.mirror import Item, Part
 from soma_common.replay.models import Counts, Progress
 from soma_common.replay.projection import Shadow
 from soma_common.sql.loader import blocks
+from soma_common.tracing.conventions import replaying
+from soma_common.tracing.tracer import TransactionTracer
 
 # Mails were sent when the events were live, and what handlers published then is in the log.
 REBUILDING: Final = Delivery(replaying=True, external_effects=False)
@@ -44,6 +46,7 @@ class Filling:
         self, begin: Begin, effects: Effects, run: Progress, shadow: Shadow, lanes: Sequence[LaneCount], silence: float
     ) -> None:
         self._begin, self._effects, self._run, self._shadow = begin, effects, run, shadow
+        self._tracer = TransactionTracer()
         self._inbox = Inbox(run.inbox_id, silence)
         self._lanes = [Lane(count, 1, sequence_of) for count in lanes]
         self._gate = Gate(len(self._lanes))
@@ -91,12 +94,13 @@ class Filling:
 
     async def _commit(self, lane: Lane, items: Sequence[Item]) -> Counts:
         try:
-            async with self._begin() as tx:
-                args = (self._run.run_id, self._run.epoch, self._silence)
-                if not (await fetch(tx, blocks("rebuilds")["begin_batch"], args))[0][0]:
-                    raise LeaseLost(f"Replay {self._run.run_id} was taken over, paused or cancelled.")
-                counts = await self.inside(tx, lane, items)
-                counted = await lane.count.complete(tx)
+            with self._tracer.doing(replaying(self._run.consumer, self._run), root=True):
+                async with self._begin() as tx:
+                    args = (self._run.run_id, self._run.epoch, self._silence)
+                    if not (await fetch(tx, blocks("rebuilds")["begin_batch"], args))[0][0]:
+                        raise LeaseLost(f"Replay {self._run.run_id} was taken over, paused or cancelled.")
+                    counts = await self.inside(tx, lane, items)
+                    counted = await lane.count.complete(tx)
         except (Blamed, LeaseLost, ReplayRefused, *PASSING, *ENDING):
             raise
         except Exception as error:

@@ -7,15 +7,17 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Final
 
+from soma_common.ambient import working_for
 from soma_common.consumer.handlers import require_done
 from soma_common.errors import ConfigurationError
 from soma_common.events.models import Event
-from soma_common.postgres.pool import Bound, Pool, fetch, milliseconds
+from soma_common.postgres.bounds import Bound, milliseconds
+from soma_common.postgres.pool import Pool, fetch
 from soma_common.postgres.threads import Outcome, Threads, ThreadTx, settle
 from soma_common.retry import Backoff
 from soma_common.sagas.context import SagaContext
@@ -24,6 +26,7 @@ from soma_common.sagas.parameters import Call
 from soma_common.sagas.rig import REAL, Point, Rig
 from soma_common.sql.loader import blocks
 from soma_common.tracing.context import TraceContext
+from soma_common.tracing.conventions import stepping
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
@@ -36,6 +39,7 @@ MOST_CONFLICTS: Final = 20
 
 _MARGIN: Final = 5.0  # seconds
 _GUARD: Final = blocks("readers")["guard_transaction"]
+_NOTHING: Final[AbstractContextManager[Any]] = nullcontext()
 _FORKED: Final = 70  # exit code of a process that came out of an action twice
 _KEEP_OPEN: Final = "leave COMMIT and ROLLBACK to the saga; undo by savepoints."
 
@@ -131,9 +135,8 @@ class Runner:
         Raises:
             StepRaised: what it raised, and TimeoutError.
         """
-        name = f"{context.saga} {'undo ' if context.undoing else ''}{context.step}"
         try:
-            with self._tracer.span(name, parent=context.trace):
+            with self._shown(context), working_for(context):
                 async with attempt.scope():
                     if call.blocking:
                         return await self._in_thread(call, fill, context, connection)
@@ -145,6 +148,12 @@ class Runner:
             raise StepRaised(error) from error
         except BaseException as error:
             raise StepRaised(error) from error
+
+    def _shown(self, context: SagaContext) -> AbstractContextManager[Any]:
+        """The attempt's span; without a provider nothing, for the context has the trace."""
+        if not self._tracer.active:
+            return _NOTHING
+        return self._tracer.doing(stepping(context), parent=context.trace)
 
     async def _called(self, call: Call, fill: Fill, context: SagaContext, connection: Any) -> Any:
         tx = Tx(connection) if call.transactional else None

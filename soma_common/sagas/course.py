@@ -13,6 +13,7 @@ from soma_common.sagas.machine import Decision, End, Work, decide, is_behind_piv
 from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.steps import SagaStep, Unknown
 from soma_common.sagas.store import Claimed, Record, Seen
+from soma_common.sagas.tally import SagaTally
 from soma_common.sagas.values import Values
 
 _STATUS: Final = {
@@ -45,13 +46,14 @@ class Course:
 
     def __init__(
         self, saga: Saga, claimed: Claimed, entries: Sequence[Entry], *, lease_ends: float,
-        now: Callable[[], float],
+        now: Callable[[], float], tally: SagaTally | None = None,
     ) -> None:  # fmt: skip
         self.saga, self.claimed, self.lease_ends, self.now = saga, claimed, lease_ends, now
         self.journal, self.values = Journal.of(entries), Values(saga, claimed.input)
         self.deadline = now() + claimed.left
         self.due = {path: now() + state.due for path, state in self.journal.steps.items() if state.due is not None}
         self.at_work: set[str] = set()
+        self._tally = tally
         self.doubtful: set[str] = set()
         self.over = False
         self._closing = False  # a record with which it turns or ends is being written
@@ -146,6 +148,8 @@ class Course:
         same = self.journal is draft.base  # else something else was written meanwhile
         self._add(draft.fresh, draft.journal if same else self.journal.after(*draft.fresh))
         self.over = not draft.record.kept
+        if self._tally is not None:
+            self._tally.written(self.saga.name, draft.record.entries)
         if (seen.asked, seen.signals) != (self.claimed.asked, self.claimed.signals):
             self.claimed = replace(self.claimed, asked=seen.asked, signals=seen.signals)
 

@@ -18,8 +18,9 @@ from soma_common.sagas.starting import begin
 from soma_common.sagas.store import NORMAL, Start
 from soma_common.sagas.values import ANY, decode, encode, encode_any
 from soma_common.sagas.views import KnownSaga, SagaFilter, SagaPage, SagaView, saga_id_of
+from soma_common.tracing.conventions import starting
 from soma_common.tracing.tracer import TransactionTracer
-from soma_common.tx import Tx
+from soma_common.tx import connection_of
 
 Answer = TypeVar("Answer")
 _PROGRAM: Final = "program"  # who did it, where nobody is named
@@ -50,7 +51,8 @@ class SagaOrchestrator:
         Args:
             given: what it is started with, of the definition's input type.
             saga_key: the same saga with the same key and tenant is started once, and the second call gives its id.
-            correlation_id: the business transaction it belongs to; its own id, where it is left out.
+            correlation_id: the business transaction it belongs to; where it is left out, that of the request or event
+                at hand, else its own id.
             priority: 1 (most urgent) to 5.
             tx: a :class:`Tx` or an open connection (asyncpg, async psycopg): it begins when that commits.
 
@@ -58,11 +60,12 @@ class SagaOrchestrator:
             ValidationError: the input is not of its type, or a name that cannot be.
             SagaKeyReused: it was started under this key with another input.
         """
-        start = begin(
-            saga, given, tenant_id=tenant_id, saga_key=saga_key, correlation_id=correlation_id, priority=priority,
-            trace=self._tracer.current(),
-        )  # fmt: skip
-        return (await self.start_sagas([start], tx=tx))[0]
+        with self._tracer.doing(starting(saga)) as trace:
+            start = begin(
+                saga, given, tenant_id=tenant_id, saga_key=saga_key, correlation_id=correlation_id, priority=priority,
+                trace=trace,
+            )  # fmt: skip
+            return (await self.start_sagas([start], tx=tx))[0]
 
     async def start_sagas(self, starts: Sequence[Start], *, tx: Any = None) -> list[UUID]:
         """Begin many sagas in one statement, all or none; made by :func:`begin`. Their ids, in order."""
@@ -225,7 +228,7 @@ class SagaOrchestrator:
 
     async def _asked(self, question: Asking[Answer], tx: Any = None) -> Answer:
         if tx is not None:
-            return await carried_out(question, tx.conn if isinstance(tx, Tx) else tx)
+            return await carried_out(question, connection_of(tx))
         async with self._pool.connection() as connection:
             answer = await carried_out(question, connection)
         self._woken()

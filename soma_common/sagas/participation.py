@@ -27,6 +27,7 @@ from soma_common.sagas.journal import Entry, What
 from soma_common.sagas.ledger import Cause, Ledger
 from soma_common.sagas.parameters import Call, Kind
 from soma_common.sagas.values import decode, encode
+from soma_common.tracing.conventions import stepping
 from soma_common.tracing.tracer import TransactionTracer
 from soma_common.tx import Tx
 
@@ -225,8 +226,8 @@ class Participant:
         """What a function returns, and what it published, with the trace of its span."""
         tx = Tx(ctx.tx)
         filled = given | {Kind.TX: tx, Kind.CONTEXT: context}
-        undo = "undo " if context.undoing else ""
-        with self._tracer.span(f"{context.saga} {undo}{context.step}", parent=context.trace) as trace:
+        within = self._tracer.recorded() or context.trace  # the handler's span, which the event's trace led to
+        with self._tracer.doing(stepping(context), parent=within) as trace:
             value = await call.function(**{name: filled[known.kind] for name, known in call.sources})
             require_done(value)
         return value, [replace(event, trace=event.trace or trace) for event in tx.pending]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from soma_common.ambient import current_correlation_id
 from soma_common.errors import ValidationError
 from soma_common.events.ids import uuid7
 from soma_common.events.keys import check_name
@@ -31,8 +32,9 @@ def begin(
     if isinstance(priority, bool) or not isinstance(priority, int) or not 1 <= priority <= 5:
         raise ValidationError(f"priority is {priority!r:.80}.", cure="use 1 (most urgent) to 5.")
     known = saga_id or uuid7()
+    correlation = correlation_id or current_correlation_id() or str(known)
     return Start(
         saga=saga, input=encode(saga.input, given, f"The input of {saga.name}"), tenant_id=tenant_id,
-        saga_key=saga_key, correlation_id=check_name("correlation_id", correlation_id or str(known)),
+        saga_key=saga_key, correlation_id=check_name("correlation_id", correlation),
         priority=priority, trace=trace or TraceContext.new(), saga_id=known,
     )  # fmt: skip

@@ -19,8 +19,9 @@ from soma_common.sagas.models import Saga
 from soma_common.sagas.starting import begin
 from soma_common.sagas.store import NORMAL
 from soma_common.sagas.views import SagaView
+from soma_common.tracing.conventions import starting
 from soma_common.tracing.tracer import TransactionTracer
-from soma_common.tx import Tx
+from soma_common.tx import connection_of
 
 Answer = TypeVar("Answer")
 
@@ -40,11 +41,12 @@ class SagaOrchestrator:
         correlation_id: str | None = None, priority: int = NORMAL,
     ) -> UUID:  # fmt: skip
         """Begin a saga when the connection's transaction commits; its id."""
-        start = begin(
-            saga, given, tenant_id=tenant_id, saga_key=saga_key, correlation_id=correlation_id, priority=priority,
-            trace=self._tracer.current(),
-        )  # fmt: skip
-        return _carried_out(asking.start([start]), connection)[0]
+        with self._tracer.doing(starting(saga)) as trace:
+            start = begin(
+                saga, given, tenant_id=tenant_id, saga_key=saga_key, correlation_id=correlation_id, priority=priority,
+                trace=trace,
+            )  # fmt: skip
+            return _carried_out(asking.start([start]), connection)[0]
 
     def get_saga(self, saga_id: UUID | str, connection: Any) -> SagaView:
         """Where a saga stands, with its journal."""
@@ -63,7 +65,7 @@ class SagaOrchestrator:
 
 
 def _carried_out(question: Asking[Answer], connection: Any) -> Answer:
-    connection = connection.conn if isinstance(connection, Tx) else connection
+    connection = connection_of(connection)
     dialogue = Dialogue(question)
     while dialogue.statement is not None:
         dialogue.hand_over(fetch_sync(connection, *dialogue.statement))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -27,6 +28,7 @@ from soma_common.sagas.rig import REAL, Rig
 from soma_common.sagas.settings import SagaSettings
 from soma_common.sagas.stepping import ENDING, Parts
 from soma_common.sagas.store import Claimed, SagaStore
+from soma_common.sagas.tally import SagaTally
 from soma_common.service import Service
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class SagaWorker(Service):
         self._claimer = Claimer(store, self._sagas, settings, self._fleet, rig.now)
         self._keeper = Keeper(store, settings, self._fleet, self._drive_again, rig.now)
         self._wake = asyncio.Event()
+        self.tally, self.away = SagaTally(), False  # what it did; whether it waits for the database
         self._fatal: BaseException | None = None
 
     def wake(self, *, everything: bool = False) -> None:
@@ -71,6 +74,19 @@ class SagaWorker(Service):
         self._wake.set()
         for driver in self._fleet.drivers if everything else ():
             driver.nudge()
+
+    @property
+    def sagas(self) -> Sequence[Saga]:
+        """The definitions that it runs."""
+        return list(self._sagas.values())
+
+    def driven(self) -> Counter[str]:
+        """How many sagas it drives, by name."""
+        return Counter(driver.saga.name for driver in self._fleet.drivers)
+
+    def oldest(self) -> float:
+        """How many seconds the oldest attempt has been at work; 0 without any."""
+        return max((a.took for d in self._fleet.drivers for a in list(d.stepper.attempts.values())), default=0.0)
 
     async def run(self) -> None:
         """Until it is stopped, and the steps under way have ended."""
@@ -112,9 +128,10 @@ class SagaWorker(Service):
             self._wake.clear()
             try:
                 got = await self._claim() if self._claimer.has_room else 0
+                self.away = False
             except InfrastructureError as error:
                 log.warning("Sagas wait for the database: %s", error)
-                got, idle = 0, 1.0
+                got, idle, self.away = 0, 1.0, True
             if got:
                 idle = _SOONEST
                 continue
@@ -154,7 +171,9 @@ class SagaWorker(Service):
         """One saga, and again from its journal whenever nobody knows what was written."""
         vain = 0  # how often nothing was written in between
         while claimed is not None:
-            course = Course(self._sagas[claimed.type_id], claimed, entries, lease_ends=lease_ends, now=self._now)
+            course = Course(
+                self._sagas[claimed.type_id], claimed, entries, lease_ends=lease_ends, now=self._now, tally=self.tally
+            )
             driver = Driver(self._parts, course)
             self._fleet.begins(driver)
             if self.stopping.is_set():

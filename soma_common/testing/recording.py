@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from soma_common.errors import ConfigurationError
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import Payload
-from soma_common.events.rows import recorded_event
 from soma_common.events.upcasting import typed
 from soma_common.filtering import ALL_TENANTS, AllTenants
 from soma_common.postgres.cursor import Cursor
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from soma_common.app import Soma
 
 Kind = str | type[Payload]
-_PAGE: Final = 1000
 _SHOWN: Final = 20  # events of a failure's text
 
 
@@ -111,14 +109,11 @@ class EventRecorder:
             raise ConfigurationError(
                 "The recorder has not begun.", cure="use `async with EventRecorder(soma) as recorded:`."
             )
-        store, soma = self._soma.store, self._soma
-        latest = await store.ticks.latest()
-        while (diff := await store.ticks.next_diff(self._cursor, latest)) is not None:
-            rows = await store.log_page(diff, _PAGE)
-            for event in map(recorded_event, rows):
-                if self._tenant is ALL_TENANTS or event.tenant_id == self._tenant:
-                    self._seen.append(typed(event, soma.models, soma.upcasters))
-            self._cursor = diff.after(rows[-1][0]) if len(rows) == _PAGE else diff.done()
+        soma = self._soma
+        async for events, cursor in soma.store.so_far(after=self._cursor):
+            wanted = [event for event in events if self._tenant in (ALL_TENANTS, event.tenant_id)]
+            self._seen += [typed(event, soma.models, soma.upcasters) for event in wanted]
+            self._cursor = cursor
 
     def _listed(self) -> str:
         if not self._seen:

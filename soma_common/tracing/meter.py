@@ -27,6 +27,8 @@ class Meter:
         """Replace all samples; a name that is new gets an instrument."""
         shown: dict[str, list[Metric]] = {}
         for sample in samples:
+            if sample.kind == "histogram":  # recorded value by value (tracing/instruments.py)
+                continue
             shown.setdefault(sample.name, []).append(sample)
         self._shown = shown
         for name in shown.keys() - self._known:

@@ -41,8 +41,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = {(ROOT / "docs" / link).resolve() for link in _LINK.findall((ROOT / "docs/README.md").read_text())}
-    missing = [page for page in PAGES[1:] if page not in index and "decisions" not in page.parts]
-    assert [page.name for page in missing if page.name != "README.md"] == []
+    listed_elsewhere = {"decisions", "python"}  # by their own index
+    missing = [page for page in PAGES[1:] if page not in index and not listed_elsewhere & set(page.parts)]
+    assert [page.name for page in missing if page.name not in ("README.md", "index.md")] == []
 
 
 def test_the_tests_that_pages_name_exist() -> None:

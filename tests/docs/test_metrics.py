@@ -14,9 +14,15 @@ from soma_common.consumer.tally import Tally
 from soma_common.consumer.worker import ConsumerStats
 from soma_common.errors import OffsetLost
 from soma_common.dlq.gauges import OpenLetters, letter_metrics
+from soma_common.events.tally import AppendTally
+from soma_common.gauges import database_metrics
 from soma_common.health import Metric
 from soma_common.outbox.metrics import relay_metrics
 from soma_common.outbox.stats import RelayStats
+from soma_common.postgres.pool import Pool
+from soma_common.process_metrics import append_metrics, pool_metrics
+from soma_common.sagas.metrics import SagaStats, saga_metrics
+from soma_common.sagas.tally import SagaTally
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deployments" / "config" / "prometheus" / "soma-alerts.yaml"
@@ -39,12 +45,23 @@ def samples() -> list[Metric]:
         live=True,
     )  # fmt: skip
     letters = letter_metrics([OpenLetters("billing", "dead", 1, 5.0)], 1.0)
-    return [*consumer_metrics([stats]), *relay_metrics([relay]), *letters]
+    sagas = SagaStats(sagas=["order"], tally=SagaTally(), driven={"order": 1}, oldest=0.0, away=False)
+    counted = {
+        "sagas": [("order", "running", 1, 5.0), ("order", "stuck", 1, 0.0)],
+        "replays": [("billing", "running", 1, 0.0)], "archives": [("removed", 1, 100)],
+    }  # fmt: skip
+    tally = AppendTally()
+    with tally.timed(1):
+        pass
+    return [
+        *consumer_metrics([stats]), *relay_metrics([relay]), *letters, *saga_metrics([sagas]),
+        *append_metrics([tally.read()]), *pool_metrics(Pool("postgresql://h/d")), *database_metrics(counted, 1.0),
+    ]  # fmt: skip
 
 
 def test_the_page_names_every_metric_and_its_kind() -> None:
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
-    assert dict(ROW.findall(page)) == {metric.name: metric.kind for metric in samples()}
+    assert dict(ROW.findall(page)) == {m.family or m.name: m.kind for m in samples()}
 
 
 def test_the_rules_ask_for_metrics_and_labels_that_are_printed() -> None:
@@ -80,5 +97,5 @@ def test_a_well_worker_does_not_hide_a_sick_one_of_its_consumer() -> None:
 
 def test_the_number_of_series_does_not_grow_with_the_data() -> None:
     assert {label for metric in samples() for label in metric.labels} == {
-        "consumer", "topic", "partition", "status", "relay", "worker",
+        "consumer", "topic", "partition", "status", "relay", "worker", "saga", "outcome", "state", "le",
     }  # fmt: skip

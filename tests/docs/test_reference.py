@@ -186,7 +186,7 @@ def test_the_tree_of_errors_is_the_codes() -> None:
 
 
 def test_every_name_of_the_door_is_described() -> None:
-    assert re.findall(r"^### `(\w+)", page("api"), re.MULTILINE) == sorted(soma_common.__all__)
+    assert re.findall(r"^## `(\w+)", page("api"), re.MULTILINE) == sorted(soma_common.__all__)
 
 
 def test_every_command_is_described() -> None:

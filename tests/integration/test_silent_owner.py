@@ -8,8 +8,9 @@ from uuid import uuid4
 import pytest
 
 from soma_common.errors import DatabaseUnavailable, SomaError
+from soma_common.postgres.bounds import Bound
 from soma_common.postgres.cursor import BEGINNING
-from soma_common.postgres.pool import Bound, Pool, PoolSettings
+from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.shards import Shards
 from soma_common.testing.backends import PostgresHandle
 from tests.waiting import until

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from soma_common.errors import StepRefused
 from soma_common.events.store import ALL_TENANTS
@@ -16,17 +12,13 @@ from soma_common.sagas.models import Saga, SagaContext, SagaStatus, Tx, with_com
 from soma_common.tracing.tracer import TransactionTracer
 from tests.core_support import event
 from tests.saga_support import TENANT, Sagas
-
-exporter = InMemorySpanExporter()
+from tests.span_support import Spans, is_child, provider_of_the_application
 
 
 @pytest.fixture
-def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransactionTracer]:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
-    exporter.clear()
-    yield TransactionTracer()
+def spans() -> Iterator[Spans]:
+    with provider_of_the_application() as spans:
+        yield spans
 
 
 async def unreserve(number: int, tx: Tx) -> None: ...
@@ -45,29 +37,33 @@ async def pay(number: int, ctx: SagaContext) -> None:
 SAGA = Saga("traced", int, reserve, pay)
 
 
-async def test_steps_events_and_compensations_join_the_trace_of_the_start(
-    sagas: Sagas, tracer: TransactionTracer
-) -> None:
+async def test_steps_events_and_compensations_join_the_trace_of_the_start(sagas: Sagas, spans: Spans) -> None:
     from soma_common.sagas.orchestrator import SagaOrchestrator
 
     orchestrator = SagaOrchestrator(sagas.pool)
-    with tracer.span("checkout") as checkout:
+    with TransactionTracer().span("checkout") as checkout:
         assert checkout is not None
         saga_id = await orchestrator.start_saga(SAGA, 1, tenant_id=TENANT)
     async with sagas.worker(SAGA):
         view = await sagas.ended(saga_id)
     assert view.status is SagaStatus.COMPENSATED
     assert view.trace_id == checkout.trace_id
-    spans = {span.name: span for span in exporter.get_finished_spans()}
-    assert set(spans) == {"checkout", "traced reserve", "traced pay", "traced undo reserve"}
+    assert spans.names() == ["checkout", "start traced", "traced pay", "traced reserve", "traced undo reserve"]
+    start = spans.one("start traced")
+    assert is_child(start, spans.one("checkout"))
     for name in ("traced reserve", "traced pay", "traced undo reserve"):
-        context, parent = spans[name].context, spans[name].parent
-        assert context is not None
-        assert parent is not None
-        assert (f"{context.trace_id:032x}", f"{parent.span_id:016x}") == (checkout.trace_id, checkout.span_id)
-    assert spans["traced pay"].status.description == "StepRefused: no"
+        assert is_child(spans.one(name), start)
+        attributes = dict(spans.one(name).attributes or {})
+        assert attributes.pop("soma.saga.id") == str(saga_id)
+        assert attributes.pop("error.type", "") == ("StepRefused" if name == "traced pay" else "")
+        assert attributes == {
+            "soma.saga.name": "traced", "soma.saga.step": name.split()[-1], "soma.saga.attempt": 1,
+            "soma.saga.undoing": "undo" in name, "soma.tenant.id": TENANT,
+            "messaging.message.conversation_id": str(saga_id),
+        }  # fmt: skip
+    assert spans.one("traced pay").status.description == "StepRefused: no"
     (found,) = await sagas.events.query(tenant_id=ALL_TENANTS)
-    reserved = spans["traced reserve"].context
+    reserved = spans.one("traced reserve").context
     assert reserved is not None
     assert (found.trace_id, found.trace.span_id) == (checkout.trace_id, f"{reserved.span_id:016x}")
 

@@ -12,9 +12,12 @@ from soma_common.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     TransactionDoomed,
+    TransactionEnded,
     TransactionError,
     ValidationError,
+    WrongExpectedVersion,
 )
+from soma_common.events.models import NO_STREAM
 from soma_common.events.store import EventStore
 from soma_common.postgres.pool import Pool
 from soma_common.tracing.context import TraceContext
@@ -37,6 +40,18 @@ async def test_row_and_event_roll_back_together(world: World) -> None:
             await world.write(tx, "a")
             raise Undone
     assert await world.there() == []
+
+
+async def test_an_event_may_be_recorded_at_once_and_its_version_is_known(world: World) -> None:
+    """``publish(tx=)`` takes the scope's Tx as it takes a connection; what fails there can be dealt with."""
+    async with world.scope() as tx:
+        [first] = await world.store.publish(event("a"), expected_version=NO_STREAM, tx=tx)
+        with pytest.raises(WrongExpectedVersion):
+            await world.store.publish(event("a"), expected_version=NO_STREAM, tx=tx)
+        assert first.version == 1
+    assert [each.version for each in await world.store.query(tenant_id=first.tenant_id)] == [1]
+    with pytest.raises(TransactionEnded):
+        await world.store.publish(event("a"), tx=tx)
 
 
 async def test_everything_is_recorded_by_one_statement(world: World) -> None:

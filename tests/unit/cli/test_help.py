@@ -44,7 +44,8 @@ def test_every_command_shows_an_example_that_it_understands(
         (tmp_path / name).write_text("")
     if path == ("console",):
         return  # nothing to be said of it here
-    shown = re.findall(r"^  (somastack .*|eval .*)$", command.epilog or "", re.MULTILINE)
+    _, _, examples = f"{command.help}\n{command.epilog}".partition("Examples:")
+    shown = re.findall(r"^ +(somastack .*|eval .*)$", examples, re.MULTILINE)
     assert shown, path
     for line in shown:
         words = shlex.split(re.split(r" && | \| | > ", re.sub(r'^eval "\$\((.*)\)"$', r"\1", line))[0])

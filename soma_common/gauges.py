@@ -1,0 +1,89 @@
+"""How the sagas, replays and archives of a whole database stand, read now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from soma_common.errors import SomaError
+from soma_common.health import Metric
+from soma_common.postgres.pool import Pool
+from soma_common.sql.loader import blocks
+
+log = logging.getLogger(__name__)
+
+_SHARE: Final = 20  # counting may take one part in so many of the time
+
+Rows = Sequence[Sequence[Any]]
+
+
+class DatabaseGauges:
+    """Knows what was counted last, as far as this role may see it.
+
+    Args:
+        every: seconds between two counts; more when counting takes long.
+    """
+
+    def __init__(self, pool: Pool, *, every: float = 15.0) -> None:
+        self._pool, self._every = pool, every
+        self._counted_at: float | None = None
+        self._found: dict[str, Rows] = {}
+
+    async def count(self) -> None:
+        """Count now.
+
+        Raises:
+            SomaError: the database is away, or the role may not look; what was known stays.
+        """
+        self._found = {
+            name: await self._pool.fetch(blocks("gauges")[name]) for name in ("sagas", "replays", "archives")
+        }
+        self._counted_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Count again and again, until cancelled."""
+        told = False
+        while True:
+            began = time.monotonic()
+            try:
+                await self.count()
+                told = False
+            except SomaError as error:
+                log.log(logging.DEBUG if told else logging.WARNING, "Sagas and replays were not counted: %s", error)
+                told = True
+            await asyncio.sleep(max(self._every, _SHARE * (time.monotonic() - began)))
+
+    def metrics(self) -> Iterator[Metric]:
+        """What was counted last; nothing before the first count."""
+        if self._counted_at is not None:
+            yield from database_metrics(self._found, time.monotonic() - self._counted_at)
+
+
+def database_metrics(found: dict[str, Rows], since: float) -> Iterator[Metric]:
+    """What ``sql/gauges.sql`` found ``since`` seconds ago. A saga that goes on ageing does so here as well."""
+    for name, status, count, _ in found["sagas"]:
+        yield Metric(
+            "soma_sagas", "gauge", "Sagas that have not ended.", float(count), {"saga": name, "status": status}
+        )
+    for name, status, _, late in found["sagas"]:
+        if status != "stuck":
+            late = late + since if late > 0 else 0.0
+            labels = {"saga": name, "status": status}
+            yield Metric("soma_sagas_late_seconds", "gauge", "How long the oldest due saga waits.", float(late), labels)
+    for consumer, state, count, _ in found["replays"]:
+        labels = {"consumer": consumer, "state": state}
+        yield Metric("soma_replays", "gauge", "Replays that are open, or failed within a day.", float(count), labels)
+    for consumer, state, _, silent in found["replays"]:
+        if state == "running":
+            labels, late = {"consumer": consumer}, float(silent + since if silent > 0 else 0.0)
+            yield Metric(
+                "soma_replays_silent_seconds", "gauge", "Since the lease of a running replay ended.", late, labels
+            )
+    for state, count, events in found["archives"]:
+        labels = {"state": state}
+        yield Metric("soma_archives", "gauge", "Archives by what became of their events.", float(count), labels)
+        yield Metric("soma_archived_events", "gauge", "Events in them.", float(events), labels)
+    yield Metric("soma_database_counted_seconds", "gauge", "Since sagas, replays and archives were counted.", since)

@@ -1,0 +1,1 @@
+"""Requests and what they are done for: tenant, correlation, trace and baggage in and out of web applications."""
