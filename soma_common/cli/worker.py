@@ -18,6 +18,7 @@ from soma_common.cli.reloading import supervise
 from soma_common.cli.telling import complain
 from soma_common.errors import ConfigurationError
 from soma_common.service import Service, run_until_signalled
+from soma_common.wiring import send_spans
 
 
 @click.command(epilog=examples(
@@ -59,6 +60,7 @@ def worker(
         sys.exit(2)
     if relay and not any(soma.config.uses_kafka for soma in somas):
         click.echo("there is no relay in standalone mode: consumers read the log itself", err=True)
+    send_spans(somas[0].config)
     asyncio.run(_run(somas, chosen, relay=relay, sagas=sagas, health_port=health_port, drain=drain))
     click.echo("drained")
 

@@ -110,7 +110,7 @@ def test_the_whole_stack(tmp_path: Path) -> None:
             levels = {each["check"]: each["level"] for each in told(somastack("doctor", "--json", **here))["findings"]}
             assert levels.pop("topic") == "fail"  # no application has made it yet
             assert "fail" not in levels.values()
-            assert levels["compatibility"] == "warn"  # nobody has set a rule in this registry
+            assert levels["compatibility"] == "ok"  # its configuration says BACKWARD
             asyncio.run(_publish(env))
             found = told(somastack("doctor", "--json", "--only", "kafka", "--only", "work", "--old", "0", **here))
             assert {each["check"]: each["level"] for each in found["findings"]}["relay"] == "fail"
