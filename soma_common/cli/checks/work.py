@@ -13,6 +13,7 @@ from soma_common.errors import DatabaseUnavailable, SomaError
 from soma_common.postgres.pool import Pool
 
 _COUNTED: Final = 10_000
+_RESTART: Final = 30.0  # seconds
 _LONGEST_LEASE: Final = 86_400.0  # seconds: no setting takes more
 
 
@@ -38,6 +39,11 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
         yield await _sagas(pool)
 
 
+def _soon(limits: Limits) -> float:
+    """Seconds after which somebody should be at work: a process that begins anew takes some."""
+    return min(limits.old, _RESTART)
+
+
 def _many(count: int) -> str:
     return f"more than {_COUNTED:,}" if count > _COUNTED else f"{count:,}"
 
@@ -45,14 +51,14 @@ def _many(count: int) -> str:
 def _relay(relays: Sequence[Any], waiting: int, oldest: float, limits: Limits) -> Finding:
     run = "run `somastack relay`, under the name of the service."
     if not relays:
-        if not waiting:
-            return ok("relay", "there is nothing to send yet")
+        if not waiting or oldest < _soon(limits):
+            return ok("relay", "there is nothing to send yet" if not waiting else "the first events were just recorded")
         text = f"{_many(waiting)} events wait, the oldest since {span(oldest)}, and no relay was ever here"
         return fail("relay", text, run)
     alive, behind = sum(row[1] for row in relays), max(row[3] for row in relays)
     text = f"{alive} at work, {_many(behind)} events behind"
     since = max(row[4] for row in relays)
-    if behind and not alive:
+    if behind and not alive and since > _soon(limits):
         return fail("relay", f"{text}, the oldest since {span(since)}", run)
     if behind and since > limits.old:
         cure = "its log says what it waits for; `somastack doctor --only kafka` whether Kafka answers."
@@ -70,7 +76,7 @@ async def _parked(pool: Pool) -> Finding:
 
 
 def _consumers(consumers: Sequence[Any], limits: Limits) -> Finding:
-    late = [row for row in consumers if row[3] and (not row[1] or row[4] > limits.old)]
+    late = [row for row in consumers if row[3] and row[4] > (limits.old if row[1] else _soon(limits))]
     if not late:
         return ok("consumers of the log", f"{len(consumers)}, none is behind" if consumers else "there are none")
     name, alive, _, behind, oldest, _ = late[0]

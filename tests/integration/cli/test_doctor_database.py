@@ -266,6 +266,7 @@ async def test_events_that_no_relay_sends(soma_database: str) -> None:
         await ground.store.publish(Event(event_type="order.placed", payload={}, tenant_id="acme", aggregate_id="o-1"))
     finally:
         await ground.close()
+    await asyncio.sleep(0.3)
     level, text, cure = (await asyncio.to_thread(findings, "work", **over_kafka(soma_database)))["relay"]
     assert (level, "1 events wait" in text, "somastack relay" in cure) == ("fail", True, True)
 

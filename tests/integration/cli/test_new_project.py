@@ -42,7 +42,7 @@ def _run_it(fresh: FreshEnvironment, project: Path, folder: Path) -> None:
     assert "is placed" in _in(fresh, project, folder, "python -m my_shop")
     script = (
         "somastack worker my_shop.app:soma & worker=$!; "
-        "for _ in $(seq 300); do somastack saga list --all-tenants --all | grep -q completed && break; sleep 0.2; done; "
+        "for _ in $(seq 300); do somastack saga list --all-tenants --all | grep -q completed && break; sleep 0.2; done; sleep 1; "
         "kill -TERM $worker; wait $worker; echo code $?"
     )
     assert _in(fresh, project, folder, script).rstrip().endswith("code 0")
