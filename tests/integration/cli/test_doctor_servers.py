@@ -106,6 +106,7 @@ def test_the_whole_stack(tmp_path: Path) -> None:
             }  # fmt: skip
             state = told(somastack("status", "--json", **here))
             assert state["up"], state
+            assert {row["name"]: row["version"] for row in state["components"]}["kafka"] == "4.3.1"
             assert {row["name"] for row in state["components"]} >= {"postgres", "migrations", "kafka", "registry"}
             levels = {each["check"]: each["level"] for each in told(somastack("doctor", "--json", **here))["findings"]}
             assert levels.pop("topic") == "fail"  # no application has made it yet
