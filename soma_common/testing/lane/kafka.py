@@ -122,7 +122,8 @@ class KafkaServer(LaneServer[_Settings]):
     def _format_once(self) -> None:
         if (self.folder / "data" / "meta.properties").exists():
             return
-        fresh, told = making_folder(self.folder), self.folder / "format.properties"
+        fresh = making_folder(self.folder)
+        told = fresh.with_suffix(".properties")  # not that of an earlier start, whose tool may only now read it
         told.write_text(f"{self._properties.read_text()}log.dirs={fresh}\n")
         cluster = cluster_id(uuid.uuid4().bytes)
         command = self._run_class("kafka.tools.StorageTool", "-Xmx128m", *QUICK_START)
@@ -131,6 +132,7 @@ class KafkaServer(LaneServer[_Settings]):
         if done.returncode != 0:
             raise ServerUnavailable(f"Kafka could not format its folder: {done.stdout}{done.stderr}")
         fresh.rename(self.folder / "data")
+        told.unlink()
 
     def _launch(self, within: float) -> Launch:
         options = _HEAP if self._settings.lasting else (*_HEAP, *QUICK_START)

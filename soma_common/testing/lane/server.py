@@ -156,7 +156,10 @@ def making_folder(folder: Path, *, mode: int = 0o755) -> Path:
     A name of its own each time: where a starter was killed, its tool may still be at work in the old one.
     """
     for old in folder.glob(f"{_MAKING}*"):
-        shutil.rmtree(old, ignore_errors=True)
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
     fresh = folder / f"{_MAKING}{secrets.token_hex(4)}"
     fresh.mkdir(mode=mode)
     return fresh
