@@ -11,11 +11,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from soma_common.cli.escaping import json_text
 from soma_common.cli.tables import add, escaped, plain_table, screen
 from soma_common.cli.telling import warn
 from soma_common.dlq.careful import Redrive
 from soma_common.dlq.models import OF_SAGA, FullLetter, HistoryEntry, Letter, LetterPage, Summary
+from soma_common.escaping import json_text
 
 _SHOWN = 2000  # bytes of a value
 _WIDE = 160  # columns of a terminal that has room for everything
