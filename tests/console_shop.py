@@ -5,6 +5,7 @@ Its database is the one of the environment. ``billing`` cannot bill an order wit
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -104,7 +105,9 @@ async def ship(order: Order) -> None:
 async def mail(order: Order, tx: Tx) -> None:
     if not order.address:
         raise StepRefused("there is no address to write to")
-    tx.publish(OrderShipped(order_id=order.order_id), aggregate_id=order.order_id, aggregate_type="order")
+    tx.publish(Event(
+        payload=OrderShipped(order_id=order.order_id), tenant_id=TENANT, aggregate_type="order", aggregate_id=order.order_id
+    ))  # fmt: skip
 
 
 PLACE_ORDER = Saga(
@@ -200,3 +203,12 @@ async def furnish(shop: Soma) -> dict[str, UUID]:
 async def _ended(shop: Soma, started: dict[str, UUID]) -> bool:
     views = [await shop.sagas.get_saga(each) for each in started.values()]
     return all(view.ended_at or view.status.value == "stuck" for view in views)
+
+
+def main() -> None:
+    """Billing and the sagas' worker, until SIGTERM."""
+    asyncio.run(make(SomaConfig.from_env(service_id="shop")).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests import s3_server, temporal_server
+from tests import browser, s3_server, temporal_server
 
 if __name__ == "__main__":
+    browser.chromium()
     s3_server.program()
     temporal_server.program()

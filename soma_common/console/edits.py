@@ -16,6 +16,7 @@ from soma_common.console.web import Ask, Page
 from soma_common.dlq.handler import DLQHandler
 from soma_common.dlq.models import FullLetter
 from soma_common.errors import SomaError, ValidationError
+from soma_common.escaping import json_escaped
 from soma_common.events.codec import JsonCodec
 from soma_common.events.models import RecordedEvent
 from soma_common.events.payloads import to_json
@@ -58,7 +59,7 @@ async def check(ask: Ask) -> Response:
     known = letter.letter
     return ask.page(
         "letter_check.html", one=known, checks=checks, lines=compared(before, after), same=before == after,
-        text=ask.form.get("value", ""), coding=ask.form.get("coding", "text"), raw=raw,
+        text=_again(ask), coding=ask.form.get("coding", "text"), raw=raw,
         good=not any(each.sign == "bad" for each in checks), can=await _handler(ask).retry_event(known.letter_id, dry_run=True),
         sequence=[row for row in await ask.backend.fetch("sequence", known.letter_id, _SEQUENCE) if ask.person.may_see(row[5])],
     )  # fmt: skip
@@ -166,6 +167,12 @@ def _value(ask: Ask, letter: FullLetter) -> tuple[bytes, bool]:
         except ValueError as error:
             raise ValidationError("This is no base64.", cure="write the bytes as base64.") from error
     return text.replace("\r\n", "\n").encode(), raw  # as it was before the form
+
+
+def _again(ask: Ask) -> str:
+    """What was written, for writing on: line ends as they were, and in JSON nothing that a page would show otherwise."""
+    text = ask.form.get("value", "").replace("\r\n", "\n")
+    return json_escaped(text) if as_json(text.encode()) is not None else text
 
 
 def _handler(ask: Ask) -> DLQHandler:

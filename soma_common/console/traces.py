@@ -62,7 +62,8 @@ async def trace(ask: Ask) -> Response:
     except ValidationError as error:
         raise Refused(404, "This is no trace.", "it has 32 hexadecimal digits.") from error
     found = list(page)
-    correlations = list(dict.fromkeys(event.correlation_id for event in found))
+    hint = ask.word("correlation")  # sagas are not found by their traces
+    correlations = list(dict.fromkeys([*([hint] if hint else []), *(event.correlation_id for event in found)]))
     sagas = [saga for saga in await _sagas(ask, correlations) if saga.trace_id == ask.path("trace")]
     return await _together(ask, "trace.html", found, sagas, more=page.next_after is not None, name=ask.path("trace"))
 

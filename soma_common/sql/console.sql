@@ -54,15 +54,15 @@ WITH RECURSIVE kind AS (
         WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving')
           AND (l.consumer_id, l.status, coalesce(l.fingerprint, '')) > (k.consumer_id, k.status, k.print)
         ORDER BY l.consumer_id, l.status, coalesce(l.fingerprint, '') LIMIT 1) n
-), some AS MATERIALIZED (SELECT * FROM kind LIMIT $1::integer)
+), listed AS MATERIALIZED (SELECT * FROM kind LIMIT $1::integer)
 SELECT c.name, s.status, nullif(s.print, ''), n.count, o.parked_at, w.parked_at, w.letter_id, w.error_type, w.message, w.event_type
-FROM some s JOIN soma.consumers c ON c.consumer_id = s.consumer_id
+FROM listed s JOIN soma.consumers c ON c.consumer_id = s.consumer_id
 CROSS JOIN LATERAL (
     SELECT count(*) FROM (
         SELECT FROM soma.dead_letters l
         WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving') AND l.consumer_id = s.consumer_id
           AND l.status = s.status AND coalesce(l.fingerprint, '') = s.print
-        LIMIT $2::integer / greatest(1, (SELECT count(*)::integer FROM some))) b) n
+        LIMIT $2::integer / greatest(1, (SELECT count(*)::integer FROM listed))) b) n
 CROSS JOIN LATERAL (
     SELECT l.parked_at FROM soma.dead_letters l
     WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving') AND l.consumer_id = s.consumer_id
@@ -86,15 +86,15 @@ WITH RECURSIVE kind AS (
         WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving') AND l.tenant_id = $3::text
           AND (l.consumer_id, l.status, coalesce(l.fingerprint, '')) > (k.consumer_id, k.status, k.print)
         ORDER BY l.consumer_id, l.status, coalesce(l.fingerprint, '') LIMIT 1) n
-), some AS MATERIALIZED (SELECT * FROM kind LIMIT $1::integer)
+), listed AS MATERIALIZED (SELECT * FROM kind LIMIT $1::integer)
 SELECT c.name, s.status, nullif(s.print, ''), n.count, o.parked_at, w.parked_at, w.letter_id, w.error_type, w.message, w.event_type
-FROM some s JOIN soma.consumers c ON c.consumer_id = s.consumer_id
+FROM listed s JOIN soma.consumers c ON c.consumer_id = s.consumer_id
 CROSS JOIN LATERAL (
     SELECT count(*) FROM (
         SELECT FROM soma.dead_letters l
         WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving') AND l.tenant_id = $3::text
           AND l.consumer_id = s.consumer_id AND l.status = s.status AND coalesce(l.fingerprint, '') = s.print
-        LIMIT $2::integer / greatest(1, (SELECT count(*)::integer FROM some))) b) n
+        LIMIT $2::integer / greatest(1, (SELECT count(*)::integer FROM listed))) b) n
 CROSS JOIN LATERAL (
     SELECT l.parked_at FROM soma.dead_letters l
     WHERE l.status IN ('retrying', 'blocked', 'dead', 'redriving') AND l.tenant_id = $3::text
