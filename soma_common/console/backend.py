@@ -1,4 +1,4 @@
-"""What the console stands on: connections with bounds, and the library's own doors to events, letters, sagas, replays."""
+"""What the console stands on: bounded connections, and the library's own doors to events, letters, sagas, replays."""
 
 from __future__ import annotations
 

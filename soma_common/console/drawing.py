@@ -163,7 +163,7 @@ def _box_size(box: Box) -> tuple[float, float]:
         wide = sum(max(w, _LEAST) for w, _ in sizes) + _SIDE
         return max(wide, _own_width(box)), _HIGH + max(h for _, h in sizes) + 2 * _GAP
     undo = len(_cut(box.undo or "")) * _LETTER * 0.86 + 12 if box.undo else 0
-    return _own_width(box) + 2 * undo, _HIGH + (0 if not box.undo else 0)
+    return _own_width(box) + 2 * undo, _HIGH
 
 
 def _cut(label: str) -> str:

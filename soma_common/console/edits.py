@@ -9,7 +9,7 @@ from typing import Final
 
 from starlette.responses import Response
 
-from soma_common.console.letters import alone, can_edit, edited_record, event_of, letter_of
+from soma_common.console.letters import alone, can_edit, edited_record, event_of, letter_of, own
 from soma_common.console.security import Refused
 from soma_common.console.values import as_json, compared, is_text
 from soma_common.console.web import Ask, Page
@@ -55,13 +55,13 @@ async def check(ask: Ask) -> Response:
     value, raw = _value(ask, letter)
     before, _ = await written(ask, letter, edited=False)
     after = as_json(value) or value.decode("utf-8", "replace")
-    checks = await checked(ask, letter, value, raw=raw)
-    known = letter.letter
+    checks, known = await checked(ask, letter, value, raw=raw), letter.letter
+    sequence = await ask.backend.fetch("sequence", known.letter_id, _SEQUENCE)
     return ask.page(
         "letter_check.html", one=known, checks=checks, lines=compared(before, after), same=before == after,
         text=_again(ask), coding=ask.form.get("coding", "text"), raw=raw,
-        good=not any(each.sign == "bad" for each in checks), can=await _handler(ask).retry_event(known.letter_id, dry_run=True),
-        sequence=[row for row in await ask.backend.fetch("sequence", known.letter_id, _SEQUENCE) if ask.person.may_see(row[5])],
+        good=not any(each.sign == "bad" for each in checks), sequence=own(ask, sequence),
+        can=await _handler(ask).retry_event(known.letter_id, dry_run=True),
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def _value(ask: Ask, letter: FullLetter) -> tuple[bytes, bool]:
 
 
 def _again(ask: Ask) -> str:
-    """What was written, for writing on: line ends as they were, and in JSON nothing that a page would show otherwise."""
+    """What was written, for writing on: line ends as they were, and JSON as a page shows it."""
     text = ask.form.get("value", "").replace("\r\n", "\n")
     return json_escaped(text) if as_json(text.encode()) is not None else text
 

@@ -13,7 +13,7 @@ from soma_common.console.web import Ask, Page
 from soma_common.dlq.filters import LetterFilter
 from soma_common.dlq.handler import DLQHandler
 from soma_common.dlq.models import OF_RELAY, OF_SAGA, OPEN, FullLetter, Status
-from soma_common.errors import SomaError, ValidationError
+from soma_common.errors import LetterNotFound, SomaError, ValidationError
 from soma_common.events.models import RecordedEvent
 
 BOUND: Final = 10_001  # letters that are counted
@@ -27,10 +27,7 @@ FIELDS: Final = ("consumer", "stage", "fingerprint", "event_type", "event_id", "
 def wanted(ask: Ask) -> LetterFilter:
     """The filter in what was asked for; without a status: open letters."""
     statuses = ask.words("status")
-    if "all" in statuses:
-        chosen = None
-    else:
-        chosen = statuses or [status.value for status in OPEN]
+    chosen = None if "all" in statuses else statuses or [status.value for status in OPEN]
     return LetterFilter(
         tenant_id=ask.tenant, statuses=chosen, since=ask.moment("since"), until=ask.moment("until"),
         **{name: ask.word(name) for name in FIELDS},
@@ -74,8 +71,9 @@ async def one(ask: Ask) -> Response:
     rows = await ask.backend.fetch("sequence", known.letter_id, _SEQUENCE)
     return ask.page(
         "letter.html", letter=letter, one=known, event=event, why=why, raw=shown_bytes(letter.record.value),
-        edited=shown_bytes(letter.edited_value), headers=[(name, _header(value)) for name, value in letter.record.headers],
-        history=await handler.history(known.letter_id), sequence=rows if ask.person.tenants is None else _own(ask, rows),
+        edited=shown_bytes(letter.edited_value),
+        headers=[(name, _header(text)) for name, text in letter.record.headers],
+        history=await handler.history(known.letter_id), sequence=own(ask, rows),
         most=_SEQUENCE, where=where(known), is_open=known.status in OPEN, can_edit=can_edit(letter),
         of_saga=known.partition == OF_SAGA, key=shown_bytes(letter.record.key), shown_bytes=shown_bytes,
     )  # fmt: skip
@@ -115,11 +113,12 @@ async def letter_of(ask: Ask) -> FullLetter:
     Raises:
         Refused: there is none, or it is somebody else's: nobody is told which.
     """
+    none = Refused(404, "There is no such letter.", "check its id, and whose it is.")
     try:
         letter = await DLQHandler(ask.backend.pool, who=ask.person.who).show(ask.path("letter"))
-    except ValidationError as error:
-        raise Refused(404, "There is no such letter.", "check its id.") from error
-    ask.must_see(letter.letter.event.tenant_id)
+    except (ValidationError, LetterNotFound) as error:
+        raise none from error
+    ask.must_see(letter.letter.event.tenant_id, none)
     return letter
 
 
@@ -168,7 +167,8 @@ def where(letter: Any) -> str:
     return f"{letter.topic}[{letter.partition}]@{letter.offset}"
 
 
-def _own(ask: Ask, rows: list[Any]) -> list[Any]:
+def own(ask: Ask, rows: list[Any]) -> list[Any]:
+    """Of a sequence, the letters that this person may see."""
     return [row for row in rows if ask.person.may_see(row[5])]
 
 

@@ -109,10 +109,14 @@ def _attention(letters: Sequence[Any], sagas: Sequence[Any], found: Sequence[Rea
     told = []
     dead = next((row for row in letters if row[0] == "dead"), None)
     if dead and dead[1]:
-        told.append(Attention("bad", f"{_many(dead[1])} dead letters wait for a person", "/letters"))
+        told.append(
+            Attention(
+                "bad", _told(dead[1], "dead letter waits for a person", "dead letters wait for a person"), "/letters"
+            )
+        )
     stuck = next((row for row in sagas if row[0] == "stuck"), None)
     if stuck and stuck[1]:
-        told.append(Attention("bad", f"{_many(stuck[1])} sagas are stuck", "/sagas?status=stuck"))
+        told.append(Attention("bad", _told(stuck[1], "saga is stuck", "sagas are stuck"), "/sagas?status=stuck"))
     for reader in found:
         if reader.lag and not reader.workers:
             told.append(Attention("bad", f"Nobody reads for {reader.name}: {reader.lag:,} events wait", "/readers"))
@@ -124,6 +128,10 @@ def _attention(letters: Sequence[Any], sagas: Sequence[Any], found: Sequence[Rea
     if oldest is not None and now - oldest > _OLD:
         told.append(Attention("doubt", "A saga began more than an hour ago and did not end", "/sagas"))
     return told
+
+
+def _told(count: int, one: str, many: str) -> str:
+    return f"1 {one}" if count == 1 else f"{_many(count)} {many}"
 
 
 def _many(count: int) -> str:

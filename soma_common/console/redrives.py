@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 4
 _KEPT: Final = 50
+_STOPPED: Final = "It was stopped. What was asked for stays so."
 
 
 @dataclass(slots=True)
@@ -80,11 +81,8 @@ async def start(ask: Ask) -> Response:
         ahead=int(number_in(ask, "ahead", 200) or 200), wait=True,
     )  # fmt: skip
     most = number_in(ask, "most", None)
-    if isinstance(given.tenant_id, str) and ask.person.tenants is not None:
-        if (await ask.backend.fetch("strangers_of_tenant", given.tenant_id))[0][0]:
-            raise Refused(
-                403, "Letters of other tenants stand in the same sequences.", "ask somebody who may see them."
-            )
+    if ask.person.tenants is not None and (await ask.backend.fetch("strangers_of_tenant", given.tenant_id))[0][0]:
+        raise Refused(403, "Letters of other tenants stand in the same sequences.", "ask somebody who may see them.")
     if sum(job.ended is None for job in jobs.values()) >= _AT_ONCE:
         raise Refused(409, f"{_AT_ONCE} re-drives are running.", "wait for one, or stop it.")
     told = {name: str(value) for name, value in asked(ask).items() if value}
@@ -105,7 +103,7 @@ async def _run(ask: Ask, job: Job, given: LetterFilter, rules: RedriveRules, mos
         async for job.state in steps:
             pass
     except asyncio.CancelledError:
-        job.trouble = "It was stopped. What was asked for stays so."
+        job.trouble = _STOPPED
         raise
     except SomaError as error:
         job.trouble = error.message
@@ -127,8 +125,10 @@ async def stop(ask: Ask) -> Response:
     if job.task is not None and job.ended is None:
         job.task.cancel()
         await asyncio.wait({job.task}, timeout=2)
+    if job.ended is None:  # it had not begun
+        job.ended, job.trouble = datetime.now(UTC), _STOPPED
     ask.did("re-drive stopped", job=job.number, reason=reason)
-    return ask.back(f"/redrives/{job.number}", "It was stopped. What was asked for stays so.")
+    return ask.back(f"/redrives/{job.number}", _STOPPED)
 
 
 async def listed(ask: Ask) -> Response:

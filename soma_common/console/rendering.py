@@ -36,7 +36,7 @@ def environment() -> Environment:
         finalize=_shown,
     )
     made.filters.update(
-        ago=ago, moment=moment, clock=clock, day=day, number=number, about=about, took=took, span=span, short=short, coloured=coloured,
+        ago=ago, moment=moment, clock=clock, number=number, about=about, took=took, short=short, coloured=coloured,
     )  # fmt: skip
     made.globals.update(assets=_assets())
     return made
@@ -74,11 +74,6 @@ def moment(at: datetime | None) -> str:
 def clock(at: datetime) -> str:
     """The time of the day to the millisecond, in UTC."""
     return f"{at.astimezone(UTC):%H:%M:%S.%f}"[:-3]
-
-
-def day(at: datetime) -> str:
-    """A moment without its year and seconds."""
-    return f"{at.astimezone(UTC):%m-%d %H:%M}"
 
 
 def ago(at: datetime | None, now: datetime | None = None) -> Markup:

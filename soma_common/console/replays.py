@@ -14,7 +14,7 @@ from soma_common.console.live import Parts, live
 from soma_common.console.redrives import number_in
 from soma_common.console.security import Refused
 from soma_common.console.web import Ask, Page
-from soma_common.errors import SomaError, ValidationError
+from soma_common.errors import ReplayRefused, SomaError, ValidationError
 from soma_common.events.store import ALL_TENANTS
 from soma_common.replay.models import Progress, ReplayFilter, ReplayMode, ReplayState
 
@@ -53,7 +53,8 @@ async def start(ask: Ask) -> Response:
     consumer = _known(ask.word("consumer") or "", names)
     async with ask.backend.engine(consumer) as engine:
         run = await engine.start(
-            _wanted(ask), mode, rate=number_in(ask, "rate", None), requested_by=ask.person.who, reason=" ".join(reason.split())
+            _wanted(ask), mode, rate=number_in(ask, "rate", None), requested_by=ask.person.who,
+            reason=" ".join(reason.split()),
         )  # fmt: skip
     ask.did("replay recorded", run=str(run.run_id), consumer=consumer, mode=mode.value, reason=reason)
     said = "The replay is recorded."
@@ -81,9 +82,10 @@ async def watch(ask: Ask) -> Response:
 
 
 def _shown(ask: Ask, run: Progress) -> dict[str, Any]:
+    conditions = {name: value for name, value in run.wanted.conditions().items() if name != "tenant_id"}
     return {
         "run": run, "tenant_of": tenant_of, "is_open": run.state in _OPEN, "here": str(run.run_id) in _tasks(ask),
-        "can_run": _can_run(ask, run), "conditions": {k: v for k, v in run.wanted.conditions().items() if k != "tenant_id"},
+        "can_run": _can_run(ask, run), "conditions": conditions,
     }  # fmt: skip
 
 
@@ -118,13 +120,12 @@ async def run_of(ask: Ask) -> Progress:
     Raises:
         Refused: there is none, or it is somebody else's: nobody is told which.
     """
+    none = Refused(404, "There is no such replay.", "see the list of replays.")
     try:
         run = await ask.backend.runs.find(UUID(ask.path("run")))
-    except (ValueError, SomaError) as error:
-        if isinstance(error, SomaError) and "There is no replay" not in error.message:
-            raise
-        raise Refused(404, "There is no such replay.", "see the list of replays.") from error
-    ask.must_see(tenant_of(run))
+    except (ValueError, ReplayRefused) as error:
+        raise none from error
+    ask.must_see(tenant_of(run), none)
     return run
 
 
@@ -139,11 +140,15 @@ def _tasks(ask: Ask) -> dict[str, asyncio.Task[None]]:
 
 
 def _can_run(ask: Ask, run: Progress) -> bool:
-    app = ask.backend.app
+    app, tasks = ask.backend.app, _tasks(ask)
+    is_due = run.mode in _MODES and run.state in (ReplayState.PLANNED, ReplayState.RUNNING)
     return (
-        app is not None and run.consumer in app.consumers and run.mode in _MODES and run.state in (ReplayState.PLANNED, ReplayState.RUNNING)
-        and str(run.run_id) not in _tasks(ask) and len(_tasks(ask)) < _AT_ONCE
-    )  # fmt: skip
+        is_due
+        and app is not None
+        and run.consumer in app.consumers
+        and str(run.run_id) not in tasks
+        and len(tasks) < _AT_ONCE
+    )
 
 
 def _begin(ask: Ask, run: Progress) -> bool:

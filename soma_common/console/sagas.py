@@ -15,7 +15,7 @@ from soma_common.console.rendering import coloured
 from soma_common.console.security import Refused
 from soma_common.console.values import download, plain_json
 from soma_common.console.web import Ask, Page
-from soma_common.errors import SomaError, ValidationError
+from soma_common.errors import SagaNotFound, SomaError, ValidationError
 from soma_common.sagas.graph import boxes_of, boxes_of_shape
 from soma_common.sagas.models import SagaStatus
 from soma_common.sagas.timeline import Sign, Timeline, error_of, stuck_at, value_of, where
@@ -176,11 +176,12 @@ async def saga_of(ask: Ask) -> SagaView:
     Raises:
         Refused: there is none, or it is somebody else's: nobody is told which.
     """
+    none = Refused(404, "There is no such saga.", "check its id, and whose it is.")
     try:
         view = await ask.backend.sagas.get_saga(ask.path("saga"))
-    except ValidationError as error:
-        raise Refused(404, "There is no such saga.", "check its id.") from error
-    ask.must_see(view.tenant_id)
+    except (ValidationError, SagaNotFound) as error:
+        raise none from error
+    ask.must_see(view.tenant_id, none)
     return view
 
 

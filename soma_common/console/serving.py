@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import uvicorn
 
@@ -27,9 +25,15 @@ _AT_ONCE = 256
 class _Server(uvicorn.Server):
     """Ends live connections when it is asked to stop: they would never end by themselves."""
 
-    def __init__(self, config: uvicorn.Config, console: Console) -> None:
+    def __init__(self, config: uvicorn.Config, console: Console, told: Callable[[], None]) -> None:
         super().__init__(config)
-        self._console = console
+        self._console, self._told = console, told
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._told()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End everything."""
@@ -59,27 +63,12 @@ async def serve(settings: ConsoleSettings, backend: Backend, told: Callable[[str
     )  # fmt: skip
     scheme, port = ("https" if settings.certificate else "http"), listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    server = _Server(config, console)
+    server = _Server(config, console, lambda: told(f"{scheme}://{host}:{port}/"))
     try:
-        async with _announced(server, lambda: told(f"{scheme}://{host}:{port}/")):
-            await server.serve(sockets=[listener])
+        await server.serve(sockets=[listener])
     finally:
         await console.close()
         listener.close()
-
-
-@asynccontextmanager
-async def _announced(server: uvicorn.Server, tell: Callable[[], None]) -> AsyncIterator[None]:
-    async def wait() -> None:
-        while not server.started:
-            await asyncio.sleep(0.01)
-        tell()
-
-    telling = asyncio.create_task(wait())
-    try:
-        yield
-    finally:
-        telling.cancel()
 
 
 def _listener(settings: ConsoleSettings) -> socket.socket:

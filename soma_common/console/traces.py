@@ -89,8 +89,8 @@ async def _together(
         nodes += _of_saga(ask, saga)
     roots = tree(nodes)
     return ask.page(
-        template, roots=roots, rows=list(walk(roots)), bars=waterfall(roots), events=events, sagas=sagas, more=more, most=MOST,
-        name=name, traces=list(dict.fromkeys(event.trace_id for event in events)),
+        template, rows=list(walk(roots)), bars=waterfall(roots), events=events, sagas=sagas, more=more, most=MOST,
+        name=name,        traces=list(dict.fromkeys(event.trace_id for event in events)),
         correlations=list(dict.fromkeys(event.correlation_id for event in events))[:20],
         total=_length(nodes),
     )  # fmt: skip

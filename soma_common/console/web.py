@@ -142,14 +142,14 @@ class Ask:
             raise Refused(403, f"You may not see tenant {asked or '-'!s:.80}.", "choose one of yours.")
         return asked
 
-    def must_see(self, tenant: str | None) -> None:
-        """That this person may see a thing of this tenant; else there is none.
+    def must_see(self, tenant: str | None, none: Refused) -> None:
+        """That this person may see a thing of this tenant.
 
         Raises:
-            Refused: as if it did not exist.
+            Refused: they may not: ``none``, what is said where there is no such thing.
         """
         if not self.person.may_see(tenant):
-            raise Refused(404, "There is nothing here.", "check the address, and whose it is.")
+            raise none
 
     def must_see_all(self) -> None:
         """That this person may see what belongs to all tenants together."""

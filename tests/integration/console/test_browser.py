@@ -138,9 +138,11 @@ async def test_every_page_in_both_colours_without_serious_findings(place: Place,
         await page.wait_for_load_state("load")
         await shot(page, f"{name}-{theme}")
         result = await Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "best-practice"]})
-        for each in result.response["violations"]:
-            if each["impact"] in ("serious", "critical", "moderate"):
-                found.append((name, each["id"], each["impact"], [node["html"][:160] for node in each["nodes"][:3]]))
+        found += [
+            (name, each["id"], each["impact"], [node["html"][:160] for node in each["nodes"][:3]])
+            for each in result.response["violations"]
+            if each["impact"] in ("serious", "critical", "moderate")
+        ]
     await context.close()
     assert found == []
     assert trouble == []
