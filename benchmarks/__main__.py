@@ -7,7 +7,7 @@ import sys
 
 NAMES = (
     "import_time", "append", "reader", "relay", "latency", "consume", "slow_handlers", "dead_letters", "replay",
-    "retention", "codec", "sagas",
+    "retention", "codec", "sagas", "console",
 )  # fmt: skip
 
 

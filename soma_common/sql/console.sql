@@ -8,9 +8,12 @@ SELECT (extract(epoch FROM soma.now() - r.recorded_at) / 10)::integer, count(*)
 FROM (SELECT e.recorded_at FROM soma.events e WHERE e.tenant_id = $2::text ORDER BY e.position DESC LIMIT $1::integer) r
 WHERE r.recorded_at > soma.now() - interval '10 minutes' GROUP BY 1 ORDER BY 1
 
--- :name letters : open letters by status, counted as far as a bound, and when the oldest was parked
+-- :name letters : open letters by status, counted as far as a bound, and when the oldest was parked. Pairs are compared, and
+-- not the status alone: of one that no letter has, the planner would read all letters in their order to find the first
 SELECT s.status, (SELECT count(*) FROM (SELECT FROM soma.dead_letters l WHERE l.status = s.status LIMIT $1::integer) n),
-       (SELECT l.parked_at FROM soma.dead_letters l WHERE l.status = s.status ORDER BY l.place LIMIT 1)
+       (SELECT f.parked_at FROM (SELECT l.status, l.parked_at FROM soma.dead_letters l
+                                 WHERE (l.status, l.place) >= (s.status, 0) ORDER BY l.status, l.place LIMIT 1) f
+        WHERE f.status = s.status)
 FROM unnest(ARRAY['dead', 'retrying', 'blocked', 'redriving']) AS s (status)
 
 -- :name letters_of_tenant : the same of one tenant
@@ -28,8 +31,11 @@ FROM unnest(ARRAY['dead', 'retrying', 'blocked', 'redriving']) AS s (status)
 SELECT s.status,
        (SELECT count(*) FROM (SELECT FROM soma.sagas g WHERE g.status = s.status
                                 AND g.status NOT IN ('completed', 'compensated') LIMIT $1::integer) n),
-       (SELECT g.created_at FROM soma.sagas g WHERE g.status = s.status
-          AND g.status NOT IN ('completed', 'compensated') ORDER BY g.saga_id LIMIT 1)
+       (SELECT f.created_at FROM (SELECT g.status, g.created_at FROM soma.sagas g
+                                  WHERE (g.status, g.saga_id) >= (s.status, '00000000-0000-0000-0000-000000000000'::uuid)
+                                    AND g.status NOT IN ('completed', 'compensated')
+                                  ORDER BY g.status, g.saga_id LIMIT 1) f
+        WHERE f.status = s.status)
 FROM unnest(ARRAY['pending', 'running', 'compensating', 'stuck']) AS s (status)
 
 -- :name sagas_of_tenant : the same of one tenant, among the first so many
