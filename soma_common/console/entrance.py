@@ -18,7 +18,9 @@ async def sign_in(ask: Ask) -> Response:
     """The page that asks for a token."""
     if ask.person.way not in ("nobody", "token") or not ask.console.gate.takes_tokens:
         return RedirectResponse("/", 303)
-    return ask.page("sign_in.html", to=local_path(ask.word("next") or "/"), wrong=False, name="")
+    # Who comes by a link from elsewhere did not bring the session; the next request from here does.
+    strange = ask.request.headers.get("sec-fetch-site") == "cross-site"
+    return ask.page("sign_in.html", to=local_path(ask.word("next") or "/"), wrong=False, name="", strange=strange)
 
 
 async def signed_in(ask: Ask) -> Response:
@@ -27,7 +29,7 @@ async def signed_in(ask: Ask) -> Response:
     person = ask.console.gate.of_token(ask.form.get("token", "").strip(), name) if name.strip() else None
     if person is None:
         await asyncio.sleep(_WRONG)
-        return ask.page("sign_in.html", status=403, to=to, wrong=True, name=name)
+        return ask.page("sign_in.html", status=403, to=to, wrong=True, name=name, strange=False)
     answer = RedirectResponse(to, 303)
     age = int(ask.console.settings.session_hours * 3600)
     session = ask.console.gate.session_of(person)
@@ -48,7 +50,9 @@ async def theme(ask: Ask) -> Response:
     chosen = ask.form.get("theme", "")
     answer = RedirectResponse(local_path(ask.form.get("back", "/")), 303)
     kept = chosen if chosen in ("light", "dark") else ""
-    answer.headers.append("set-cookie", cookie(THEME, kept, secure=ask.visit.secure, age=_YEAR if kept else 0))
+    answer.headers.append(
+        "set-cookie", cookie(THEME, kept, secure=ask.visit.secure, age=_YEAR if kept else 0, strict=False)
+    )
     return answer
 
 

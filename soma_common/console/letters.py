@@ -59,7 +59,7 @@ async def found(ask: Ask) -> Response:
     names = [row[0] for row in await ask.backend.fetch("consumer_names")]
     return ask.page(
         "letters_found.html", page=page, wanted=asked(ask), consumers=names, statuses=list(Status), oldest=oldest,
-        where=where, paged=ask.word("cursor") is not None,
+        paged=ask.word("cursor") is not None,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ async def one(ask: Ask) -> Response:
         edited=shown_bytes(letter.edited_value),
         headers=[(name, _header(text)) for name, text in letter.record.headers],
         history=await handler.history(known.letter_id), sequence=own(ask, rows),
-        most=_SEQUENCE, where=where(known), is_open=known.status in OPEN, can_edit=can_edit(letter),
+        most=_SEQUENCE, is_open=known.status in OPEN, can_edit=can_edit(letter),
         of_saga=known.partition == OF_SAGA, key=shown_bytes(letter.record.key), shown_bytes=shown_bytes,
     )  # fmt: skip
 
@@ -156,15 +156,6 @@ def edited_record(letter: FullLetter, value: bytes | None = None) -> Any:
 def can_edit(letter: FullLetter) -> bool:
     """Whether the library would take another value for it."""
     return letter.letter.status in OPEN and letter.letter.partition not in (OF_RELAY, OF_SAGA)
-
-
-def where(letter: Any) -> str:
-    """Where a record comes from, in a few words."""
-    if letter.partition == OF_SAGA:
-        return f"saga {letter.event.event_id}"
-    if letter.partition == OF_RELAY:
-        return f"{letter.topic}, outbox row {letter.offset}"
-    return f"{letter.topic}[{letter.partition}]@{letter.offset}"
 
 
 def own(ask: Ask, rows: list[Any]) -> list[Any]:

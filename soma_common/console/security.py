@@ -124,7 +124,8 @@ class Guard:
         if isinstance(known, str):
             return known
         fresh = secrets.token_urlsafe(18)
-        cookies.append(cookie(_VISIT, self._signer.sign("visit", fresh), secure=secure))
+        # Lax: who comes by a link from elsewhere is the same visitor, and forms that are open stay good.
+        cookies.append(cookie(_VISIT, self._signer.sign("visit", fresh), secure=secure, strict=False))
         return fresh
 
     async def _check_form(self, request: Request, visit: Visit, *, by_header: bool) -> None:
@@ -152,10 +153,11 @@ class Guard:
         return RedirectResponse(f"/sign-in?next={quote(here, safe='')}", 303)
 
 
-def cookie(name: str, value: str, *, secure: bool, age: int | None = None) -> str:
-    """A cookie that scripts cannot read and other sites cannot send."""
+def cookie(name: str, value: str, *, secure: bool, age: int | None = None, strict: bool = True) -> str:
+    """A cookie that scripts cannot read, nor other sites send. Not ``strict``: by links that lead here they may."""
     until = "" if age is None else f"; Max-Age={age}"
-    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict{until}{'; Secure' if secure else ''}"
+    site = "Strict" if strict else "Lax"
+    return f"{name}={value}; Path=/; HttpOnly; SameSite={site}{until}{'; Secure' if secure else ''}"
 
 
 def local_path(text: str) -> str:

@@ -17,7 +17,9 @@ async def test_pages_walk_along_indexes(soma_database: str) -> None:
         await fill(pool, events=60_000, letters=25_000, sagas=5_000)
         wanted = await pages(pool)
     found = await plans(config_of(soma_database), wanted)
-    assert {name: scans for name, each in found.items() if (scans := [s for plan in each for s in whole_scans(plan)])} == {}
+    assert {
+        name: scans for name, each in found.items() if (scans := [s for plan in each for s in whole_scans(plan)])
+    } == {}
     kinds = next(plan for plan in found["letters"] if plan.startswith("WITH RECURSIVE"))
     assert "dead_letters_kinds_idx" in kinds
     assert "dead_letters_tenant_kinds_idx" in "".join(found["letters, one tenant"])

@@ -204,6 +204,16 @@ async def test_signing_in_leads_nowhere_else(world: World, to: str) -> None:
     assert (await bob.send("/theme", theme="dark", back=to)).headers["location"] == "/"
 
 
+async def test_who_comes_by_a_link_from_elsewhere_goes_on(world: World) -> None:
+    good = await signed_in(world, LOOK)
+    csrf, visit = await good.csrf(), good.http.cookies["soma_visit"]
+    good.http.cookies.clear()  # of the cookies that are strict
+    strange = {"sec-fetch-site": "cross-site", "cookie": f"soma_visit={visit}"}
+    page = await good.get("/sign-in?next=/letters", headers=strange)
+    assert '<a href="/letters">Go on</a>' in page.text
+    assert csrf in page.text  # the same visitor: forms that are open stay good
+
+
 async def test_a_bearer_acts_without_a_form_of_ours(world: World) -> None:
     letter = (await world.letters(statuses="dead", consumer="billing"))[0]
     robot = world.visitor(ConsoleSettings(**TOKENS), headers={"authorization": f"Bearer {TOKEN}"})

@@ -63,13 +63,18 @@ def test_what_is_signed_for_one_purpose_is_good_for_no_other() -> None:
 
 def test_addresses_that_are_no_proxies() -> None:
     gate = Gate(ConsoleSettings(proxies=("10.0.0.0/8", "::1"), operators=("*",)), Signer())
-    assert [gate.is_proxy(peer) for peer in ("10.9.9.9", "::1", "11.0.0.1", None, "", "unix", "::ffff:11.0.0.1")] == [True, True] + [False] * 5
+    assert [gate.is_proxy(peer) for peer in ("10.9.9.9", "::1", "11.0.0.1", None, "", "unix", "::ffff:11.0.0.1")] == [
+        True,
+        True,
+    ] + [False] * 5
     person = gate.person("10.0.0.1", {"x-forwarded-user": "ann"}, None)
     assert person is not None
     assert person.role is Role.OPERATOR
 
 
-@pytest.mark.parametrize(("header", "name"), [("a:80", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("A", "a"), ("a:b", "a:b")])
+@pytest.mark.parametrize(
+    ("header", "name"), [("a:80", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("A", "a"), ("a:b", "a:b")]
+)
 def test_names_in_host_headers(header: str, name: str) -> None:
     assert host_of(header) == name
 
@@ -123,7 +128,13 @@ def node(name: str, parent: str | None, second: float, length: float = 0) -> Nod
 
 def test_a_tree_of_causes() -> None:
     nodes = [node("c", "b", 3), node("a", None, 0), node("b", "a", 1), node("d", "a", 2), node("x", "gone", 4)]
-    assert [(each.title, depth) for each, depth in walk(tree(nodes))] == [("a", 0), ("b", 1), ("c", 2), ("d", 1), ("x", 0)]
+    assert [(each.title, depth) for each, depth in walk(tree(nodes))] == [
+        ("a", 0),
+        ("b", 1),
+        ("c", 2),
+        ("d", 1),
+        ("x", 0),
+    ]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
@@ -135,7 +146,9 @@ def test_a_tree_holds_everything_once_whatever_the_causes(pairs: list[tuple[int,
 
 def test_a_waterfall_stays_within_its_width() -> None:
     bars = waterfall(tree([node("a", None, 0, 10), node("b", "a", 10, 0), node("c", "b", 5, 1)]))
-    assert [(bar.left, bar.width) for bar in bars] == [(0, 1000), (500, 100), (997, 3)] or all(bar.left + bar.width <= 1000 for bar in bars)
+    assert [(bar.left, bar.width) for bar in bars] == [(0, 1000), (500, 100), (997, 3)] or all(
+        bar.left + bar.width <= 1000 for bar in bars
+    )
     assert waterfall(tree([node("one", None, 0)]))[0].left == 0
 
 
@@ -149,7 +162,10 @@ def test_a_definition_is_drawn_without_overlap() -> None:
         assert one.y - one.height / 2 >= 0
         assert one.y + one.height / 2 <= drawn.height
         for other in boxes:
-            apart = abs(one.x - other.x) >= (one.width + other.width) / 2 or abs(one.y - other.y) >= (one.height + other.height) / 2
+            apart = (
+                abs(one.x - other.x) >= (one.width + other.width) / 2
+                or abs(one.y - other.y) >= (one.height + other.height) / 2
+            )
             assert one is other or apart, (one, other)
 
 
