@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Error
 
 from tests.browser import browser
@@ -124,10 +125,18 @@ async def test_from_the_failure_to_the_end_of_it(place: Place, chromium: Any, so
     assert trouble == []
 
 
+async def findings(page: Any) -> list[tuple[Any, ...]]:
+    """What axe finds in a page, from moderate on."""
+    result = await Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "best-practice"]})
+    return [
+        (each["id"], each["impact"], [node["html"][:160] for node in each["nodes"][:3]])
+        for each in result.response["violations"]
+        if each["impact"] in ("serious", "critical", "moderate")
+    ]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_every_page_in_both_colours_without_serious_findings(place: Place, chromium: Any, theme: str) -> None:
-    from axe_playwright_python.async_playwright import Axe
-
     context = await chromium.new_context(viewport=WIDE, color_scheme=theme)
     page, found = await context.new_page(), []
     trouble: list[str] = []
@@ -137,12 +146,7 @@ async def test_every_page_in_both_colours_without_serious_findings(place: Place,
         await page.goto(place.console.url + path)
         await page.wait_for_load_state("load")
         await shot(page, f"{name}-{theme}")
-        result = await Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "best-practice"]})
-        found += [
-            (name, each["id"], each["impact"], [node["html"][:160] for node in each["nodes"][:3]])
-            for each in result.response["violations"]
-            if each["impact"] in ("serious", "critical", "moderate")
-        ]
+        found += [(name, *each) for each in await findings(page)]
     await context.close()
     assert found == []
     assert trouble == []
@@ -233,3 +237,25 @@ async def test_it_works_without_scripts(place: Place, chromium: Any) -> None:
     assert await page.locator("h1 .pill").inner_text() == "discarded"
     assert "nobody ordered this" in await page.inner_text("main")
     await context.close()
+
+
+async def test_signing_in_and_out(soma_database: str, chromium: Any) -> None:
+    token = "operator-token-0123456789"
+    with served(soma_database, env={"SOMA_CONSOLE_TOKEN": token}) as console:
+        page = await chromium.new_page(viewport=WIDE)
+        await page.goto(console.url + "/sagas?status=all")
+        await shot(page, "sign-in")
+        assert await findings(page) == []
+        await page.get_by_label("Your name").fill("Ann")
+        await page.get_by_label("Token").fill("a wrong one")
+        await page.get_by_role("button", name="Sign in").click()
+        await page.get_by_role("alert").wait_for()
+        await page.get_by_label("Token").fill(token)
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_url(console.url + "/sagas?status=all")
+        assert "Ann · operator" in await page.inner_text(".tools")
+        assert await page.evaluate("document.cookie") == ""
+        await page.get_by_role("button", name="Sign out").click()
+        await page.wait_for_url(console.url + "/sign-in")
+        await page.goto(console.url)
+        assert "/sign-in" in page.url

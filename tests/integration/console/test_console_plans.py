@@ -20,7 +20,7 @@ async def test_pages_walk_along_indexes(soma_database: str) -> None:
     assert {
         name: scans for name, each in found.items() if (scans := [s for plan in each for s in whole_scans(plan)])
     } == {}
-    kinds = next(plan for plan in found["letters"] if plan.startswith("WITH RECURSIVE"))
+    kinds = next(plan for plan in found["letters"] if "WITH RECURSIVE" in plan)
     assert "dead_letters_kinds_idx" in kinds
     assert "dead_letters_tenant_kinds_idx" in "".join(found["letters, one tenant"])
     assert BOUND < 25_000
