@@ -17,7 +17,8 @@ from soma_common.errors import LetterNotFound, SomaError, ValidationError
 from soma_common.events.models import RecordedEvent
 
 BOUND: Final = 10_001  # letters that are counted
-KINDS: Final = 100
+_KINDS: Final = 300  # that are found and counted
+_SHOWN: Final = 100  # of these, the largest
 _COUNTED: Final = 100_000  # letters that the counts of all kinds look at together
 _PAGE: Final = 50
 _SEQUENCE: Final = 50
@@ -41,12 +42,12 @@ def asked(ask: Ask) -> dict[str, Any]:
 
 async def kinds(ask: Ask) -> Response:
     """The first page: what kinds of failures there are, and the newest letters."""
-    groups = await ask.backend.of_tenant("kinds", ask.tenant, KINDS, _COUNTED)
+    groups = await ask.backend.of_tenant("kinds", ask.tenant, _KINDS, _COUNTED)
     bound = _COUNTED // max(1, len(groups))
     counts = await ask.backend.of_tenant("letters", ask.tenant, BOUND)
     return ask.page(
-        "letters.html", groups=sorted(groups, key=lambda row: -row[3]), bound=bound + 1, counts=counts, most=BOUND,
-        full=len(groups) == KINDS,
+        "letters.html", groups=sorted(groups, key=lambda row: -row[3])[:_SHOWN], bound=bound, counts=counts, most=BOUND,
+        more=max(0, len(groups) - _SHOWN), full=len(groups) == _KINDS,
     )  # fmt: skip
 
 

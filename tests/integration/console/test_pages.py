@@ -304,3 +304,19 @@ async def test_times_are_asked_for_in_utc(world: World) -> None:
     assert "order.placed" in await world.ann.page(f"/events?since={now}")
     assert "No event matches" in await world.ann.page(f"/events?until={now}T00:00")
     assert "No letter matches" in await world.ann.page(f"/letters/found?until={now}T00:00Z")
+
+
+async def test_of_many_kinds_the_largest_are_shown(world: World) -> None:
+    await world.shop.pool.fetch(
+        "UPDATE soma.dead_letters SET fingerprint = 'z' WHERE letter_id IN (SELECT letter_id FROM soma.dead_letters LIMIT 3)"
+    )
+    copy = (
+        "INSERT INTO soma.dead_letters SELECT (jsonb_populate_record(l, jsonb_build_object('letter_id', gen_random_uuid(),"
+        " 'record_offset', 1000 + n, 'place', 100000 + n, 'fingerprint', 'a' || n))).* FROM soma.dead_letters l,"
+        " generate_series(1, 150) n WHERE l.record_offset = 14"
+    )
+    await world.shop.pool.fetch(copy.replace("SELECT (jsonb", "OVERRIDING SYSTEM VALUE SELECT (jsonb"))
+    text = words(await world.ann.page("/letters"))
+    assert "more kinds, of fewer letters each" in text
+    assert text.count("newest · re-drive") <= 100
+    assert text.index("· z ") < text.index("· a1")  # three of one kind go before one each
