@@ -100,7 +100,8 @@ class Guard:
             person, self._signer.mac("csrf", visit_id), theme if theme in ("light", "dark") else "", secure
         )  # fmt: skip
         request.scope.setdefault("state", {})["visit"] = visit
-        by_header = "authorization" in headers
+        # Bearer only: what a browser knows for Basic it adds by itself, also to forms of other sites.
+        by_header = headers.get("authorization", "").lower().startswith("bearer ")
         if person is None and by_header:
             await asyncio.sleep(_WRONG)
         if request.method == "POST":

@@ -219,6 +219,10 @@ async def test_a_bearer_acts_without_a_form_of_ours(world: World) -> None:
     robot = world.visitor(ConsoleSettings(**TOKENS), headers={"authorization": f"Bearer {TOKEN}"})
     answer = await robot.http.post(f"/letters/{letter.letter_id}/retry", data={"reason": "by a script"})
     assert answer.status_code == 303
+    basic = {"authorization": "Basic YTpi"}  # a browser adds that by itself
+    assert (
+        await world.ann.http.post(f"/letters/{letter.letter_id}/retry", data={"reason": "r"}, headers=basic)
+    ).status_code == 403
     evil = await robot.http.post(
         f"/letters/{letter.letter_id}/retry", data={"reason": "r"}, headers={"origin": "http://evil.example"}
     )

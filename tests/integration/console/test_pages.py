@@ -6,15 +6,21 @@ import asyncio
 import json
 import re
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+from soma_common.console.backend import open_backend
+from soma_common.console.serving import make_console
+from soma_common.console.settings import ConsoleSettings
 from soma_common.dlq.failures import Stage
 from soma_common.dlq.models import RawRecord, Status
+from soma_common.postgres.migrate import upgrade
 from soma_common.replay.models import ReplayState
 from soma_common.sagas.models import SagaStatus
 from soma_common.sagas.settings import SagaSettings
 from tests.console_shop import OTHER, TENANT, drain, order
-from tests.integration.console.conftest import World
+from tests.core_support import connected
+from tests.integration.console.conftest import Visitor, World
 from tests.waiting import until
 
 
@@ -320,3 +326,36 @@ async def test_of_many_kinds_the_largest_are_shown(world: World) -> None:
     assert "more kinds, of fewer letters each" in text
     assert text.count("newest · re-drive") <= 100
     assert text.index("· z ") < text.index("· a1")  # three of one kind go before one each
+
+
+async def test_the_rights_of_an_application_are_enough(world: World) -> None:
+    dsn, role = world.shop.config.postgres_dsn, f"console_{uuid4().hex[:8]}"
+    async with connected(dsn) as admin:
+        await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+        try:
+            await upgrade(dsn, grant_to=role)
+            parts = urlsplit(dsn)
+            theirs = parts._replace(netloc=f"{role}:x@{parts.netloc.rpartition('@')[2]}").geturl()
+            async with open_backend(world.shop.config, theirs, ConsoleSettings()) as backend:
+                console, app = make_console(ConsoleSettings(), backend)
+                bob = Visitor(app)
+                letter = (await world.letters(statuses="dead", consumer="billing"))[0]
+                base, saga = f"/letters/{letter.letter_id}", f"/sagas/{world.sagas['stuck']}"
+                for path in (
+                    "/",
+                    "/events",
+                    "/letters",
+                    base,
+                    "/sagas?status=all",
+                    saga,
+                    "/readers",
+                    "/replays",
+                    "/redrive",
+                ):
+                    await bob.page(path)
+                assert "Another try is asked for" in await bob.done(f"{base}/retry", reason="r")
+                assert "tried again" in await bob.done(f"{saga}/retry", reason="r")
+                assert "recorded" in await bob.done("/replays?consumer=billing", reason="r")
+                await console.close()
+        finally:
+            await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
