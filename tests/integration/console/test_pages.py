@@ -359,3 +359,22 @@ async def test_the_rights_of_an_application_are_enough(world: World) -> None:
                 await console.close()
         finally:
             await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_relays_and_consumers_of_kafka(world: World) -> None:
+    pool = world.shop.pool
+    await pool.fetch("INSERT INTO soma.consumers (name) VALUES ('mailing')")
+    await pool.fetch(
+        "INSERT INTO soma.consumer_offsets (consumer_id, topic, partition, next_offset, epoch, moved_at)"
+        " SELECT consumer_id, 'soma.shop.events', n, 1000 + n, 3, now() FROM soma.consumers, generate_series(0, 5) n WHERE name = 'mailing'"
+    )
+    await pool.fetch("INSERT INTO soma.shards (reader, shard) SELECT 'relay:shop', n FROM generate_series(0, 7) n")
+    await pool.fetch(
+        "INSERT INTO soma.relay_topics (reader, topic, partitions) VALUES ('relay:shop', 'soma.shop.events', 6)"
+    )
+    text = words(await world.ann.page("/readers"))
+    assert "mailing over Kafka" in text
+    assert "soma.shop.events 5 1,005 3" in text
+    assert "0 of 8 groups owned" in text
+    assert "relay:shop soma.shop.events 6" in text
+    assert "Nobody reads for relay:shop" in words(await world.ann.page("/"))
