@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -130,8 +130,3 @@ async def open_backend(
         codec = await make_codec(config, PayloadModels(), stack)
         pages, slow = [await stack.enter_async_context(Pool(each)) for each in bounded(dsn, config, settings)]
         yield Backend(pages, slow, codec, app)
-
-
-def first(rows: Sequence[Row]) -> Any:
-    """The first column of the first row."""
-    return rows[0][0]
