@@ -15,7 +15,6 @@ import click
 from soma_common.app import Soma
 from soma_common.cli.db import dsn_of
 from soma_common.cli.loading import load
-from soma_common.cli.moments import TIMES, utc
 from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_runs, show_state, watch
 from soma_common.cli.tenants import whose
 from soma_common.config import SomaConfig
@@ -23,6 +22,7 @@ from soma_common.errors import ConfigurationError, ValidationError
 from soma_common.events.append import AppendSettings
 from soma_common.events.store import EventFilter, EventStore, Page
 from soma_common.garbage import calm_collector
+from soma_common.moments import TIMES, utc
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.engine import ReplayEngine

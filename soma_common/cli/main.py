@@ -16,6 +16,7 @@ from soma_common.errors import SomaError
 # Name -> (module, attribute, one line of help).
 _COMMANDS = {
     "collect": ("soma_common.cli.collect", "collect", "Keep a central log of all services until SIGTERM."),
+    "console": ("soma_common.cli.console", "console", "The web console, until Ctrl-C."),
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),
     "events": ("soma_common.cli.events", "events", "Recorded events: list, show, tail, replay, replays."),
