@@ -230,7 +230,11 @@ def _security(env: Mapping[str, str]) -> KafkaSecurity:
 
 
 def secret_of(env: Mapping[str, str], name: str) -> str | None:
-    """A value, or the content of the file that NAME_FILE names."""
+    """A value, or the content of the file that NAME_FILE names; None where neither is set.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
     path = env.get(f"{name}_FILE")
     if not path:
         return env.get(name)
@@ -249,6 +253,11 @@ def _choice(env: Mapping[str, str], name: str, default: str, known: tuple[str, .
 
 
 def number_of(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    """A whole number within bounds; the default where the variable is not set.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     text = env.get(name, str(default))
     if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= most and len(text) < 10):
         raise ConfigurationError(f"{name} is {text!r:.80}.", cure=f"use a whole number from {least} to {most}.")
