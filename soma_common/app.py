@@ -302,25 +302,37 @@ class Soma:
             tallies.append(blocking.tally)
         return [tally.read() for tally in tallies]
 
-    async def run(self, *consumers: str, relay: bool = False, health_port: int | None = None) -> None:
+    async def run(
+        self, *consumers: str, relay: bool = False, sagas: bool | None = None, health_port: int | None = None
+    ) -> None:
         """Run consumers (all of them, and the sagas, when none is named) until SIGTERM or SIGINT, then drain.
 
         ``relay`` also runs an outbox relay in this process; most run ``somastack relay`` beside it instead.
+        ``sagas`` says whether sagas run here, whichever consumers are named.
         ``health_port`` serves health and metrics there; without it ``config.health_port`` says whether and where.
         """
         send_spans(self.config)
         async with self:
-            for stranger in self._routes.strangers(self._handlers):
-                log.warning("reads names consumer %s, which has no handler here: is that its name?", stranger)
-            services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
-            if self._sagas and not consumers:
-                services.append(self.saga_worker())
-            if relay and self.config.uses_kafka:
-                services.insert(0, self.relay())
-            if not services:
-                raise ConfigurationError("Nothing to run.", cure="declare a handler, or run `somastack relay`.")
+            services = self.services(*consumers, relay=relay, sagas=sagas)
             port = self.config.health_port if health_port is None else health_port
             await run_until_signalled(self.probes(*services, port=port), *services)
+
+    def services(self, *consumers: str, relay: bool = False, sagas: bool | None = None) -> list[Service]:
+        """What :meth:`run` runs, not started yet: for processes that run several applications.
+
+        Raises:
+            ConfigurationError: there is nothing to run, or no consumer of that name.
+        """
+        for stranger in self._routes.strangers(self._handlers):
+            log.warning("reads names consumer %s, which has no handler here: is that its name?", stranger)
+        services: list[Service] = [self.consumer(name) for name in consumers or self.consumers]
+        if sagas or (sagas is None and self._sagas and not consumers):
+            services.append(self.saga_worker())
+        if relay and self.config.uses_kafka:
+            services.insert(0, self.relay())
+        if not services:
+            raise ConfigurationError("Nothing to run.", cure="declare a handler, or run `somastack relay`.")
+        return services
 
     async def drain(self, *consumers: str, patience: float = 60.0) -> None:
         """Run consumers of the log until they have seen every event recorded before this call, and tried the letters

@@ -49,7 +49,7 @@ def console(port: int | None, app: str | None) -> None:
 def _application(name: str | None) -> Any:
     if name is None:
         return None
-    from soma_common.cli.events import load_app
+    from soma_common.cli.replaying import load_app
 
     return load_app(name)
 

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
 
-from soma_common.app import Soma
-from soma_common.cli.db import dsn_of
-from soma_common.cli.loading import load
+from soma_common.cli.interrupting import interruptible
+from soma_common.cli.replaying import (
+    archive_of,
+    audit_options,
+    conditions_of,
+    engine_of,
+    filters,
+    open_store,
+    order_options,
+    projection_of,
+    replay_options,
+    scanned,
+)
 from soma_common.cli.show import as_json, as_line, show_events, show_plan, show_runs, show_state, watch
 from soma_common.cli.tenants import whose
-from soma_common.config import SomaConfig
-from soma_common.errors import ConfigurationError, ValidationError
-from soma_common.events.append import AppendSettings
+from soma_common.errors import ValidationError
 from soma_common.events.store import EventFilter, EventStore, Page
-from soma_common.garbage import calm_collector
-from soma_common.moments import TIMES, utc
 from soma_common.postgres.cursor import Cursor
 from soma_common.replay.checkpoints import Checkpoints
-from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
-from soma_common.replay.projection import Projection
 from soma_common.retention.places import open_storage
 from soma_common.retention.reader import ArchiveReader
-from soma_common.wiring import make_pool
 
 _AT_ONCE = 50  # events held at once
 
@@ -40,46 +42,13 @@ def events() -> None:
     """Recorded events: list, show, tail, replay, replays. What reads events names its tenant, or --all-tenants."""
 
 
-def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which events."""
-    options = [
-        click.option("--tenant", "tenant_id", metavar="NAME"),
-        click.option("--all-tenants", is_flag=True, help="Events of every tenant."),
-        click.option("--trace-id", "--trace", "trace_id", metavar="ID", help="32 hexadecimal digits."),
-        click.option(
-            "--from",
-            "--since",
-            "since",
-            type=click.DateTime(TIMES),
-            metavar="TIME",
-            help="Inclusive; UTC unless it has an offset.",
-        ),
-        click.option("--to", "--until", "until", type=click.DateTime(TIMES), metavar="TIME", help="Exclusive."),
-        click.option("--service", "service_id", metavar="NAME"),
-        click.option("--type", "event_type", metavar="TYPE"),
-        click.option("--aggregate-type", metavar="TYPE"),
-        click.option("--aggregate", "aggregate_id", metavar="ID"),
-        click.option("--json", "json", is_flag=True, help="One JSON object per line."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _conditions(given: dict[str, Any]) -> dict[str, Any]:
-    """The options as conditions; times without an offset are UTC."""
-    given["tenant_id"] = whose("events", given["tenant_id"], given.pop("all_tenants"))
-    times = {name: utc(given[name]) for name in ("since", "until")}
-    return given | times
-
-
 _archive = click.option(
     "--archive", "place", metavar="PLACE", help="From the archives in a folder or s3://bucket/path, not from the log."
 )
 
 
 @events.command("list")
-@_filters
+@filters
 @click.option("--correlation-id", "--correlation", "correlation_id", metavar="ID")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--after", type=click.IntRange(0), help="Go on after this position.")
@@ -89,7 +58,7 @@ def list_events(
     limit: int, after: int | None, newest_first: bool, place: str | None, json: bool, **given: Any
 ) -> None:  # fmt: skip
     """A page of events by position."""
-    wanted = EventFilter(**_conditions(given))
+    wanted = EventFilter(**conditions_of(given))
 
     async def query() -> None:
         async with _events_of(place) as source:
@@ -121,16 +90,16 @@ def show(event_id: str, tenant_id: str | None, all_tenants: bool, place: str | N
 
 
 @events.command()
-@_filters
+@filters
 @click.option("-n", "--lines", default=10, show_default=True, type=click.IntRange(0, 10_000))
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is recorded from now on, until Ctrl-C.")
 def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
     """The newest events, the oldest of them first."""
-    conditions = _conditions(given)
+    conditions = conditions_of(given)
     wanted, live = EventFilter(**conditions), ReplayFilter(**conditions)
 
     async def read() -> None:
-        async with _store() as store:
+        async with open_store() as store:
             latest = await store.ticks.latest()
             newest = [  # their lines, not they themselves: those may be large
                 (event.position, as_json(event) if json else as_line(event))
@@ -147,24 +116,17 @@ def tail(lines: int, follow: bool, json: bool, **given: Any) -> None:
                     click.echo(as_json(event) if json else as_line(event))
                     sys.stdout.flush()
 
-    _until_interrupted(read)
+    interruptible(read)
 
 
 @events.command()
-@_filters
+@filters
 @click.option("--consumer", default="default", show_default=True, metavar="NAME")
 @click.option("--app", metavar="MODULE:NAME", help="The Soma whose handlers apply the events; not for --dry-run.")
-@click.option("--mode", default="missing", show_default=True, type=click.Choice(["missing", "rebuild", "force"]))
-@click.option(
-    "--source", type=click.Choice(["log", "kafka"]), help="Where to read; without it, where the consumer does."
-)
-@click.option("--table", "tables", multiple=True, metavar="NAME", help="A table that --mode rebuild fills; repeat it.")
-@click.option("--schema", default="public", show_default=True, metavar="NAME", help="The schema of these tables.")
-@click.option("--create", type=click.File("r"), metavar="FILE", help="SQL that makes the new tables, if they differ.")
+@replay_options
+@order_options
 @click.option("--no-swap", is_flag=True, help="End a rebuild when it has caught up; --resume swaps.")
-@click.option("--rate", type=float, help="Most events per second.")
-@click.option("--by", "requested_by", default="", help="Who wants it; --mode force asks for it.")
-@click.option("--why", "reason", default="", help="Why; --mode force asks for it.")
+@audit_options
 @click.option("--dry-run", is_flag=True, help="Print what it would read.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was paused, failed, or interrupted.")
 @click.option("--pause", metavar="RUN", help="Stop a run; it can be resumed.")
@@ -179,19 +141,18 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
     json, mode = given.pop("json"), ReplayMode(given.pop("mode"))
     acts = {name: given.pop(name) for name in ("resume", "pause", "cancel")}
     order = {name: given.pop(name) for name in ("rate", "requested_by", "reason", "source")}
-    order["projection"] = _projection(mode, *(given.pop(name) for name in ("tables", "schema", "create")))
+    order["projection"] = projection_of(mode, *(given.pop(name) for name in ("tables", "schema", "create")))
     swap = not given.pop("no_swap")
     if sum(act is not None for act in acts.values()) + dry_run > 1:
         raise click.UsageError("--dry-run, --resume, --pause and --cancel exclude each other.")
     # A run has its tenant: who takes one up, stops or ends it does not name it again.
-    conditions = _conditions(given) if not any(acts.values()) else {}
+    conditions = conditions_of(given) if not any(acts.values()) else {}
 
     async def work() -> None:
         applies = not dry_run and acts["pause"] is None and acts["cancel"] is None
-        archive = ArchiveReader(open_storage(place, os.environ)) if place is not None else None
-        async with _engine(consumer, app, archive, applies=applies) as engine:
+        async with engine_of(consumer, app, archive_of(place), applies=applies) as engine:
             if dry_run:
-                plan = engine.plan(ReplayFilter(**conditions), mode, source=order["source"], told=_scanned)
+                plan = engine.plan(ReplayFilter(**conditions), mode, source=order["source"], told=scanned)
                 show_plan(await plan, json=json)
             elif not applies:
                 run = await (engine.pause(acts["pause"]) if acts["pause"] else engine.cancel(acts["cancel"]))
@@ -205,7 +166,7 @@ def replay(consumer: str, app: str | None, dry_run: bool, place: str | None, **g
                 click.echo(f"replay {run.run_id} of {consumer}", err=True)
                 await watch(engine.run(run.run_id, swap=swap), last=run, json=json)
 
-    _until_interrupted(work)
+    interruptible(work)
 
 
 @events.command()
@@ -215,34 +176,10 @@ def replays(limit: int, json: bool) -> None:
     """The replays of every consumer, the newest first."""
 
     async def query() -> None:
-        async with _store() as store:
+        async with open_store() as store:
             show_runs(await Checkpoints(store.pool).newest(limit), json=json)
 
     asyncio.run(query())
-
-
-def _projection(mode: ReplayMode, tables: tuple[str, ...], schema: str, create: Any) -> Projection | None:
-    if mode is not ReplayMode.REBUILD:
-        if tables or create:
-            raise click.UsageError("--table and --create go with --mode rebuild.")
-        return None
-    return Projection(tables, schema, create.read() if create else None) if tables else None
-
-
-def _scanned(passed: int, total: int) -> None:
-    """Of a scan of Kafka, on a terminal."""
-    if sys.stderr.isatty():
-        click.echo(f"\r{passed} of {total} offsets", err=True, nl=passed >= total)
-
-
-def _until_interrupted(work: Callable[[], Any]) -> None:
-    # Also where a script started it in the background: its shell made it deaf to SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with calm_collector():
-            asyncio.run(work())
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 async def _pages(
@@ -264,42 +201,5 @@ async def _events_of(place: str | None) -> AsyncIterator[EventStore | ArchiveRea
     if place is not None:
         yield ArchiveReader(open_storage(place, os.environ))
         return
-    async with _store() as store:
+    async with open_store() as store:
         yield store
-
-
-@asynccontextmanager
-async def _store() -> AsyncIterator[EventStore]:
-    config = SomaConfig.from_env()
-    with dsn_of(config) as dsn:
-        async with make_pool(config, dsn) as pool:
-            yield EventStore(pool, AppendSettings(config.service_id or "somastack"))
-
-
-@asynccontextmanager
-async def _engine(
-    consumer: str, app: str | None, archive: ArchiveReader | None, *, applies: bool
-) -> AsyncIterator[ReplayEngine]:  # fmt: skip
-    """The replays of a consumer: with the application's handlers, or (to plan, pause and cancel) without."""
-    async with AsyncExitStack() as stack:
-        if app is not None:
-            soma = await stack.enter_async_context(load_app(app))
-            yield await stack.enter_async_context(soma.replays(consumer, archive=archive))
-            return
-        if applies:
-            raise ConfigurationError("No application is named.", cure="pass --app MODULE:NAME, or --dry-run.")
-        config = SomaConfig.from_env()
-        dsn = stack.enter_context(dsn_of(config))
-        yield await stack.enter_async_context(ReplayEngine(make_pool(config, dsn).settings, consumer, archive=archive))
-
-
-def load_app(name: str) -> Soma:
-    """The application that ``module:NAME`` stands for.
-
-    Raises:
-        ConfigurationError: there is no such module or name, or it is no Soma.
-    """
-    found = load(name, "application")
-    if not isinstance(found, Soma):
-        raise ConfigurationError(f"{name!r:.100} is a {type(found).__name__}.", cure="name a Soma.")
-    return found

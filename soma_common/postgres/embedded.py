@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,11 @@ class EmbeddedPostgres:
         """What the server said, as text."""
         return self._layout.log
 
+    @property
+    def runs(self) -> bool:
+        """Whether a server has its socket in the folder; nothing is started or asked for it."""
+        return os.path.exists(self._layout.run / ".s.PGSQL.5432")  # False where it may not be looked at
+
     def start(self) -> str:
         """Open the folder, starting the server unless another process has; return the DSN. Twice is safe.
 
@@ -238,8 +244,9 @@ class _Cluster:
     def _initialise(self) -> None:
         """Make the cluster beside its place and move it there whole: a killed start leaves no half of one."""
         _check_space(self._layout.folder)
-        fresh = self._layout.folder / "data.new"
-        for folder in (fresh, self._layout.data):
+        # A name of its own: where the starter was killed, its initdb may still be at work, and write into the old one.
+        fresh = self._layout.folder / f"data.new.{secrets.token_hex(4)}"
+        for folder in (*self._layout.folder.glob("data.new*"), self._layout.data):
             shutil.rmtree(folder, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         self._account.own(fresh)

@@ -71,7 +71,16 @@ def test_the_snippets_of_a_page_run_and_print_what_it_says(page: Path, tmp_path:
     env |= {"SOMA_FOLDER": str(tmp_path / "db"), "NO_COLOR": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     with servers_of(page, tmp_path) as addresses:
-        run_page(page, tmp_path, env | addresses)
+        try:
+            run_page(page, tmp_path, env | addresses)
+        finally:
+            _end_what_was_started(tmp_path, env)
+
+
+def _end_what_was_started(folder: Path, env: dict[str, str]) -> None:
+    """A page that failed has not come to its `somastack down`."""
+    if (folder / "db" / "stack.json").exists():
+        subprocess.run(["somastack", "down"], cwd=folder, env=env, capture_output=True, timeout=120, check=False)
 
 
 @contextmanager

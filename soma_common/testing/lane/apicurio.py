@@ -16,7 +16,7 @@ from soma_common.testing.lane.jars import Jars
 from soma_common.testing.lane.java import QUICK_START, find_java
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
-from soma_common.testing.lane.server import LaneServer, Settings, remembered
+from soma_common.testing.lane.server import LaneServer, Settings, made_once, remembered
 
 _JAVA = 21
 _HEAP = ("-Xms64m", "-Xmx256m")
@@ -51,6 +51,19 @@ class ApicurioServer(LaneServer[_Settings]):
         """
         Jars("apicurio").ensure()  # before anything is made
         return cls(scratch_folder("apicurio", parent), _Settings(dsn, free_port(), free_port()))._start_first()
+
+    @classmethod
+    def lasting(cls, folder: Path, dsn: str, *, port: int | None = None) -> ApicurioServer:
+        """The registry of a folder that lasts, on the database ``dsn``; ``serve`` starts it. ``port``: None: drawn.
+
+        Raises ServerUnavailable: Java or Maven missing, jars changed, or the folder is no registry's.
+        """
+        Jars("apicurio").ensure()
+        with made_once(folder) as known:
+            settings = _Settings(**(known | {"dsn": dsn})) if known else _Settings(dsn, free_port(), free_port())
+            server = cls(folder, settings if port is None else replace(settings, http=port))
+            server._remember()
+        return server
 
     @classmethod
     def attach(cls, folder: Path) -> ApicurioServer:

@@ -19,7 +19,7 @@ from soma_common.testing.lane.java import QUICK_START, find_java
 from soma_common.testing.lane.kafka_wire import Topic, broker_count, create_topic
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
-from soma_common.testing.lane.server import LaneServer, Settings, remembered
+from soma_common.testing.lane.server import LaneServer, Settings, made_once, making_folder, remembered
 
 _JAVA = 17
 _HEAP = ("-Xms256m", "-Xmx1g")
@@ -65,6 +65,21 @@ class KafkaServer(LaneServer[_Settings]):
         return cls(folder, _Settings(free_port(), free_port(), lasting), properties=settings)._start_first()
 
     @classmethod
+    def lasting(cls, folder: Path, *, port: int | None = None) -> KafkaServer:
+        """The broker of a folder whose data last, made where it is new; ``serve`` starts it. ``port``: None: drawn.
+
+        Raises ServerUnavailable: Java or Maven missing, jars changed, or the folder is no broker's.
+        """
+        Jars("kafka").ensure()
+        with made_once(folder) as known:
+            settings = _Settings(**known) if known else _Settings(free_port(), free_port(), lasting=True)
+            server = cls(folder, settings if port is None else replace(settings, broker=port))
+            if known is None:
+                server._prepare()
+                server._remember()
+        return server
+
+    @classmethod
     def attach(cls, folder: Path) -> KafkaServer:
         """The broker that another process started in ``folder``, for as long as one of its users lives."""
         return cls(folder, _Settings(**remembered(folder)))
@@ -107,12 +122,15 @@ class KafkaServer(LaneServer[_Settings]):
     def _format_once(self) -> None:
         if (self.folder / "data" / "meta.properties").exists():
             return
+        fresh, told = making_folder(self.folder), self.folder / "format.properties"
+        told.write_text(f"{self._properties.read_text()}log.dirs={fresh}\n")
         cluster = cluster_id(uuid.uuid4().bytes)
         command = self._run_class("kafka.tools.StorageTool", "-Xmx128m", *QUICK_START)
-        command += ["format", "-t", cluster, "-c", str(self._properties)]
+        command += ["format", "-t", cluster, "-c", str(told)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ServerUnavailable(f"Kafka could not format its folder: {done.stdout}{done.stderr}")
+        fresh.rename(self.folder / "data")
 
     def _launch(self, within: float) -> Launch:
         options = _HEAP if self._settings.lasting else (*_HEAP, *QUICK_START)

@@ -20,7 +20,7 @@ _random = random.SystemRandom()  # never the seeded generator of a test run: eve
 def free_port() -> int:
     """A TCP port nobody listens on at this moment. Raises ServerUnavailable when none is found."""
     for port in (_random.choice(_RANGE) for _ in range(_DRAWS)):
-        if _bindable(port):
+        if is_free(port):
             return port
     raise ServerUnavailable(
         f"No free TCP port between {_RANGE.start} and {_RANGE.stop} on {LOOPBACK}.",
@@ -28,7 +28,8 @@ def free_port() -> int:
     )
 
 
-def _bindable(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of loopback at this moment."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -16,7 +16,7 @@ from soma_common.testing.deployments import deployments_folder
 from soma_common.testing.lane.folders import scratch_folder
 from soma_common.testing.lane.ports import LOOPBACK, free_port
 from soma_common.testing.lane.process import Launch
-from soma_common.testing.lane.server import LaneServer, Settings, remembered
+from soma_common.testing.lane.server import LaneServer, Settings, made_once, making_folder, remembered
 from soma_common.testing.lane.sql_tools import SqlTools
 
 Mode = Literal["smart", "fast", "immediate"]
@@ -63,6 +63,21 @@ class PostgresServer(LaneServer[_Settings]):
         return server._start_first()
 
     @classmethod
+    def lasting(cls, folder: Path, *, major: int = 18, port: int | None = None) -> PostgresServer:
+        """The server of a folder whose data last, made where it is new; ``serve`` starts it. ``port``: None: drawn.
+
+        Raises MissingDependency, or ServerUnavailable when the folder is no server's.
+        """
+        find_binaries(major)
+        with made_once(folder) as known:
+            settings = _Settings(**known) if known else _Settings(major, free_port(), secrets.token_urlsafe(18))
+            server = cls(folder, settings if port is None else replace(settings, port=port))
+            if known is None:
+                server._fill(server._initialise, None)
+                server._remember()
+        return server
+
+    @classmethod
     def attach(cls, folder: Path) -> PostgresServer:
         """The server that another process started in ``folder``, for as long as one of its users lives."""
         return cls(folder, _Settings(**remembered(folder)))
@@ -104,9 +119,8 @@ class PostgresServer(LaneServer[_Settings]):
 
     def configure(self, settings: Mapping[str, str]) -> None:
         """Add settings to the server's file; they count from the next start or reload."""
-        lines = "".join(f"{key} = '{value}'\n" for key, value in settings.items())
         with (self.data / "postgresql.conf").open("a") as file:
-            file.write(lines)
+            file.write(_lines(settings))
 
     def move(self, port: int) -> None:
         """Listen on ``port`` from the next start: a promoted standby takes its primary's place."""
@@ -138,9 +152,9 @@ class PostgresServer(LaneServer[_Settings]):
         return done.stdout
 
     def _initialise(self) -> None:
-        self.data.mkdir(mode=0o700)
-        self._account.own(self.data)
-        secret = self.data.parent / "password"
+        fresh = making_folder(self.folder, mode=0o700)
+        self._account.own(fresh)
+        secret = self.folder / "password"
         secret.touch(mode=0o600)
         self._account.own(secret)
         secret.write_text(self._settings.password)
@@ -148,7 +162,7 @@ class PostgresServer(LaneServer[_Settings]):
         self.run_tool(
             "initdb",
             "-D",
-            str(self.data),
+            str(fresh),
             "--no-sync",
             *access,
             *_locale(self.major),
@@ -156,7 +170,8 @@ class PostgresServer(LaneServer[_Settings]):
         )
         secret.unlink()
         shared = deployments_folder() / "config" / "postgres" / "postgresql.conf"
-        (self.data / "postgresql.conf").write_text(shared.read_text() + "\n# Overrides of this server\n")
+        (fresh / "postgresql.conf").write_text(shared.read_text() + "\n# Overrides of this server\n")
+        fresh.rename(self.data)
 
     def _fill(self, make: Callable[[], None], settings: Mapping[str, str] | None) -> None:
         """Make the data and put ``settings`` on top; a failure leaves only the log."""
@@ -170,7 +185,8 @@ class PostgresServer(LaneServer[_Settings]):
     def _prepare(self) -> None:
         sockets = ""  # TCP only: no path-length limit, no file to clean up
         ours = {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": sockets}
-        self.configure(ours)
+        if not (self.data / "postgresql.conf").read_text().endswith(_lines(ours)):
+            self.configure(ours)
 
     def _launch(self, within: float) -> Launch:
         command = [self._binaries.path("postgres"), "-D", str(self.data)]
@@ -179,6 +195,7 @@ class PostgresServer(LaneServer[_Settings]):
             ready=self.sql.answers,
             user=self._account.switched_by_parent,
             stop=signal.SIGQUIT,  # nobody will read these data again: no checkpoint, but shared memory is given back
+            orderly=signal.SIGINT,
             grace=5.0,
             within=within,
         )
@@ -247,6 +264,10 @@ class Standby(PostgresServer):
             if time.monotonic() > deadline:
                 raise ServerUnavailable(f"The standby did not come to {answer!r} for: {question}")
             time.sleep(0.02)
+
+
+def _lines(settings: Mapping[str, str]) -> str:
+    return "".join(f"{key} = '{value}'\n" for key, value in settings.items())
 
 
 def _locale(major: int) -> list[str]:

@@ -22,6 +22,9 @@ from soma_common.locks import SharedLock
 
 _PAUSE = 0.02
 _PATIENCE = 30.0  # seconds for a killed process to be gone
+_ORDERLY = 30.0  # seconds for a server to end whose data last
+LASTING = "lasting"
+"""A file in a server's folder: its data outlive it, and the guard deletes nothing."""
 _TAKEN = (
     "Address already in use",
     "BindException",
@@ -32,7 +35,7 @@ _TAKEN = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How one server is started and asked to end. Times are seconds."""
+    """How one server is started and asked to end. Times are seconds. ``orderly`` is for one whose data last."""
 
     command: Sequence[str]
     ready: Callable[[], bool]
@@ -41,6 +44,7 @@ class Launch:
     stop: signal.Signals = signal.SIGTERM
     grace: float = 20.0
     within: float = 120.0
+    orderly: signal.Signals = signal.SIGTERM
 
 
 class PortTaken(ServerUnavailable):
@@ -55,6 +59,7 @@ class ServerProcess:
         self.folder = folder
         self.log_path = folder / "server.log"
         self._pids = folder / "pids.json"
+        self.lasting = (folder / LASTING).exists()
         self._use = SharedLock(folder / "users.lock", within=60.0)
 
     @property
@@ -77,13 +82,17 @@ class ServerProcess:
         guard = Guard(
             users=self.folder / "users.lock",
             pids=self._pids,
-            stop=launch.stop,
-            grace=launch.grace,
+            stop=launch.orderly if self.lasting else launch.stop,
+            grace=_ORDERLY if self.lasting else launch.grace,
             user=launch.user,
-            remove=self.folder,
+            remove=None if self.lasting else self.folder,
         )
         guard.start(launch.command, log=self.log_path, env=launch.env)
         self._await_ready(launch, already)
+
+    def wait(self, launch: Launch) -> None:
+        """Until a server that another process has started is ready. Raises ServerUnavailable."""
+        self._await_ready(launch, self.log_path.stat().st_size if self.log_path.exists() else 0)
 
     def _await_ready(self, launch: Launch, already: int) -> None:
         deadline = time.monotonic() + launch.within
@@ -143,9 +152,11 @@ class ServerProcess:
         self._use.release()
 
     def abandon(self) -> None:
-        """Give up a server that did not start: its data are deleted, its log is kept."""
+        """Give up a server that did not start: its data are deleted, unless they are to last; its log is kept."""
         self.kill()
         self.release()
+        if self.lasting:
+            return
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def close(self) -> None:

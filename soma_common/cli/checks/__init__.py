@@ -1,0 +1,1 @@
+"""What ``somastack doctor`` looks at."""

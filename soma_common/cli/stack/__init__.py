@@ -1,0 +1,1 @@
+"""Servers that ``somastack up`` starts and ``somastack down`` ends."""

@@ -1,0 +1,1 @@
+"""The somastack command on real servers."""

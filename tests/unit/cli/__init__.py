@@ -1,0 +1,1 @@
+"""The somastack command without servers."""
