@@ -25,6 +25,11 @@ _NAME: Final = re.compile(r"^[a-z][a-z0-9]*([-_][a-z0-9]+)*$")
 _LONGEST: Final = 50  # characters
 _TAKEN: Final = {"soma_common", "somastack", "tests", "pytest", "pydantic", "hypothesis", "pip"}
 _SUFFIX: Final = ".tmpl"
+_CALLED: Final = {
+    "package": "{{package}}",
+    "suite": "tests",
+    "gitignore": ".gitignore",
+}  # names with a meaning of their own
 
 
 class _ProjectName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -101,10 +106,10 @@ def _templates(folder: Traversable, below: Path) -> Iterator[tuple[Path, Travers
     """Each template with the path of what is made of it."""
     for entry in folder.iterdir():
         if entry.is_dir():
-            yield from _templates(entry, below / ("{{package}}" if entry.name == "package" else entry.name))
+            yield from _templates(entry, below / _CALLED.get(entry.name, entry.name))
         elif entry.name.endswith(_SUFFIX):
             name = entry.name.removesuffix(_SUFFIX)
-            yield below / (".gitignore" if name == "gitignore" else name), entry
+            yield below / _CALLED.get(name, name), entry
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:

@@ -6,10 +6,11 @@ import asyncio
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from soma_common.cli.checks.connecting import asked, unpooled
+from soma_common.cli.stack.places import Places
 from soma_common.config import SomaConfig
 from soma_common.errors import SomaError
 from soma_common.moments import span
@@ -51,7 +52,21 @@ async def look(env: Mapping[str, str], within: float) -> list[Row]:
         asked.append(("registry", _registry))
     asked.append(("work", _work))
     several = await asyncio.gather(*(_bounded(name, ask(config, within), within) for name, ask in asked))
-    return [row for rows in several for row in rows] + [_disk(config)]
+    versions = _started_versions(env)
+    rows = [
+        row if row.version != "-" else replace(row, version=versions.get(row.name, "-"))
+        for rows in several
+        for row in rows
+    ]
+    return [*rows, _disk(config)]
+
+
+def _started_versions(env: Mapping[str, str]) -> Mapping[str, str]:
+    """The versions of servers that ``up`` started, where the environment means these: Kafka tells none itself."""
+    state = Places.of(env).read()
+    if state is None or any(env.get(name) != value for name, value in state.env.items()):
+        return {}
+    return {server.name: server.version for server in state.servers}
 
 
 async def _bounded(name: str, asking: Awaitable[list[Row]], within: float) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from soma_common.config import KafkaSecurity
 from soma_common.kafka.inspecting import inspect
 from soma_common.testing.backends import KafkaHandle, RegistryHandle
-from tests.cli_support import somastack, stack, told
+from tests.cli_support import begun, somastack, stack, told
 from tests.debian_program import debian_folder
 
 
@@ -106,6 +107,7 @@ def test_the_whole_stack(tmp_path: Path) -> None:
             }  # fmt: skip
             state = told(somastack("status", "--json", **here))
             assert state["up"], state
+            assert {row["name"]: row["version"] for row in state["components"]}["kafka"] == "4.3.1"
             assert {row["name"] for row in state["components"]} >= {"postgres", "migrations", "kafka", "registry"}
             levels = {each["check"]: each["level"] for each in told(somastack("doctor", "--json", **here))["findings"]}
             assert levels.pop("topic") == "fail"  # no application has made it yet
@@ -125,6 +127,31 @@ def test_the_whole_stack(tmp_path: Path) -> None:
             ).topics
             assert topics["soma.shop.events"] is not None
     finally:
+        for left in folder.iterdir():
+            left.unlink()
+        folder.rmdir()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("told_last", ["postgres:", "database:"], ids=["as the database is made", "as Kafka is made"])
+def test_a_start_of_the_stack_that_was_killed(told_last: str) -> None:
+    folder = Path(f"/tmp/soma-cli-{uuid4().hex[:8]}")
+    here, arguments = {"SOMA_FOLDER": str(folder)}, ("up", "--mode", "somastack", "--only", "kafka,postgres")
+    try:
+        up = begun(*arguments, **here)
+        assert up.stdout is not None
+        while not up.stdout.readline().startswith(told_last):
+            assert up.poll() is None
+        time.sleep(0.5)
+        up.kill()
+        up.communicate()
+        again = somastack(*arguments, **here)
+        assert again.returncode == 0, again.stderr
+        env = dict(line.removeprefix("export ").split("=", 1) for line in again.stdout.splitlines())
+        asyncio.run(_publish(env))
+        assert somastack("down", "--volumes", "--yes", **here).returncode == 0
+    finally:
+        somastack("down", "--volumes", "--yes", **here)
         for left in folder.iterdir():
             left.unlink()
         folder.rmdir()
