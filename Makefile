@@ -11,7 +11,7 @@ CORE := soma_common/events/store.py,soma_common/events/append.py,soma_common/pos
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-other bench torture torture-mutants torture-sagas torture-sagas-mutants storm lint format docs site wheel clean
+.PHONY: help setup demo test test-other bench torture torture-mutants torture-sagas torture-sagas-mutants storm lint format docs site screenshots wheel clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ lint: setup ## Format, rules, types, floors
 format: setup ## Put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+screenshots: setup ## Pictures of every page of the console, by a real browser, into build/screenshots
+	SOMA_TEST_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -q tests/integration/console/test_browser.py
 
 docs: setup ## Run every snippet of README and docs
 	$(BIN)/python -m pytest -q tests/docs

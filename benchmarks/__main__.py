@@ -7,7 +7,7 @@ import sys
 
 NAMES = (
     "import_time", "append", "reader", "relay", "latency", "consume", "slow_handlers", "dead_letters", "replay",
-    "retention", "codec", "sagas", "logging_records", "tracing",
+    "retention", "codec", "sagas", "logging_records", "tracing", "console",
 )  # fmt: skip
 
 

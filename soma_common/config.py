@@ -91,16 +91,16 @@ class SomaConfig:
             postgres_dsn=_postgres(given, mode),
             postgres_pooler=_choice(given, "SOMASTACK_POSTGRES_POOLER", "none", ("none", "transaction"))
             == "transaction",
-            pool_size=_number(given, "SOMA_POOL_SIZE", 10, 1, 1000),
+            pool_size=number_of(given, "SOMA_POOL_SIZE", 10, 1, 1000),
             kafka_bootstrap=_kafka(given, mode),
             kafka_security=_security(given),
             registry_url=_registry(given, mode),
-            registry_token=_secret(given, "SOMASTACK_REGISTRY_TOKEN"),
+            registry_token=secret_of(given, "SOMASTACK_REGISTRY_TOKEN"),
             topic=check_topic("SOMA_TOPIC", given.get("SOMA_TOPIC", f"soma.{service}.events")),
             folder=_folder(given),
             exactly_once=_choice(given, "SOMA_EXACTLY_ONCE", "false", ("false", "true")) == "true",
             instance=_instance(given),
-            health_port=_number(given, "SOMA_HEALTH_PORT", 0, 0, 65535) if given.get("SOMA_HEALTH_PORT") else None,
+            health_port=number_of(given, "SOMA_HEALTH_PORT", 0, 0, 65535) if given.get("SOMA_HEALTH_PORT") else None,
             otlp_endpoint=given.get("SOMASTACK_JAEGER_ENDPOINT", ""),
         )
 
@@ -147,7 +147,7 @@ def _mode(env: Mapping[str, str]) -> DeployMode:
 
 
 def _postgres(env: Mapping[str, str], mode: DeployMode) -> str:
-    dsn = _secret(env, "SOMASTACK_POSTGRES_DSN") or ""
+    dsn = secret_of(env, "SOMASTACK_POSTGRES_DSN") or ""
     if not dsn and mode is not DeployMode.STANDALONE:
         raise _missing("SOMASTACK_POSTGRES_DSN", mode, "postgresql://user:password@postgres:5432/somastack")
     if dsn and not _is_address(dsn, ("postgresql", "postgres")):
@@ -224,13 +224,17 @@ def _security(env: Mapping[str, str]) -> KafkaSecurity:
         protocol=_choice(env, "SOMASTACK_KAFKA_PROTOCOL", "PLAINTEXT", protocols),
         mechanism=_choice(env, "SOMASTACK_KAFKA_MECHANISM", "SCRAM-SHA-512", mechanisms),
         username=env.get("SOMASTACK_KAFKA_USERNAME"),
-        password=_secret(env, "SOMASTACK_KAFKA_PASSWORD"),
+        password=secret_of(env, "SOMASTACK_KAFKA_PASSWORD"),
         ca_file=env.get("SOMASTACK_KAFKA_CA_FILE"),
     )
 
 
-def _secret(env: Mapping[str, str], name: str) -> str | None:
-    """A value, or the content of the file that NAME_FILE names."""
+def secret_of(env: Mapping[str, str], name: str) -> str | None:
+    """A value, or the content of the file that NAME_FILE names; None where neither is set.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
     path = env.get(f"{name}_FILE")
     if not path:
         return env.get(name)
@@ -248,7 +252,12 @@ def _choice(env: Mapping[str, str], name: str, default: str, known: tuple[str, .
     raise ConfigurationError(f"{name} is {value!r:.80}.", cure=f"use one of: {', '.join(known)}.")
 
 
-def _number(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+def number_of(env: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    """A whole number within bounds; the default where the variable is not set.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     text = env.get(name, str(default))
     if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= most and len(text) < 10):
         raise ConfigurationError(f"{name} is {text!r:.80}.", cure=f"use a whole number from {least} to {most}.")

@@ -2,64 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
-from soma_common.errors import SomaError
+from soma_common.counting import Counted
 from soma_common.health import Metric
 from soma_common.postgres.pool import Pool
 from soma_common.sql.loader import blocks
 
-log = logging.getLogger(__name__)
-
-_SHARE: Final = 20  # counting may take one part in so many of the time
-
 Rows = Sequence[Sequence[Any]]
 
 
-class DatabaseGauges:
-    """Knows what was counted last, as far as this role may see it.
-
-    Args:
-        every: seconds between two counts; more when counting takes long.
-    """
+class DatabaseGauges(Counted):
+    """Knows what was counted last, as far as this role may see it."""
 
     def __init__(self, pool: Pool, *, every: float = 15.0) -> None:
-        self._pool, self._every = pool, every
-        self._counted_at: float | None = None
+        super().__init__("Sagas and replays", every=every)
+        self._pool = pool
         self._found: dict[str, Rows] = {}
 
     async def count(self) -> None:
-        """Count now.
-
-        Raises:
-            SomaError: the database is away, or the role may not look; what was known stays.
-        """
+        """Count now."""
         self._found = {
             name: await self._pool.fetch(blocks("gauges")[name]) for name in ("sagas", "replays", "archives")
         }
-        self._counted_at = time.monotonic()
-
-    async def run(self) -> None:
-        """Count again and again, until cancelled."""
-        told = False
-        while True:
-            began = time.monotonic()
-            try:
-                await self.count()
-                told = False
-            except SomaError as error:
-                log.log(logging.DEBUG if told else logging.WARNING, "Sagas and replays were not counted: %s", error)
-                told = True
-            await asyncio.sleep(max(self._every, _SHARE * (time.monotonic() - began)))
+        self.counted()
 
     def metrics(self) -> Iterator[Metric]:
         """What was counted last; nothing before the first count."""
-        if self._counted_at is not None:
-            yield from database_metrics(self._found, time.monotonic() - self._counted_at)
+        since = self.since
+        if since is not None:
+            yield from database_metrics(self._found, since)
 
 
 def database_metrics(found: dict[str, Rows], since: float) -> Iterator[Metric]:

@@ -170,7 +170,7 @@ async def _append_settings(
     return AppendSettings(
         config.service_id,
         models,
-        await _codec(config, models, stack),
+        await make_codec(config, models, stack),
         route=route if config.uses_kafka else None,
         current_trace=tracer.current,
         spans=StoreSpans(tracer),
@@ -195,7 +195,7 @@ async def ensure_topics(config: SomaConfig, topics: Iterable[str], *, mirrors: I
         await admin.close()
 
 
-async def _codec(config: SomaConfig, models: PayloadModels, stack: AsyncExitStack) -> Codec:
+async def make_codec(config: SomaConfig, models: PayloadModels, stack: AsyncExitStack) -> Codec:
     """Avro with the registry's ids resolved, or JSON where there is no registry."""
     if not config.registry_url:
         return JsonCodec()

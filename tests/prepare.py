@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests import collector_server, promtool, s3_server, temporal_server
+from tests import browser, collector_server, promtool, s3_server, temporal_server
 
 if __name__ == "__main__":
+    browser.chromium()
     s3_server.program()
     temporal_server.program()
     collector_server.program()

@@ -11,11 +11,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from soma_common.cli.escaping import json_text
 from soma_common.cli.tables import add, escaped, plain_table, screen
 from soma_common.cli.telling import warn
 from soma_common.dlq.careful import Redrive
-from soma_common.dlq.models import OF_SAGA, FullLetter, HistoryEntry, Letter, LetterPage, Summary
+from soma_common.dlq.models import FullLetter, HistoryEntry, LetterPage, Summary
+from soma_common.escaping import json_text
 
 _SHOWN = 2000  # bytes of a value
 _WIDE = 160  # columns of a terminal that has room for everything
@@ -32,7 +32,7 @@ def letters(page: LetterPage, *, as_json: bool) -> None:
         return
     _print(screen(), _LETTER, [
         {"letter": letter.letter_id, "status": letter.status, "consumer": letter.consumer,
-         "event type": letter.event.event_type or "-", "record": _place(letter), "tries": letter.attempts,
+         "event type": letter.event.event_type or "-", "record": letter.origin, "tries": letter.attempts,
          "parked": f"{letter.parked_at:%m-%d %H:%M:%S}", "error": _error(letter.error_type, letter.message)}
         for letter in page.letters
     ])  # fmt: skip
@@ -49,7 +49,7 @@ def letter(full: FullLetter, history: Sequence[HistoryEntry], *, as_json: bool) 
     table = Table(box=None, show_header=False)
     facts = {
         "letter": one.letter_id, "status": f"{one.status}, {one.attempts} tries, revision {one.revision}",
-        "consumer": one.consumer, "record": _place(one), "sequence": repr(one.sequence),
+        "consumer": one.consumer, "record": one.origin, "sequence": repr(one.sequence),
         "event": f"{one.event.event_id or '-'} {one.event.event_type or ''}", "tenant": one.event.tenant_id or "-",
         "trace": one.event.trace_id.hex if one.event.trace_id else "-", "parked": one.parked_at,
         "next try": f"{one.next_at or '-'} ({one.automatic_left} automatic left)",
@@ -109,14 +109,6 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[dict[str, An
     for row in rows:
         add(table, *(row[name] for name in shown))
     console.print(table)
-
-
-def _place(one: Letter) -> str:
-    if one.partition == OF_SAGA:
-        return f"saga {one.event.event_id}"
-    if one.partition < 0:  # it never got as far as a partition
-        return f"{one.topic}, outbox row {one.offset}"
-    return f"{one.topic}[{one.partition}]@{one.offset}"
 
 
 def _error(kind: str | None, message: str | None) -> str:

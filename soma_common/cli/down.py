@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.examples import examples
 from soma_common.cli.stack import compose, local
 from soma_common.cli.stack.places import Places
+from soma_common.escaping import json_text, plain
 
 
 @click.command(epilog=examples(

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import click
 
-from soma_common.cli.escaping import plain
 from soma_common.cli.examples import examples
 from soma_common.cli.interrupting import interruptible
 from soma_common.cli.stack import compose
 from soma_common.cli.stack.places import Places, Server, State, effective, mode_of
 from soma_common.deployment import DeployMode
 from soma_common.errors import ConfigurationError
+from soma_common.escaping import plain
 
 _LOOK = 0.2  # seconds between two looks at a file
 _BLOCK = 64 * 1024

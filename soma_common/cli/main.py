@@ -19,6 +19,7 @@ from soma_common.errors import SomaError
 _COMMANDS = {
     "collect": ("soma_common.cli.collect", "collect", "Keep a central log of all services until SIGTERM."),
     "completion": ("soma_common.cli.completion", "completion", "The completion script of a shell."),
+    "console": ("soma_common.cli.console", "console", "The web console, until Ctrl-C."),
     "db": ("soma_common.cli.db", "db", "The database: upgrade, status, repair."),
     "dlq": ("soma_common.cli.dlq", "dlq", "Dead letters: list, show, retry, retry-all, edit, discard, summary."),
     "doctor": ("soma_common.cli.doctor", "doctor", "What is wrong here, and what to do about it."),

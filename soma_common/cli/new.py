@@ -16,10 +16,10 @@ from typing import Final
 
 import click
 
-from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.examples import examples
 from soma_common.cli.release import release
 from soma_common.errors import ConfigurationError
+from soma_common.escaping import json_text, plain
 
 _NAME: Final = re.compile(r"^[a-z][a-z0-9]*([-_][a-z0-9]+)*$")
 _LONGEST: Final = 50  # characters

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from soma_common.cli.escaping import plain
 from soma_common.cli.examples import examples
 from soma_common.cli.interrupting import interruptible
 from soma_common.cli.loading import complete_names
@@ -25,6 +24,7 @@ from soma_common.cli.replaying import (
     scanned,
 )
 from soma_common.cli.show import show_plan, show_runs, show_state, watch
+from soma_common.escaping import plain
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
 

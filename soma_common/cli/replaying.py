@@ -13,12 +13,12 @@ import click
 from soma_common.app import Soma
 from soma_common.cli.db import dsn_of
 from soma_common.cli.loading import load
-from soma_common.cli.moments import TIMES, utc
 from soma_common.cli.tenants import whose
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError
 from soma_common.events.append import AppendSettings
 from soma_common.events.store import EventStore
+from soma_common.moments import TIMES, utc
 from soma_common.replay.engine import ReplayEngine
 from soma_common.replay.models import ReplayMode
 from soma_common.replay.projection import Projection

@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from soma_common.cli.db import dsn_of
-from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.show import login, show_table
 from soma_common.config import SomaConfig
 from soma_common.errors import RetentionError
+from soma_common.escaping import json_text, plain
 from soma_common.postgres.pool import Pool
 from soma_common.retention.catalog import Archive, ArchiveState, Catalog, Force
 from soma_common.retention.exporting import Exporter

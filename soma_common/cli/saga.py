@@ -14,14 +14,14 @@ import orjson
 
 from soma_common.cli import saga_output as output
 from soma_common.cli.db import dsn_of
-from soma_common.cli.escaping import plain
-from soma_common.cli.moments import TIMES, stamp, utc
 from soma_common.cli.saga_watch import watch
 from soma_common.cli.show import login
 from soma_common.cli.telling import reporting, told
 from soma_common.cli.tenants import whose
 from soma_common.config import SomaConfig
 from soma_common.errors import SagaError, ValidationError
+from soma_common.escaping import plain
+from soma_common.moments import TIMES, stamp, utc
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import Saga, SagaStatus
 from soma_common.sagas.orchestrator import SagaOrchestrator

@@ -13,12 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from soma_common.cli.escaping import json_text
-from soma_common.cli.moments import span, stamp, took
-from soma_common.cli.saga_timeline import Line, Sign, Timeline, error_of, help_of, short, stuck_at, value_of, where
 from soma_common.cli.tables import add, escaped, plain_table, screen
+from soma_common.escaping import json_text
+from soma_common.moments import span, stamp, took
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import SagaStatus
+from soma_common.sagas.timeline import Line, Sign, Timeline, error_of, help_of, short, stuck_at, value_of, where
 from soma_common.sagas.views import LoggedEntry, SagaPage, SagaView
 
 # Columns, with the width of the terminal from which on there is room for them.

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from soma_common.cli.escaping import json_text, plain
+from soma_common.escaping import json_text, plain
 from soma_common.events.models import RecordedEvent
 from soma_common.events.store import Page
 from soma_common.replay.models import Plan

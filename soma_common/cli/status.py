@@ -12,13 +12,13 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.examples import examples
 from soma_common.cli.interrupting import interruptible
-from soma_common.cli.moments import took
 from soma_common.cli.stack.health import Row, down, look
 from soma_common.cli.stack.places import effective
 from soma_common.cli.tables import add, plain_table, screen
+from soma_common.escaping import json_text, plain
+from soma_common.moments import took
 
 _COLUMNS = ("component", "state", "version", "lag", "disk", "answered in", "detail")
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from soma_common.cli.escaping import plain
+from soma_common.escaping import plain
 
 _PIPE = 400  # a pipe has no width: nothing is folded for it
 

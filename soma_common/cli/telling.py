@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from soma_common.cli.escaping import json_text, plain
 from soma_common.errors import SomaError
+from soma_common.escaping import json_text, plain
 
 _BREAK = "\n" + " " * 7  # further lines of an error stand below its text, and cannot pass for a cure
 

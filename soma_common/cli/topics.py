@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import click
 
-from soma_common.cli.escaping import plain
 from soma_common.config import SomaConfig
 from soma_common.errors import ConfigurationError
+from soma_common.escaping import plain
 from soma_common.events.codec import JsonCodec
 from soma_common.kafka.admin import TopicAdmin
 from soma_common.kafka.reader import ReaderSettings, TopicReader

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.examples import examples
 from soma_common.cli.stack import compose, local
 from soma_common.cli.stack.environment import exports, write_env
@@ -17,6 +16,7 @@ from soma_common.cli.stack.places import Places, Server, State, mode_of
 from soma_common.cli.telling import complain
 from soma_common.deployment import DeployMode
 from soma_common.errors import ConfigurationError
+from soma_common.escaping import json_text, plain
 
 _NAMES = ", ".join(Server)
 

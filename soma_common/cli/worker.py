@@ -11,12 +11,12 @@ from contextlib import AsyncExitStack
 import click
 
 from soma_common.app import Soma
-from soma_common.cli.escaping import plain
 from soma_common.cli.examples import examples
 from soma_common.cli.loading import complete_names, load
 from soma_common.cli.reloading import supervise
 from soma_common.cli.telling import complain
 from soma_common.errors import ConfigurationError
+from soma_common.escaping import plain
 from soma_common.service import Service, run_until_signalled
 from soma_common.wiring import send_spans
 

@@ -184,6 +184,15 @@ class Letter:
     changed_at: datetime
     size: int
 
+    @property
+    def origin(self) -> str:
+        """Where its record came from, in a few words."""
+        if self.partition == OF_SAGA:
+            return f"saga {self.event.event_id}"
+        if self.partition < 0:  # it never got as far as a partition
+            return f"{self.topic}, outbox row {self.offset}"
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullLetter:

@@ -61,9 +61,11 @@ class Checkpoints:
             )
         return _progress(rows[0])
 
-    async def newest(self, limit: int = 20) -> list[Progress]:
-        """The latest runs, the newest first."""
-        return [_progress(row) for row in await self._pool.fetch(_sql("columns") + "\n" + _sql("newest"), limit)]
+    async def newest(self, limit: int = 20, *, tenant: str | None = None) -> list[Progress]:
+        """The latest runs, the newest first; of one tenant's events, or all."""
+        given = (limit,) if tenant is None else (limit, tenant)
+        order = "newest" if tenant is None else "newest_of_tenant"
+        return [_progress(row) for row in await self._pool.fetch(f"{_sql('columns')}\n{_sql(order)}", *given)]
 
     async def claim(self, run_id: UUID | str, owner: UUID) -> Progress:
         """Take a run under a new epoch: one that nobody is at, or that this ``owner`` has already.

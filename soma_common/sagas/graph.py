@@ -1,4 +1,4 @@
-"""Definitions of sagas drawn as Mermaid flowcharts: text in, text out."""
+"""Definitions of sagas as boxes that can be drawn, and drawn as Mermaid flowcharts: text in, text out."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ _SHAPES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
-    """A part as it is drawn. ``inner``: the series inside of it. ``undo``: the name of its compensation."""
+class Box:
+    """A part as it is drawn.
+
+    ``inner``: the series inside of it. ``undo``: the name of its compensation. ``step``: the last part of its path in
+    a journal, where it has one.
+    """
 
     kind: str
     label: str = ""
     undo: str | None = None
-    inner: tuple[tuple[_Box, ...], ...] = ()
+    inner: tuple[tuple[Box, ...], ...] = ()
+    step: str = ""
 
 
-_Series = tuple[_Box, ...]
+Series = tuple[Box, ...]
 _Exit = tuple[str, str]  # a node, and what stands on the edge that leaves it
 
 
@@ -40,7 +45,12 @@ def mermaid(saga: Saga) -> str:
     Steps are boxes (``tx``: their effect and its record are one commit), pivots hexagons, conditions diamonds, timers
     and signals rounded. Dashed edges are compensations, in the order in which they run; behind a pivot there are none.
     """
-    return _drawn(f"{saga.name} v{saga.version}", _boxes(saga, saga.parts), "")
+    return _drawn(f"{saga.name} v{saga.version}", boxes_of(saga), "")
+
+
+def boxes_of(saga: Saga) -> Series:
+    """A definition as boxes, for whoever draws them."""
+    return _boxes(saga, saga.parts)
 
 
 def mermaid_of_shape(name: str, version: int, shape: Sequence[Any]) -> str:
@@ -49,16 +59,25 @@ def mermaid_of_shape(name: str, version: int, shape: Sequence[Any]) -> str:
     Raises:
         ValidationError: it is no shape.
     """
+    boxes = boxes_of_shape(name, shape)
+    return _drawn(f"{name} v{version}", boxes, "%% As workers registered it: without compensations.\n")
+
+
+def boxes_of_shape(name: str, shape: Sequence[Any]) -> Series:
+    """What the database knows of a definition as boxes.
+
+    Raises:
+        ValidationError: it is no shape.
+    """
     try:
-        boxes = _shaped(shape)
+        return _shaped(shape)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValidationError(
             f"The database says of saga {name!s:.100} what cannot be drawn.", cure="pass --app MODULE:NAME."
         ) from error
-    return _drawn(f"{name} v{version}", boxes, "%% As workers registered it: without compensations.\n")
 
 
-def _drawn(title: str, boxes: _Series, comment: str) -> str:
+def _drawn(title: str, boxes: Series, comment: str) -> str:
     drawing = _Drawing()
     begin = drawing.node("end", title)
     exits = drawing.series(boxes, [(begin, "")])
@@ -89,13 +108,13 @@ class _Drawing:
         for node, label in exits:
             self.edges.append(f'{node} -->|"{_escaped(label)}"| {to}' if label else f"{node} --> {to}")
 
-    def series(self, boxes: _Series, exits: list[_Exit]) -> list[_Exit]:
+    def series(self, boxes: Series, exits: list[_Exit]) -> list[_Exit]:
         """Parts that follow each other; what leads out of the last one."""
         for box in boxes:
             exits = self._box(box, exits)
         return exits
 
-    def _box(self, box: _Box, exits: list[_Exit]) -> list[_Exit]:
+    def _box(self, box: Box, exits: list[_Exit]) -> list[_Exit]:
         if box.kind == "parallel":
             return self._parallel(box, exits)
         if box.kind == "group":
@@ -111,7 +130,7 @@ class _Drawing:
         then, otherwise = box.inner
         return self.series(then, [(node, "yes")]) + self.series(otherwise, [(node, "no")])
 
-    def _parallel(self, box: _Box, exits: list[_Exit]) -> list[_Exit]:
+    def _parallel(self, box: Box, exits: list[_Exit]) -> list[_Exit]:
         self._open("at once")
         fork = self.node("gate", "+")
         self.join(exits, fork)
@@ -121,7 +140,7 @@ class _Drawing:
         self._close()
         return [(meet, "")]
 
-    def backward(self, boxes: _Series, before: list[str] | None) -> list[str] | None:
+    def backward(self, boxes: Series, before: list[str] | None) -> list[str] | None:
         """Edges of compensations. ``before``: what is undone next after the first of these; None: no way back.
 
         The same for what follows these parts.
@@ -131,7 +150,7 @@ class _Drawing:
                 before = self._back(box, before)
         return before
 
-    def _back(self, box: _Box, before: list[str]) -> list[str] | None:
+    def _back(self, box: Box, before: list[str]) -> list[str] | None:
         if box.kind == "when":
             ways = [self.backward(way, before) for way in box.inner]
             open_ways = [way for way in ways if way is not None]
@@ -159,14 +178,14 @@ class _Drawing:
         self.nodes.append(_INDENT * self._depth + text)
 
 
-def _boxes(saga: Saga, parts: Sequence[Part]) -> _Series:
+def _boxes(saga: Saga, parts: Sequence[Part]) -> Series:
     return tuple(_box(saga, part) for part in parts)
 
 
-def _box(saga: Saga, part: Part) -> _Box:
+def _box(saga: Saga, part: Part) -> Box:
     match part:
         case Parallel():
-            return _Box("parallel", inner=tuple(_boxes(saga, branch) for branch in part.branches))
+            return Box("parallel", inner=tuple(_boxes(saga, branch) for branch in part.branches))
         case When():
             return _when(part.name, _boxes(saga, part.then), _boxes(saga, part.otherwise))
         case ForEach():
@@ -177,45 +196,45 @@ def _box(saga: Saga, part: Part) -> _Box:
             return _step(part, saga.calls[part.name])
         case Timer():
             wait = "" if callable(part.wait) else f", {part.wait:g} s"
-            return _Box("wait", f"timer {part.name}{wait}")
+            return Box("wait", f"timer {part.name}{wait}", step=part.name)
         case Signal():
             most = "" if part.timeout_seconds is None else f", at most {part.timeout_seconds:g} s"
-            return _Box("wait", f"signal {part.name}{most}")
+            return Box("wait", f"signal {part.name}{most}", step=part.name)
         case Ask():
-            return _Box("wait", f"ask {part.name}", _undo(part))
+            return Box("wait", f"ask {part.name}", _undo(part), step=part.name)
 
 
-def _step(part: SagaStep, call: Call) -> _Box:
+def _step(part: SagaStep, call: Call) -> Box:
     marks = [mark for mark, there in (("tx", call.transactional), ("pivot", part.pivot)) if there]
     label = f"{part.name} ({', '.join(marks)})" if marks else part.name
-    return _Box("pivot" if part.pivot else "step", label, _undo(part))
+    return Box("pivot" if part.pivot else "step", label, _undo(part), step=part.name)
 
 
 def _undo(part: SagaStep | Ask) -> str | None:
     return None if part.compensation is None else f"undo: {getattr(part.compensation, '__name__', 'yes')}"
 
 
-def _when(name: str, then: _Series, otherwise: _Series) -> _Box:
-    return _Box("when", f"{name}?", inner=(then, otherwise))
+def _when(name: str, then: Series, otherwise: Series) -> Box:
+    return Box("when", f"{name}?", inner=(then, otherwise), step=name)
 
 
-def _loop(name: str, at_once: int, body: _Series) -> _Box:
-    return _Box("group", f"for each {name}" + (f", {at_once} at once" if at_once > 1 else ""), inner=(body,))
+def _loop(name: str, at_once: int, body: Series) -> Box:
+    return Box("group", f"for each {name}" + (f", {at_once} at once" if at_once > 1 else ""), inner=(body,))
 
 
-def _sub_saga(name: str, saga: str, version: int, parts: _Series) -> _Box:
+def _sub_saga(name: str, saga: str, version: int, parts: Series) -> Box:
     own = "" if name == saga else f"{name}: "
-    return _Box("group", f"{own}saga {saga} v{version}", inner=(parts,))
+    return Box("group", f"{own}saga {saga} v{version}", inner=(parts,))
 
 
-def _shaped(shape: Sequence[Any]) -> _Series:
+def _shaped(shape: Sequence[Any]) -> Series:
     return tuple(_of_shape(*part) for part in shape)
 
 
-def _of_shape(kind: str, *more: Any) -> _Box:
+def _of_shape(kind: str, *more: Any) -> Box:
     match kind, more:
         case "parallel", branches:
-            return _Box("parallel", inner=tuple(map(_shaped, branches)))
+            return Box("parallel", inner=tuple(map(_shaped, branches)))
         case "when", (str(name), then, otherwise):
             return _when(name, _shaped(then), _shaped(otherwise))
         case "for-each", (str(name), body):
@@ -223,11 +242,11 @@ def _of_shape(kind: str, *more: Any) -> _Box:
         case "saga", (str(name), saga, version, parts):
             return _sub_saga(name, saga, version, _shaped(parts))
         case "pivot", (str(name),):
-            return _Box("pivot", f"{name} (pivot)")
+            return Box("pivot", f"{name} (pivot)", step=name)
         case "step", (str(name),):
-            return _Box("step", name)
+            return Box("step", name, step=name)
         case "timer" | "signal" | "ask", (str(name),):
-            return _Box("wait", f"{kind} {name}")
+            return Box("wait", f"{kind} {name}", step=name)
         case _:
             raise ValueError(kind)
 

@@ -55,6 +55,9 @@ WHERE r.run_id = $1::uuid
 -- :name newest : the latest runs
 ORDER BY r.created_at DESC, r.run_id LIMIT $1::bigint
 
+-- :name newest_of_tenant : the same of one tenant's events
+WHERE r.filter ->> 'tenant_id' = $2::text ORDER BY r.created_at DESC, r.run_id LIMIT $1::bigint
+
 -- :name page : what a tick shows of an era, above a position
 e.position > $n::bigint
 -- :name page_end : up to a position

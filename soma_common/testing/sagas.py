@@ -187,7 +187,9 @@ class SagaTestKit:
         self._pool = Pool(PoolSettings(dsn, size=4))
         self.orchestrator = SagaOrchestrator(self._pool, sagas)
         self._store = EventStore(self._pool, AppendSettings(service_id="test", route=lambda _: "test"))
-        self._lives: list[_Life] = []
+        self._life: _Life | None = None
+        self._paused: list[_Life] = []
+        self._succession = asyncio.Lock()  # a worker has one successor, whoever finds out first that it needs one
         self._faults: list[Fault] = []
         self._happened: list[Fault] = []
         self._calls: list[tuple[str, int]] = []
@@ -198,7 +200,7 @@ class SagaTestKit:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for life in self._lives:
+        for life in self._all():
             await life.end()
         await self.orchestrator.close()
         await self._pool.close()
@@ -211,7 +213,7 @@ class SagaTestKit:
         """Set the clock ahead, for the database and the workers together."""
         self._ahead += seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
         await self._set_clock()
-        for life in self._lives:
+        for life in self._all():
             life.pool.drop_idle()
             life.worker.wake(everything=True)
 
@@ -252,8 +254,9 @@ class SagaTestKit:
 
     async def _until_ended(self, saga_id: UUID) -> SagaView:
         while True:
-            if not self._lives or self._lives[-1].died.is_set():
-                await self._next_life()
+            async with self._succession:
+                if self._life is None or self._life.died.is_set():
+                    await self._next_life()
             view = await self.orchestrator.get_saga(saga_id)
             if view.status in _ENDS:
                 return view
@@ -267,12 +270,15 @@ class SagaTestKit:
 
     async def _next_life(self) -> None:
         """Another worker, when the last one is dead: its lease is over."""
-        if self._lives:
-            await self._lives.pop().end()
+        dead, self._life = self._life, None
+        if dead is not None:
+            await dead.end()
             await self.advance(2 * _LEASE)
-        life = _Life(self)
-        self._lives.append(life)
-        await life.worker.start()
+        self._life = _Life(self)
+        await self._life.worker.start()
+
+    def _all(self) -> list[_Life]:
+        return [*self._paused, *([self._life] if self._life is not None else [])]
 
     async def at(self, point: Point, context: SagaContext, life: _Life) -> None:
         """A worker came to a point: what is to happen there happens."""
@@ -297,11 +303,14 @@ class SagaTestKit:
 
     async def _stand_still(self, life: _Life) -> None:
         """This worker is paused, and its lease ends; it goes on when the saga has ended."""
-        life.pool.goes.clear()
-        self._lives.remove(life)
-        await self.advance(2 * _LEASE)
-        await self._next_life()
-        self._lives.insert(0, life)
+        async with self._succession:
+            life.pool.goes.clear()
+            if life is self._life:
+                self._life = None
+                self._paused.append(life)
+            await self.advance(2 * _LEASE)
+            if self._life is None:
+                await self._next_life()
         await self._ended.wait()
         life.pool.goes.set()
 

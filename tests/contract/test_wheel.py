@@ -31,6 +31,10 @@ def test_it_holds_the_library_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "soma_common/py.typed" in names
     assert "soma_common/sql/migrations/0001_event_log.sql" in names
+    console = ROOT / "soma_common" / "console"
+    parts = [part for kind in ("templates", "static") for part in (console / kind).iterdir()]
+    assert len(parts) > 20
+    assert {str(part.relative_to(ROOT)) for part in parts} <= set(names)
     assert {name.split("/")[0] for name in names} == {
         "soma_common",
         f"soma_common-{wheel.name.split('-')[1]}.dist-info",
@@ -47,7 +51,17 @@ def test_it_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
         "print(json.dumps(names))"
     )
     assert json.loads(_run(python, "-c", script)) == json.loads(_run(sys.executable, "-c", script))
-    assert "Commands:" in _run(str(tmp_path / "env" / "bin" / "somastack"), "--help")
+    somastack = str(tmp_path / "env" / "bin" / "somastack")
+    assert "Commands:" in _run(somastack, "--help")
+    bare = subprocess.run([somastack, "console"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "The console needs starlette" in bare.stderr
+    assert "pip install 'soma-common[console]'" in bare.stderr
+    _run(python, "-m", "pip", "install", "--quiet", f"{wheel}[console]")
+    _run(
+        python,
+        "-c",
+        "import soma_common.console.serving, soma_common.console.rendering as r; r.environment().get_template('base.html')",
+    )
 
 
 def _run(*command: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 import soma_common
 from soma_common import SomaConfig, errors
 from soma_common.cli.main import somastack
+from soma_common.console.settings import ConsoleSettings
 from soma_common.deployment import ALIASES
 from soma_common.events.append import MAX_BATCH
 from soma_common.events.keys import MAX_PART_BYTES
@@ -44,6 +45,7 @@ SETTINGS = [
     "soma_common.sagas.steps.UndoPolicy",
     "soma_common.kafka.publisher.PublisherSettings",
     "soma_common.postgres.pool.PoolSettings",
+    "soma_common.console.settings.ConsoleSettings",
 ]
 
 
@@ -87,9 +89,10 @@ def test_every_variable_of_the_environment_is_described() -> None:
         }
     )
     SomaConfig.from_env(stack)
+    ConsoleSettings.from_env(console := Recorded({}))
     tests = {FORCE, *ADDRESSES.values()}
     described = {name for name, _ in ROW.findall(page("configuration")) if name.isupper()}
-    assert described == standalone.asked | stack.asked | tests
+    assert described == standalone.asked | stack.asked | console.asked | tests
 
 
 def test_the_defaults_of_the_environment_are_those_of_the_page() -> None:

@@ -12,9 +12,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from soma_common.cli.escaping import json_text, plain
 from soma_common.cli.telling import complain
 from soma_common.errors import ValidationError
+from soma_common.escaping import json_text, plain
 
 
 @pytest.mark.parametrize("command", [("events", "list"), ("dlq", "list")])

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from soma_common.cli.checks.connecting import asked, unpooled
 from soma_common.cli.checks.findings import Finding, Limits, Subject, fail, failed, ok, skipped, warn
-from soma_common.cli.moments import span
 from soma_common.config import SomaConfig
 from soma_common.errors import SomaError
+from soma_common.moments import span
 from soma_common.postgres import migrate
 from soma_common.postgres.pool import Pool
 from soma_common.sql.loader import blocks

@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from soma_common.cli.checks.findings import Area, Finding, Level
-from soma_common.cli.escaping import json_text, plain
+from soma_common.escaping import json_text, plain
 
 _LOOKS: Final = {
     Level.OK: ("✓", "ok", "green"), Level.WARN: ("!", "warn", "yellow"), Level.FAIL: ("✗", "FAIL", "red"),

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from soma_common.cli.checks.connecting import asked, unpooled
 from soma_common.cli.checks.findings import Finding, Limits, Subject, fail, ok, skipped, warn
-from soma_common.cli.moments import span
 from soma_common.config import SomaConfig
 from soma_common.errors import DatabaseUnavailable, SomaError
+from soma_common.moments import span
 from soma_common.postgres.pool import Pool
 
 _COUNTED: Final = 10_000

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from soma_common.cli.checks.connecting import asked, unpooled
-from soma_common.cli.moments import span
 from soma_common.cli.stack.places import Places
 from soma_common.config import SomaConfig
 from soma_common.errors import SomaError
+from soma_common.moments import span
 from soma_common.postgres import migrate
 from soma_common.postgres.embedded import EmbeddedPostgres
 

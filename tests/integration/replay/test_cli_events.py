@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from soma_common.cli.escaping import plain
+from soma_common.escaping import plain
 from soma_common.events.models import Event
 
 APP = """

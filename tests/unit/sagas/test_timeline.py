@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from soma_common.cli.saga_timeline import Sign, Timeline, help_of, stuck_at, where
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import SagaStatus
+from soma_common.sagas.timeline import Sign, Timeline, help_of, stuck_at, where
 from soma_common.sagas.views import LoggedEntry, SagaSummary
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,8 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from soma_common.cli.escaping import json_text, plain
-from soma_common.cli.moments import span, stamp, took
+from soma_common.escaping import json_text, plain
+from soma_common.moments import span, stamp, took
 from soma_common.sagas.journal import What
 from soma_common.sagas.models import SagaStatus
 from soma_common.sagas.views import LoggedEntry, SagaSummary

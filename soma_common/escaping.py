@@ -13,7 +13,11 @@ def json_text(value: Any, *, indent: bool = False) -> str:
     """JSON in which nothing steers a terminal: orjson escapes what is below a space, and no other control characters,
     bidirectional ones for instance. Such ones stand in strings only, so the text says the same."""
     options = orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if indent else 0)
-    text = orjson.dumps(value, default=str, option=options).decode()
+    return json_escaped(orjson.dumps(value, default=str, option=options).decode())
+
+
+def json_escaped(text: str) -> str:
+    """JSON that is written already, so that nothing in it steers anything; it says the same."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
