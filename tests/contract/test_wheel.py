@@ -54,7 +54,7 @@ def test_it_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     somastack = str(tmp_path / "env" / "bin" / "somastack")
     assert "Commands:" in _run(somastack, "--help")
     bare = subprocess.run([somastack, "console"], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert "The console needs starlette" in bare.stderr
+    assert "The console needs " in bare.stderr
     assert "pip install 'soma-common[console]'" in bare.stderr
     _run(python, "-m", "pip", "install", "--quiet", f"{wheel}[console]")
     _run(
