@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
+from soma_common.errors import SagaDefinitionError
 from soma_common.events.models import RecordedEvent
 from soma_common.events.types import EventType
 from soma_common.sagas.announcing import ANNOUNCED, SAGA_STREAM, Heard
 from soma_common.sagas.choreography import Choreography
 from soma_common.sagas.journal import Entry, What
 from soma_common.sagas.ledger import Cause, Ledger
-
-_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 
 
 async def observe(event: RecordedEvent, tx: Any) -> None:
@@ -33,8 +31,11 @@ async def observe(event: RecordedEvent, tx: Any) -> None:
 
 
 def _choreography(event: RecordedEvent) -> Choreography | None:
-    name = event.payload.get("name") if isinstance(event.payload, dict) else None
-    return Choreography(name) if isinstance(name, str) and _NAME.fullmatch(name) else None
+    name: Any = event.payload.get("name") if isinstance(event.payload, dict) else None
+    try:
+        return Choreography(name)
+    except SagaDefinitionError:  # none can be called so
+        return None
 
 
 def _id(choreography: Choreography, event: RecordedEvent) -> UUID:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from soma_common.errors import (
@@ -36,8 +36,8 @@ from soma_common.events.tally import AppendTally
 from soma_common.filtering import ALL_TENANTS as ALL_TENANTS
 from soma_common.filtering import AllTenants as AllTenants
 from soma_common.filtering import conditions_of
-from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, TickReader, merge
-from soma_common.postgres.pool import Pool, fetch, in_transaction
+from soma_common.postgres.cursor import BEGINNING, Cursor, Diff, Tick, TickReader, merge
+from soma_common.postgres.pool import Pool, Row, fetch, in_transaction
 from soma_common.retry import Backoff
 from soma_common.sql.loader import blocks
 from soma_common.tx import connection_of
@@ -96,6 +96,15 @@ class Page(Sequence[RecordedEvent]):
 
     def __len__(self) -> int:
         return len(self.events)
+
+
+class _Read(NamedTuple):
+    """A page of the log, and the cursor behind it; ``full``: there may be more at once."""
+
+    diff: Diff
+    rows: Sequence[Row]
+    full: bool
+    cursor: Cursor
 
 
 class EventStore:
@@ -275,17 +284,15 @@ class EventStore:
         """
         cursor, idle, bound = after, 0.002, PageBound()
         while True:
-            diff = await self.ticks.next_diff(cursor, await self.ticks.latest())
-            limit = bound.limit(page)
-            rows = await self.log_page(diff, limit, reader) if diff is not None else []
+            read = await self._next_page(cursor, await self.ticks.latest(), bound.limit(page), reader)
+            rows = read.rows if read is not None else ()
             bound.saw(rows)
             for row in rows:
-                assert diff is not None
-                yield recorded_event(row), diff.after(row[0])
-            if diff is not None:
-                cursor = diff.after(rows[-1][0]) if len(rows) == limit else diff.done()
+                assert read is not None
+                yield recorded_event(row), read.diff.after(row[0])
+            cursor = cursor if read is None else read.cursor
             idle = 0.002 if rows else min(most_idle, idle * 1.5)
-            if len(rows) < limit:
+            if read is None or not read.full:
                 await asyncio.sleep(idle)
 
     async def so_far(
@@ -296,12 +303,19 @@ class EventStore:
         As :meth:`subscribe`, which goes on for ever.
         """
         cursor, bound, latest = after, PageBound(), await self.ticks.latest()
-        while (diff := await self.ticks.next_diff(cursor, latest)) is not None:
-            limit = bound.limit(page)
-            rows = await self.log_page(diff, limit, reader)
-            bound.saw(rows)
-            cursor = diff.after(rows[-1][0]) if len(rows) == limit else diff.done()
-            yield [recorded_event(row) for row in rows], cursor
+        while (read := await self._next_page(cursor, latest, bound.limit(page), reader)) is not None:
+            bound.saw(read.rows)
+            cursor = read.cursor
+            yield [recorded_event(row) for row in read.rows], cursor
+
+    async def _next_page(self, cursor: Cursor, latest: Tick, limit: int, reader: str | None) -> _Read | None:
+        """What comes next behind a cursor; None where it has reached the tick."""
+        diff = await self.ticks.next_diff(cursor, latest)
+        if diff is None:
+            return None
+        rows = await self.log_page(diff, limit, reader)
+        full = len(rows) == limit
+        return _Read(diff, rows, full, diff.after(rows[-1][0]) if full else diff.done())
 
     async def log_page(self, diff: Diff, limit: int, reader: str | None = None) -> Sequence[Sequence[Any]]:
         """The rows of a diff of the log, at most ``limit``, ordered by position.
