@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from soma_common.postgres.pool import Pool
+from tests.sessions import SESSIONS
 
 _MAKE = """
     CREATE FUNCTION takes_long() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -17,7 +18,7 @@ _MAKE = """
     END $$;
     CREATE TRIGGER takes_long AFTER UPDATE ON {table} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION takes_long();
 """
-_UNDER_WAY = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+_UNDER_WAY = f"SELECT count(*) FROM {SESSIONS} WHERE wait_event = 'PgSleep'"
 
 
 @asynccontextmanager

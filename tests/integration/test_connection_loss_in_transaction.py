@@ -13,6 +13,7 @@ from soma_common.errors import DatabaseUnavailable
 from soma_common.postgres.errors import is_connection_loss
 from soma_common.postgres.pool import Pool, PoolSettings, fetch
 from soma_common.testing.proxy import proxy_to
+from tests.sessions import SESSIONS
 from tests.waiting import until
 
 
@@ -64,7 +65,7 @@ async def test_who_is_cancelled_in_a_statement_that_nobody_answers_is_cancelled(
         async with Pool(PoolSettings(proxy.through(soma_database), timeout=1.0)) as pool:
             working = asyncio.create_task(pool.fetch("SELECT pg_sleep(60)"))
             async with Pool(soma_database) as other:
-                sleeping = "SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+                sleeping = f"SELECT FROM {SESSIONS} WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
                 await until(lambda: other.fetch(sleeping), what="the statement runs")
             await asyncio.to_thread(proxy.silence)
             working.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from soma_common.sql.loader import Migration, migrations
 from soma_common.testing.backends import PostgresHandle
 from soma_common.testing.lane.sql_tools import SqlTools
 from tests.core_support import Reader, connected, event, opened
+from tests.sessions import SESSIONS, WAITING_LOCKS
 from tests.waiting import until
 
 EXTRA = Migration(9001, "extra", "ALTER TABLE soma.events ADD COLUMN extra text; CREATE TABLE soma.extra (i int)")
@@ -53,28 +55,24 @@ async def test_an_upgrade_while_writers_run(soma_database: str, monkeypatch: pyt
         await transaction.start()
         await store.publish(event("slow"), tx=slow)
         upgrading = asyncio.create_task(migrate.upgrade(soma_database))
-        published = 0
+        waits: set[Any] = set()
 
         async def tried() -> bool:
-            """The upgrade has given up its lock at least twice."""
-            nonlocal published
-            await store.publish(event(str(published)))
-            published += 1
-            log = await store.pool.fetch(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'soma-migrate' "
-                "AND state = 'idle' AND query LIKE 'ROLLBACK%'"
-            )
-            seen.append(log[0][0])
-            return sum(1 for a, b in zip(seen, seen[1:], strict=False) if b > a) >= 2
+            """It waited for its lock three times: it gave up twice. Each time an event is published beside it."""
+            waiting = f"SELECT waitstart FROM {WAITING_LOCKS} WHERE application_name = 'soma-migrate'"
+            for (since,) in await store.pool.fetch(waiting):
+                if since not in waits:
+                    waits.add(since)
+                    await store.publish(event(str(since)))
+            return len(waits - {None}) >= 3
 
-        seen: list[int] = [0]
         await until(tried)
         assert not upgrading.done()
         await transaction.commit()
         assert await upgrading == ["9001_extra"]
         await store.publish(event("after"))
         reader = Reader(store)
-        assert len(await reader.drain()) == published + 2
+        assert len(await reader.drain()) == len(waits) + 2
 
 
 async def test_a_lock_that_cannot_be_had_is_an_error(soma_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,15 +222,12 @@ async def test_maintenance_beside_a_long_writer_gives_up_and_lets_others_write(s
         assert await worker.fetchval("SELECT soma.maintain_events(100, '20 milliseconds')") == 0
         maintaining = asyncio.create_task(worker.fetchval("SELECT soma.maintain_events(100, '300 seconds')"))
         async with connected(soma_database) as watcher:
-            await until(
-                lambda: watcher.fetchval("SELECT 1 FROM pg_locks WHERE NOT granted AND mode LIKE 'AccessExcl%'")
-            )
+            await until(lambda: watcher.fetchval(f"SELECT 1 FROM {WAITING_LOCKS} WHERE mode LIKE 'AccessExcl%'"))
             behind = asyncio.create_task(store.publish(event("behind")))
-            await until(lambda: watcher.fetchval("SELECT 1 FROM pg_locks WHERE NOT granted AND mode LIKE 'RowExcl%'"))
+            await until(lambda: watcher.fetchval(f"SELECT 1 FROM {WAITING_LOCKS} WHERE mode LIKE 'RowExcl%'"))
             assert not behind.done()  # an append does wait behind it: hence the short timeout
             await watcher.fetch(
-                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%maintain_events(100, ''300%' "
-                "AND pid <> pg_backend_pid()"
+                f"SELECT pg_cancel_backend(pid) FROM {SESSIONS} WHERE query LIKE '%maintain_events(100, ''300%'"
             )
             with pytest.raises(asyncpg.QueryCanceledError):
                 await maintaining

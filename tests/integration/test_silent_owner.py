@@ -13,6 +13,7 @@ from soma_common.postgres.cursor import BEGINNING
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.shards import Shards
 from soma_common.testing.backends import PostgresHandle
+from tests.sessions import WAITING_LOCKS
 from tests.waiting import until
 
 _BOUNDS = "SELECT current_setting('transaction_timeout'), current_setting('idle_in_transaction_session_timeout')"
@@ -134,7 +135,7 @@ async def test_shards_are_locked_in_their_order(soma_database: str, change: str)
             waiting = asyncio.create_task(calls[change]())
 
             async def waits() -> bool:
-                return bool(await others.fetch("SELECT FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"))
+                return bool(await others.fetch(f"SELECT FROM {WAITING_LOCKS}"))
 
             await until(waits)
             free = await first.fetch("SELECT shard FROM soma.shards WHERE shard > 0 FOR UPDATE NOWAIT")

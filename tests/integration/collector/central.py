@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
-import asyncpg
-
 from soma_common.collector.collecting import Collector, CollectorSettings
 from soma_common.config import SomaConfig
 from soma_common.deployment import DeployMode
@@ -22,6 +20,7 @@ from soma_common.kafka.admin import TopicAdmin
 from soma_common.postgres.pool import Pool
 from soma_common.testing import eventually
 from soma_common.wiring import open_ground
+from tests.sessions import cut_all
 
 
 class Central:
@@ -94,9 +93,4 @@ class Central:
 
     async def cut(self) -> None:
         """End every connection to its database."""
-        connection = await asyncpg.connect(self.dsn)
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        await connection.close()
+        await cut_all(self.dsn)

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
-import asyncpg
 import pytest
 from click.testing import CliRunner
 
@@ -27,6 +26,7 @@ from soma_common.testing import make_event
 from soma_common.testing.backends import PostgresHandle
 from tests.integration.sagas.shop import TENANT, OrderPlaced, Running, event, of_all
 from tests.saga_support import told
+from tests.sessions import cut_all
 
 
 @pytest.fixture
@@ -81,19 +81,10 @@ async def test_what_is_broken_off_goes_on_and_two_at_once_meet(databases: dict[s
         assert 0 < done.read == done.fresh == len(await _all(central)) < 2600
         with pytest.raises(DatabaseUnavailable):
             async for _ in copy_log(soma.pool, central):
-                await _cut(databases["orders"])
+                await cut_all(databases["orders"])
         first, second = await asyncio.gather(_copied(soma.pool, central), _copied(soma.pool, central))
         assert first.read == second.read == 2600
         assert len({event.event_id for event in await _all(central)}) == len(await _all(central)) == 2600
-
-
-async def _cut(dsn: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    await connection.close()
 
 
 async def _told_by(service: str, *payloads: SagaStepCompleted | SagaCompensating, saga_id: uuid.UUID) -> list[Event]:

@@ -9,11 +9,12 @@ import pytest
 
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
+from tests.sessions import WAITING_LOCKS
 from tests.waiting import until
 
 PARTITIONS = 4
 SQL = blocks("consumer")
-WAITING = "SELECT FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+WAITING = f"SELECT FROM {WAITING_LOCKS}"
 
 
 async def _claim(pool: Pool, numbers: list[int]) -> dict[int, tuple[int, int]]:

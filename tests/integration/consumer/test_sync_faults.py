@@ -24,6 +24,7 @@ from soma_common.retry import Backoff
 from soma_common.testing.lane.postgres import PostgresServer
 from soma_common.testing.proxy import CommitCut, proxy_to
 from tests.integration.consumer.flavours import apply, execute, flavour_of
+from tests.sessions import SESSIONS
 from tests.waiting import until
 
 QUICK = Backoff(base=0.02, maximum=0.2)
@@ -178,7 +179,7 @@ async def test_idle_connections_that_the_server_ended_are_replaced_in_silence(wo
     async with world.log_worker(apply, connect=flavour.connect) as worker:
         await world.applied(50)
         await until(lambda: not worker.stats().in_flight)
-        sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'idle'"
+        sql = f"SELECT pg_terminate_backend(pid) FROM {SESSIONS} WHERE query = 'COMMIT' AND state = 'idle'"
         assert await world.pool.fetch(sql)
         before = worker.stats().tally.transactions
         events += await world.publish(50, keys=10, start=50)
@@ -257,8 +258,8 @@ async def test_a_handler_that_hangs_is_left_behind_and_its_event_alone_is_dead(
             assert await world.count() == 40
             assert 1 <= len(tries) <= (2 if batch else 1)
             assert all(thread.is_alive() for thread in tries)
-            busy = "SELECT FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)' OR state LIKE 'idle in transaction%'"
-            await until(lambda: _none(world, busy + " AND datname = current_database()"), what="its backend ended")
+            busy = f"SELECT FROM {SESSIONS} WHERE query LIKE '%pg_sleep(60)' OR state LIKE 'idle in transaction%'"
+            await until(lambda: _none(world, busy), what="its backend ended")
     finally:
         over.set()
     await until(lambda: not any(thread.is_alive() for thread in tries), what="the thread ends at last")

@@ -8,11 +8,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from soma_common.errors import OffsetLost
+from tests.sessions import SESSIONS
 from tests.waiting import until
 
-_CUT = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
-"""
+_CUT = f"SELECT pg_terminate_backend(pid) FROM {SESSIONS} WHERE wait_event_type = 'Lock'"
 
 
 async def make_anew(topic: Any, partitions: int = 4) -> None:

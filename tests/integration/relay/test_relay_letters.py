@@ -23,6 +23,7 @@ from soma_common.sql.loader import blocks
 from soma_common.testing.backends import KafkaHandle
 from soma_common.testing.lane.kafka_wire import Topic
 from tests.integration.relay.lab import RelayProcess, World, check, make
+from tests.sessions import WAITING_LOCKS
 from tests.waiting import until
 
 MODES = pytest.mark.parametrize("exactly_once", [False, True], ids=["at_least_once", "exactly_once"])
@@ -199,7 +200,7 @@ async def test_a_row_that_is_parked_while_its_head_is_given_up_does_not_stay(
         parked = asyncio.create_task(parking.execute(again, events[0].position))
 
         async def waits() -> bool:
-            sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            sql = f"SELECT count(*) FROM {WAITING_LOCKS} WHERE locktype = 'advisory'"
             return bool((await lab.pool.fetch(sql))[0][0])
 
         # It read its row before; what it must wait for is the look for an earlier one.

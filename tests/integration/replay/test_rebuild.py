@@ -14,6 +14,7 @@ from soma_common.replay.models import ReplayFilter, ReplayState
 from soma_common.replay.projection import Projection
 from soma_common.replay.rebuilding import RebuildSettings
 from tests.integration.replay.projecting import BOTH, SENT, book, make_tables, rebuilt, same_as_recomputed, schemas
+from tests.sessions import WAITING_LOCKS
 from tests.waiting import until
 
 
@@ -396,7 +397,7 @@ async def test_a_batch_in_flight_is_waited_for(replays: Any) -> None:
         async with replays.engine(book, rebuild=quick) as engine:
             run = await engine.start(replays.everything, "rebuild", projection=BOTH)
             rebuilding = asyncio.create_task(replays.finish(engine, run))
-            waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid = soma.swap_locks()"
+            waits = f"SELECT FROM {WAITING_LOCKS} WHERE locktype = 'advisory' AND classid = soma.swap_locks()"
             await until(lambda: replays.pool.fetch(waits), what="the swap waits")
             go_on.set()
             assert (await rebuilding).state is ReplayState.DONE

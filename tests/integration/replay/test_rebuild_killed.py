@@ -16,6 +16,7 @@ from soma_common.errors import ReplayRefused
 from soma_common.events.models import RecordedEvent
 from soma_common.replay.models import ReplayState
 from soma_common.replay.projection import Projection
+from tests.sessions import SESSIONS
 from tests.waiting import until
 
 EVENTS = 400
@@ -124,8 +125,8 @@ async def test_a_paused_process_that_wakes_up_changes_nothing(replays: Any) -> N
     await until(some)
     child.send_signal(signal.SIGSTOP)
     await replays.pool.fetch(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'soma-replay' "
-        "AND datname = current_database() AND state LIKE 'idle in transaction%'"
+        f"SELECT pg_terminate_backend(pid) FROM {SESSIONS} WHERE application_name = 'soma-replay' "
+        "AND state LIKE 'idle in transaction%'"
     )  # as its timeout would
     await finished(replays, run, events)
     child.send_signal(signal.SIGCONT)

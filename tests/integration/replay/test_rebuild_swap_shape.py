@@ -14,9 +14,10 @@ from soma_common.replay.projection import Projection
 from soma_common.replay.rebuilding import RebuildSettings
 from tests.integration.consumer.conftest import apply
 from tests.integration.replay.projecting import BOTH, book, make_tables, rebuilt, schemas
+from tests.sessions import WAITING_LOCKS
 from tests.waiting import until
 
-WAITING = "SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+WAITING = f"SELECT FROM {WAITING_LOCKS} WHERE mode = 'AccessExclusiveLock'"
 OWN = "CREATE TABLE effect (seq bigserial PRIMARY KEY, event_id uuid, tenant text, key text, number int, worker int);"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.sessions import SESSIONS
 from tests.waiting import until
 
 EVENTS = 300
@@ -110,7 +111,7 @@ async def finish_beside(replays: Any, run: Any) -> None:
     """The stopped process may hold its row until PostgreSQL ends its transaction: end it as the timeout would."""
     await asyncio.sleep(0.6)
     await replays.pool.fetch(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'soma-replay' "
-        "AND datname = current_database() AND state LIKE 'idle in transaction%'"
+        f"SELECT pg_terminate_backend(pid) FROM {SESSIONS} WHERE application_name = 'soma-replay' "
+        "AND state LIKE 'idle in transaction%'"
     )
     await finish(replays, run, "force")

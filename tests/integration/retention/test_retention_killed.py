@@ -16,6 +16,7 @@ import pytest
 
 from soma_common.errors import RetentionError
 from tests.core_support import connected
+from tests.sessions import SESSIONS
 from tests.waiting import until
 
 PROGRAM = Path(__file__).with_name("program.py")
@@ -105,8 +106,8 @@ async def test_a_frozen_run_that_wakes_up_spoils_nothing(retained: Any) -> None:
     child.send_signal(signal.SIGSTOP)
     await lease_over(retained)
     await retained.later.fetch(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND (state LIKE 'idle in transaction%' OR (state = 'active' AND wait_event = 'ClientRead'))"
+        f"SELECT pg_terminate_backend(pid) FROM {SESSIONS} "
+        "WHERE state LIKE 'idle in transaction%' OR (state = 'active' AND wait_event = 'ClientRead')"
     )  # as its timeouts would; between preparing a statement and running it a client holds locks too
     await finish(retained, events)
     child.send_signal(signal.SIGCONT)
@@ -150,8 +151,7 @@ async def test_connections_that_are_cut_lose_nothing(retained: Any) -> None:
     async with connected(retained.dsn) as admin:
         while child.poll() is None:
             await admin.fetch(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-                "AND application_name = 'soma-common' AND pid <> pg_backend_pid()"
+                f"SELECT pg_terminate_backend(pid) FROM {SESSIONS} WHERE application_name = 'soma-common'"
             )
             await asyncio.sleep(0.1)
     await ended(child)

@@ -14,6 +14,7 @@ from soma_common.sagas.views import SagaView
 from tests.integration.sagas.programs import ASKING, CAREFUL, LOCKING, LOCKING_IN_THREAD, PLAIN, SAGAS, Job
 from tests.saga_process import working
 from tests.saga_support import Sagas, opened, told
+from tests.sessions import SESSIONS
 from tests.waiting import until
 
 MODULE = "tests.integration.sagas.programs"
@@ -128,10 +129,7 @@ async def test_a_worker_that_stays_paused_in_a_transaction_keeps_no_locks(
     await sagas.pool.fetch("INSERT INTO done (what) VALUES ('locked')")
     saga_id = await sagas.start(saga, Job(soma_database, "pause"))
     with working(soma_database, MODULE, **QUICK) as paused:
-        holder = (
-            "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE 'UPDATE done%' "
-            "AND datname = current_database()"
-        )
+        holder = f"SELECT count(*) FROM {SESSIONS} WHERE state = 'idle in transaction' AND query LIKE 'UPDATE done%'"
 
         async def stands_still() -> bool:
             return bool((await sagas.pool.fetch(holder))[0][0])

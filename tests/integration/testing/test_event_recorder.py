@@ -6,12 +6,12 @@ import asyncio
 import sys
 from typing import Any
 
-import asyncpg
 import pytest
 
 from soma_common import Event, Payload, PayloadModels, Soma, SomaConfig
 from soma_common.errors import ConfigurationError
 from soma_common.testing import EventRecorder, make_event
+from tests.sessions import cut_all
 
 
 class Placed(Payload, event_type="order.placed"):
@@ -111,12 +111,7 @@ async def test_more_than_a_page_and_a_cut_connection(soma_database: str) -> None
     async with _soma(soma_database) as soma, EventRecorder(soma) as recorded:
         await soma.publish([make_event(Placed(order="o", cents=n), aggregate_id="o") for n in range(2500)])
         assert [each.payload.cents for each in await recorded.events()] == list(range(2500))
-        killer = await asyncpg.connect(soma_database)
-        await killer.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        await killer.close()
+        await cut_all(soma_database)
         await soma.publish(make_event(Billed(order="o")))
         assert len(await recorded.wait_for(Billed)) == 1
 

@@ -21,6 +21,7 @@ from soma_common.errors import (
 )
 from tests.core_support import connected, event, opened
 from tests.scope_support import World
+from tests.sessions import SESSIONS, WAITING_LOCKS
 from tests.waiting import until
 
 
@@ -70,7 +71,7 @@ async def test_a_deadlock_is_a_conflict(world: World) -> None:
             if mine == "1":
                 first.set()
                 async with connected(world.dsn) as watcher:
-                    await until(lambda: watcher.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+                    await until(lambda: watcher.fetchval(f"SELECT count(*) FROM {WAITING_LOCKS}"))
             else:
                 await first.wait()
             await tx.conn.execute(update, theirs)
@@ -160,7 +161,7 @@ async def test_a_connection_killed_while_it_commits(world: World, kind: str) -> 
     await _slow_commit(world)
     working = asyncio.create_task(_write_slowly(world, kind == "some"))
     async with connected(world.dsn) as watcher:
-        committing = "SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT;' AND wait_event = 'PgSleep'"
+        committing = f"SELECT pid FROM {SESSIONS} WHERE query = 'COMMIT;' AND wait_event = 'PgSleep'"
         pid = await until(lambda: watcher.fetchval(committing))
         await watcher.execute("SELECT pg_terminate_backend($1)", pid)
     with pytest.raises(DatabaseUnavailable if kind == "some" else CommitUnknown):
@@ -177,7 +178,7 @@ async def test_a_commit_whose_answer_is_lost_is_found_out_about(world: World) ->
         async with opened(proxy.through(world.dsn)) as store:
             working = asyncio.create_task(_write_slowly(World(store, world.dsn), True))
             async with connected(world.dsn) as watcher:
-                committing = "SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT;' AND wait_event = 'PgSleep'"
+                committing = f"SELECT pid FROM {SESSIONS} WHERE query = 'COMMIT;' AND wait_event = 'PgSleep'"
                 await until(lambda: watcher.fetchval(committing))
             await asyncio.to_thread(proxy.cut)
             await working
