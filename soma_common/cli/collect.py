@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import click
 
+from soma_common.cli.log_options import Log, log_options
 from soma_common.cli.telling import reporting
 from soma_common.collector.collecting import NOT_EVENTS, PREFIX, Collector, CollectorSettings
 from soma_common.collector.copying import Copied, copy_log
@@ -37,8 +37,9 @@ from soma_common.wiring import make_pool, open_ground
     "--from-log", "logs", multiple=True, metavar="DSN",
     help="Copy what this service's own database has so far, and end. May be repeated.",
 )  # fmt: skip
+@log_options
 @reporting(SomaError)
-def collect(prefix: str, without: Sequence[str], look_every: float, name: str, logs: Sequence[str]) -> None:
+def collect(prefix: str, without: Sequence[str], look_every: float, name: str, logs: Sequence[str], log: Log) -> None:
     """Keep a central log of what all services recorded, until SIGTERM.
 
     SOMASTACK_POSTGRES_DSN names its database, which is brought up to date, and which no service may write to: there
@@ -54,7 +55,7 @@ def collect(prefix: str, without: Sequence[str], look_every: float, name: str, l
         raise ConfigurationError(
             "The central log has no database.", cure="set SOMASTACK_POSTGRES_DSN to one of its own."
         )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
+    log.start(name)
     asyncio.run(_copy(config, logs) if logs else _collect(config, prefix, without, look_every))
 
 

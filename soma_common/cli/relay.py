@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 
 import click
 
+from soma_common.cli.log_options import Log, log_options
 from soma_common.config import SomaConfig
 from soma_common.health import HealthServer
 from soma_common.kafka.publisher import KafkaPublishers
@@ -35,6 +35,7 @@ _DRAIN = 25.0  # seconds; Kubernetes kills after 30
 @click.option("--rows", default=20_000, show_default=True, type=click.IntRange(8, 1_000_000), help="Most in flight.")
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Serve /healthz and /metrics there; 0: any port.")
 @click.option("--drain", default=10.0, show_default=True, type=click.FloatRange(0.1, 300), help="Seconds.")
+@log_options
 def relay(
     name: str,
     workers: int,
@@ -43,13 +44,12 @@ def relay(
     rows: int,
     health_port: int | None,
     drain: float,
+    log: Log,
 ) -> None:
     """Bring events from the outbox to Kafka until SIGTERM, then drain."""
     config = SomaConfig.from_env()
     publishers = make_publishers(config)
-    # Each state change is told once by the relay itself; aiokafka tells every attempt.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
+    log.start(name)
     send_spans(config, name)
     settings = RelaySettings(rows=rows, transaction_rows=max(1, rows // 2), drain=drain)
     pool = make_pool(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 from soma_common.cli.db import dsn_of
+from soma_common.cli.log_options import Log, log_options
 from soma_common.cli.show import login, show_table
 from soma_common.config import SomaConfig
 from soma_common.errors import RetentionError
@@ -65,8 +65,10 @@ def _plan(policy: RetentionPolicy, storage: Storage | None, *, as_json: bool) ->
 @click.option("--every", type=click.FloatRange(0.1), metavar="MINUTES", help="Stay, and run so often until SIGTERM.")
 @_WHO
 @_JSON
+@log_options
 def run(
-    policy: Path, place: str | None, dry_run: bool, force: bool, why: str, every: float | None, who: str, as_json: bool
+    policy: Path, place: str | None, dry_run: bool, force: bool, why: str, every: float | None, who: str, as_json: bool,
+    log: Log,
 ) -> None:  # fmt: skip
     """Archive and remove what is past its time. Safe beside everything else, and to kill at any moment."""
     given = _given(policy, place)
@@ -76,7 +78,7 @@ def run(
     if every is not None:
         if force:
             raise click.UsageError("--force is for one run: it excludes --every.")
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
+        log.start()
         settings = RetentionSettings(every=every * 60)
         _with_pool(lambda pool: run_until_signalled(Retention(pool, *given, who=who, settings=settings)))
         return

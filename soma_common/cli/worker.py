@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -13,6 +12,7 @@ import click
 from soma_common.app import Soma
 from soma_common.cli.examples import examples
 from soma_common.cli.loading import complete_names, load
+from soma_common.cli.log_options import Log, log_options
 from soma_common.cli.reloading import supervise
 from soma_common.cli.telling import complain
 from soma_common.errors import ConfigurationError
@@ -35,9 +35,10 @@ from soma_common.wiring import send_spans
 @click.option("--drain", default=25.0, show_default=True, type=click.FloatRange(0.1, 3600),
               help="Seconds for what is under way, once it is to end.")  # fmt: skip
 @click.option("--reload", "reloads", is_flag=True, help="Begin anew when a .py file changes. For development.")
+@log_options
 def worker(
     *, name: str, consumers: tuple[str, ...], relay: bool, sagas: bool | None, health_port: int | None, drain: float,
-    reloads: bool,
+    reloads: bool, log: Log,
 ) -> None:  # fmt: skip
     """Run an application until SIGTERM or Ctrl-C, then drain.
 
@@ -48,10 +49,10 @@ def worker(
     """
     if reloads:
         raise SystemExit(supervise(patience=drain + 5.0))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # the library tells each change once
     try:
+        started = log.start()
         somas = applications(name)
+        log.rename(started, somas[0].config.service_id)
         chosen = _consumers(somas, consumers)
         if sagas and not any(soma.saga_definitions for soma in somas):
             raise ConfigurationError("There are no sagas to run.", cure="pass Soma(sagas=[...]).")

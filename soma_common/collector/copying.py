@@ -13,6 +13,7 @@ from soma_common.errors import TransactionConflict
 from soma_common.events.append import AppendSettings
 from soma_common.events.models import RecordedEvent
 from soma_common.events.store import EventStore
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool
 from soma_common.retry import Backoff
 
@@ -48,7 +49,7 @@ async def copy_log(service: Pool, central: Pool) -> AsyncIterator[Copied]:
 async def _page(events: Sequence[RecordedEvent], central: Pool) -> int:
     for delay in islice(_MEETING.delays(), _MOST_TRIES):
         try:
-            async with central.transaction(synchronous=True) as tx:
+            async with central.transaction(bound=SHORT) as tx:
                 fresh = await store(events, tx)
                 for event in events:
                     await observe(event, tx)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from soma_common.consumer.source import Partition, Place
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -36,7 +37,7 @@ class Attempts:
 
     async def begin(self, places: Sequence[Place]) -> None:
         """Before several events are begun together."""
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             await fetch(tx, _SQL["begin_together"], (self._consumer_id, *_places(places)))
         self._begun.update(places)
 
@@ -44,7 +45,7 @@ class Attempts:
         """Before an event is begun alone: the how manieth time this is."""
         if place in self._begun:  # by ourselves, and we live
             return 0
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             rows = await fetch(tx, _SQL["begin_alone"], (self._consumer_id, *place[0], place[1]))
         self._begun.add(place)
         return int(rows[0][0])

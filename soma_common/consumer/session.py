@@ -20,6 +20,7 @@ from soma_common.consumer.tally import Tally
 from soma_common.consumer.watchdog import Beat, Progress, Watchdog
 from soma_common.errors import DatabaseSetBack, LeaseLost, OffsetLost
 from soma_common.inbox import LaneCount
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -181,7 +182,7 @@ class Session:
             if not moved and not leaving:
                 return
             first = self._suspects.moved(moved)
-            async with self._pool.transaction(synchronous=True) as tx:
+            async with self._pool.transaction(bound=SHORT) as tx:
                 if moved:
                     await self._check_lanes(tx, counts)
                     await self._source.save(tx, moved)

@@ -16,6 +16,7 @@ from soma_common.errors import LeaseLost, LetterChanged
 from soma_common.events.ids import uuid7
 from soma_common.events.models import RecordedEvent
 from soma_common.inbox import Inbox, LaneCount
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -79,7 +80,7 @@ class DeadLetters:
             InfrastructureError, TransactionConflict: nothing was written, or it is unknown: call again.
             LeaseLost: the lane is not where its worker knows it.
         """
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             if lane is not None:
                 await lane.begin(tx)
             written = await self._park(tx, failed, failure, (attempts, retry_in, automatic_left))
@@ -143,7 +144,7 @@ class DeadLetters:
         What another worker holds is passed over. A worker that dies loses its leases when they end.
         """
         args = (self._consumer_id, most, storable(owner, 512), seconds)
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             rows = await fetch(tx, self._sql["lease_due"], args)
         return [Lease(self._consumer_id, bytes(row[0]), UUID(int=row[1].int), owner, row[2], row[3]) for row in rows]
 
@@ -202,7 +203,7 @@ class DeadLetters:
         known = letter.letter
         fence = (self._consumer_id, lease.sequence, lease.token, known.letter_id, known.revision, self._who)
         told = (failure.stage.value, failure.error_type, failure.message, failure.stack, failure.fingerprint)
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             said = (await fetch(tx, self._sql["fail"], (*fence, retry_in, automatic_left, *told)))[0][0]
             return _outcome(said, letter)
 

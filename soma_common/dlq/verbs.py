@@ -16,6 +16,7 @@ from soma_common.dlq.models import OPEN, FullLetter, HistoryEntry, Letter, Lette
 from soma_common.dlq.rows import FULL_LETTERS, LETTERS, full_letter_of, letter_of
 from soma_common.errors import EventTooLarge, LetterChanged, LetterNotFound, ValidationError
 from soma_common.events.payloads import to_json
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
 
@@ -149,7 +150,7 @@ def markable(wanted: LetterFilter) -> LetterFilter:
 async def mark(pool: Pool, letters: list[UUID], who: str, why: str | None) -> list[UUID]:
     """Ask for another try of the sequences of these letters, in one transaction; the letters that changed."""
     args = (letters, storable(who, 512), _reason(why))
-    async with pool.transaction(synchronous=True) as tx:
+    async with pool.transaction(bound=SHORT) as tx:
         return [row[0] for row in await fetch(tx, blocks("dead_letters")["redrive"], args)]
 
 
@@ -173,7 +174,7 @@ async def edit(
     if dry_run:
         return known.revision
     args = (known.letter_id, written, storable(who, 512), _reason(why), known.revision)
-    async with pool.transaction(synchronous=True) as tx:
+    async with pool.transaction(bound=SHORT) as tx:
         rows = await fetch(tx, blocks("dead_letters")["edit"], args)
     if rows:
         return int(rows[0][0])
@@ -217,7 +218,7 @@ async def discard(pool: Pool, letter_id: UUID | str, *, who: str, reason: str) -
     if not isinstance(reason, str) or not reason.strip():
         raise ValidationError("A letter is discarded for a reason.", cure="say why.")
     args = (given, storable(who, 512), _reason(reason))
-    async with pool.transaction(synchronous=True) as tx:
+    async with pool.transaction(bound=SHORT) as tx:
         before = (await fetch(tx, blocks("dead_letters")["discard"], args))[0][0]
     if before is None:
         raise _not_found(given)

@@ -23,6 +23,7 @@ from soma_common.events.keys import kafka_key
 from soma_common.events.models import RecordedEvent
 from soma_common.events.paging import PageBound
 from soma_common.events.rows import ENVELOPE, KEY_HASH, PAYLOAD, SELECT, recorded_event
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.cursor import Cursor, Diff, TickReader, merge
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.postgres.shards import Shards, worker_name
@@ -323,7 +324,7 @@ class LogSource:
             and number not in buffered and not shard.halted and not shard.leaving
         }  # fmt: skip
         if moves:
-            async with self._pool.transaction(synchronous=True) as tx:
+            async with self._pool.transaction(bound=SHORT) as tx:
                 await self._save(tx, moves)
             self._remember(moves)
         for shard in self._mine.values():

@@ -13,6 +13,7 @@ from soma_common.outbox.groups import Batch, Group
 from soma_common.outbox.publishing import KEY, POSITION, TOPIC
 from soma_common.outbox.queue import Aside
 from soma_common.outbox.settings import Parts
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.cursor import Cursor
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Saver:
 
     async def save(self, batch: Batch, cursors: Mapping[int, Cursor], asides: Sequence[Aside]) -> None:
         """Write cursors and park rows, in one transaction; groups that were lost meanwhile are dropped."""
-        async with self._p.pool.transaction(synchronous=True) as connection:
+        async with self._p.pool.transaction(bound=SHORT) as connection:
             ours = {s: cursor for s, cursor in cursors.items() if self._is_ours(s, batch.epochs.get(s))}
             lost = (frozenset(cursors) - frozenset(ours)) | await self._p.shards.save(ours, connection)
             kept = [aside for aside in asides if aside.shard not in lost]
@@ -82,7 +83,7 @@ class Saver:
             LeaseLost: the group has another owner.
         """
         await self.finish()
-        async with self._p.pool.transaction(synchronous=True) as connection:
+        async with self._p.pool.transaction(bound=SHORT) as connection:
             unmoved = {shard: group.saved for shard, group in self._groups.items()}
             if any(not self._is_ours(s, e) for s, e in batch.epochs.items()):
                 raise LeaseLost

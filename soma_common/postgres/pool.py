@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from soma_common.errors import ConfigurationError
 from soma_common.postgres.arrays import literals
-from soma_common.postgres.bounds import SHORT, Bound
+from soma_common.postgres.bounds import Bound
 from soma_common.postgres.errors import translated, translated_around_callers
 from soma_common.ranges import check_settings
 from soma_common.retry import Backoff
@@ -228,21 +228,17 @@ class Pool:
                         lent.discard(connection)
 
     @asynccontextmanager
-    async def transaction(
-        self, *, synchronous: bool = False, bound: Bound | None = None
-    ) -> AsyncIterator[asyncpg.Connection[Any]]:
+    async def transaction(self, *, bound: Bound | None = None) -> AsyncIterator[asyncpg.Connection[Any]]:
         """A connection inside a READ COMMITTED transaction: commits at the end, rolls back on an error.
 
         Args:
-            synchronous: for the library's own transactions: with the bound that is ``SHORT``.
             bound: PostgreSQL ends the transaction after that, and the commit waits for the disk even where the
                 session's default does not. A paused process would else keep its locks, and nobody could take over
-                what it had.
+                what it had. The library's own transactions are ``SHORT``.
 
         Raises:
             DatabaseUnavailable: PostgreSQL ended it so; it is rolled back.
         """
-        bound = SHORT if synchronous else bound
         async with self.connection() as connection, in_transaction(connection, bound):
             yield connection
 

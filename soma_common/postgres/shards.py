@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from soma_common.errors import InfrastructureError, TransactionConflict
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.cursor import BEGINNING, Cursor
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.sql.loader import blocks
@@ -122,7 +123,7 @@ class Shards:
         if tx is not None:
             rows = await fetch(tx, _sql("save"), args)
         else:
-            async with self._pool.transaction(synchronous=True) as connection:
+            async with self._pool.transaction(bound=SHORT) as connection:
                 rows = await fetch(connection, _sql("save"), args)
         lost = frozenset(cursors) - {row[0] for row in rows}
         for shard in lost:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from soma_common.errors import LeaseLost, ReplayRefused, ValidationError
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.cursor import Cursor
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.replay.models import Counts, Offset, Progress, ReplayFilter, ReplayMode, ReplayState, Scope
@@ -36,7 +37,7 @@ class Checkpoints:
         Args:
             offsets: of a run that reads Kafka (topic, partition, first offset, end) of what it covers.
         """
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             args = (
                 run_id, scope.consumer_id, scope.consumer_id, mode.value, "log" if offsets is None else "kafka",
                 wanted.to_json(), wanted.since, scope.end_tick, scope.end_token, scope.first_position,

@@ -18,6 +18,7 @@ from soma_common.consumer.source import Record
 from soma_common.errors import HandlerFailed, LeaseLost, ReplayRefused, SomaError
 from soma_common.inbox import LaneCount
 from soma_common.pacing import TokenBucket
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool, fetch
 from soma_common.ranges import check_settings
 from soma_common.replay.checkpoints import Checkpoints
@@ -194,7 +195,7 @@ class Rebuilder:
         if delay := self._bucket.take(len(page.records)):
             await asyncio.sleep(delay)
         counts = await self._applied(page.records)
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             await self._check_lanes(tx)
             await self._checkpoints.save(tx, self.run, page.after, counts)
         self.run = self.run.advanced(page.after, counts)

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 from soma_common.errors import ConfigurationError, LeaseLost, RetentionError, ValidationError
 from soma_common.events.rows import SELECT
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool, Row, fetch
 from soma_common.retention.manifest import Manifest
 from soma_common.sql.loader import blocks
@@ -140,7 +141,7 @@ class Catalog:
 
     @asynccontextmanager
     async def _fenced(self) -> AsyncIterator[Any]:
-        async with self.pool.transaction(synchronous=True) as tx:
+        async with self.pool.transaction(bound=SHORT) as tx:
             await fetch(tx, _sql("fence"), (self.owner,))
             yield tx
 

@@ -9,6 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from soma_common.clock import MICROSECOND
+from soma_common.postgres.bounds import SHORT
 from soma_common.postgres.pool import Pool
 from soma_common.retention.planning import before
 from soma_common.retention.policy import RetentionPolicy
@@ -90,7 +91,7 @@ class Sweeper:
         return int(kept >= 0)
 
     async def _raise_horizon(self, horizon: datetime) -> None:
-        async with self._pool.transaction(synchronous=True) as tx:
+        async with self._pool.transaction(bound=SHORT) as tx:
             await tx.fetch(_sql("horizon"), horizon)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from soma_common.errors import ValidationError
+from soma_common.postgres.bounds import SHORT
 from soma_common.sagas import replies
 from soma_common.sagas.course import Course
 from soma_common.sagas.journal import Entry, What
@@ -139,7 +140,7 @@ class Waiter:
             entry = Entry(what=What.UNDONE, step=work.path, attempt=course.number(work))
         draft = course.draft(entry)
         try:
-            async with self._p.store.pool.transaction(synchronous=True) as tx:
+            async with self._p.store.pool.transaction(bound=SHORT) as tx:
                 await self._p.runner.publish([command], tx, course.context(work))
                 seen = await self._p.store.record([draft.record], tx)
                 if not seen:
@@ -161,7 +162,7 @@ class Waiter:
         course = self._course
         draft = course.draft(*([entry] if entry else []))
         place = len(draft.record.entries) - len(draft.fresh) + 1
-        async with self._p.store.pool.transaction(synchronous=True) as tx:
+        async with self._p.store.pool.transaction(bound=SHORT) as tx:
             seen = await self._p.store.record([draft.record], tx)
             if not seen:
                 raise lost(draft.record)

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from soma_common.errors import DatabaseUnavailable, SomaError
-from soma_common.postgres.bounds import Bound
+from soma_common.postgres.bounds import SHORT, Bound
 from soma_common.postgres.cursor import BEGINNING
 from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.postgres.shards import Shards
@@ -28,7 +28,7 @@ async def test_shards_locked_by_a_silent_owner_are_taken_over(soma_database: str
 
         async def fall_silent() -> None:
             try:
-                async with theirs.transaction(synchronous=True) as tx:
+                async with theirs.transaction(bound=SHORT) as tx:
                     await silent.save(dict.fromkeys(silent.owned, BEGINNING), tx)
                     locked.set()
                     await asyncio.Event().wait()  # as if stopped: nothing more is sent
@@ -87,7 +87,7 @@ async def test_before_version_17_silence_alone_counts(soma_postgres16: PostgresH
     name = f"soma_silent_{uuid4().hex[:12]}"
     dsn = soma_postgres16.sql.create_database(name)
     try:
-        async with Pool(dsn) as pool, pool.transaction(synchronous=True) as tx:
+        async with Pool(dsn) as pool, pool.transaction(bound=SHORT) as tx:
             assert await tx.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
             assert await tx.fetchval("SELECT current_setting('transaction_timeout', true)") is None
     finally:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from soma_common.cli import log_options
 from soma_common.cli.checks.findings import Finding, Subject, failed, ok, warn
 from soma_common.config import SomaConfig
 from soma_common.deployment import MODE_VARIABLES, parse_mode
@@ -71,7 +72,7 @@ def known_variables() -> set[str]:
     """Every variable that the library asks for."""
     asked = _Noting(_ASKED)
     SomaConfig.from_env(asked)
-    return asked.asked | set(MODE_VARIABLES)
+    return asked.asked | {*MODE_VARIABLES, log_options.LEVEL, log_options.FORMAT}
 
 
 def _names(env: Mapping[str, str]) -> Finding:

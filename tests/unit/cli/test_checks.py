@@ -50,6 +50,8 @@ def test_settings_that_cannot_be_read_stop_what_rests_on_them() -> None:
         ({"SOMA_FOLDR": "x"}, "names", Level.WARN, "SOMA_FOLDER"),
         ({"SOMASTACK_KAFKA_BOOTSTRAPS": "x"}, "names", Level.WARN, "SOMASTACK_KAFKA_BOOTSTRAP"),
         ({"SOMASTACK_REDIS_URL": "x"}, "names", Level.OK, "misspelt"),
+        ({"SOMA_LOG_LEVEL": "DEBUG", "SOMA_LOG_FORMAT": "json"}, "names", Level.OK, "misspelt"),
+        ({"SOMA_LOG_LEVL": "DEBUG"}, "names", Level.WARN, "is SOMA_LOG_LEVEL meant"),
         ({"SOMA_ANYTHING_ELSE": "x"}, "names", Level.OK, "not for this library"),
     ],
 )
