@@ -14,6 +14,7 @@ import pytest
 
 import soma_common
 from soma_common import SomaConfig, errors
+from soma_common.cli import log_options
 from soma_common.cli.main import somastack
 from soma_common.console.settings import ConsoleSettings
 from soma_common.deployment import ALIASES
@@ -90,9 +91,10 @@ def test_every_variable_of_the_environment_is_described() -> None:
     )
     SomaConfig.from_env(stack)
     ConsoleSettings.from_env(console := Recorded({}))
+    commands = {log_options.LEVEL, log_options.FORMAT}
     tests = {FORCE, *ADDRESSES.values()}
     described = {name for name, _ in ROW.findall(page("configuration")) if name.isupper()}
-    assert described == standalone.asked | stack.asked | console.asked | tests
+    assert described == standalone.asked | stack.asked | console.asked | commands | tests
 
 
 def test_the_defaults_of_the_environment_are_those_of_the_page() -> None:

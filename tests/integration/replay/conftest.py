@@ -87,6 +87,10 @@ class ReplayWorld(World):
         return last
 
 
+async def nothing(event: Any, ctx: Any) -> None:
+    """A handler without an effect."""
+
+
 @pytest.fixture
 async def replays(soma_database: str) -> AsyncIterator[ReplayWorld]:
     async with open_world(soma_database) as made:

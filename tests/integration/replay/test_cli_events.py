@@ -14,6 +14,7 @@ import pytest
 
 from soma_common.escaping import plain
 from soma_common.events.models import Event
+from tests.integration.replay.conftest import nothing
 
 APP = """
 from soma_common import Soma
@@ -31,10 +32,6 @@ async def apply(event, ctx):
 
 number = 7
 """
-
-
-async def nothing(event: Any, ctx: Any) -> None:
-    """A handler without an effect."""
 
 
 def environment(dsn: str) -> dict[str, str]:

@@ -12,14 +12,10 @@ import pytest
 
 from soma_common.consumer.handlers import Handlers
 from soma_common.errors import (
-    ConfigurationError,
-    CursorLost,
     DatabaseUnavailable,
     HandlerFailed,
-    LeaseLost,
     ReplayRefused,
     SomaError,
-    TenantRequired,
     ValidationError,
 )
 from soma_common.events.models import Event
@@ -29,14 +25,11 @@ from soma_common.postgres.pool import Pool, PoolSettings
 from soma_common.replay.applying import Batches
 from soma_common.replay.checkpoints import Checkpoints
 from soma_common.replay.engine import ReplayEngine
-from soma_common.replay.models import ReplayFilter, ReplayMode, ReplayState
+from soma_common.replay.models import ReplayFilter, ReplayState
 from soma_common.replay.running import Runner
 from soma_common.retry import Backoff
 from tests.integration.consumer.conftest import apply
-
-
-async def nothing(event: Any, ctx: Any) -> None:
-    """A handler without an effect."""
+from tests.integration.replay.conftest import nothing
 
 
 async def test_what_was_missed_is_applied_once_and_in_order(replays: Any) -> None:
@@ -262,120 +255,6 @@ async def test_a_failing_event_ends_the_run_there_and_resume_goes_on(replays: An
     assert [row[3] for row in await replays.effects()] == list(range(150))
 
 
-async def test_pause_resume_cancel(replays: Any) -> None:
-    await replays.publish(200)
-    await replays.passed_by(nothing)
-    await replays.forget()
-    async with replays.engine(batch=20) as engine:
-        run = await engine.start(replays.everything)
-        states = []
-        async for progress in engine.run(run.run_id):
-            states.append(progress.state)
-            if len(states) == 3:
-                await engine.pause(run.run_id)
-        assert states == [ReplayState.RUNNING] * 3 + [ReplayState.PAUSED]
-        assert await replays.count() == 60
-        with pytest.raises(ReplayRefused, match="is paused"):
-            await replays.finish(engine, run)
-        with pytest.raises(ReplayRefused, match="cannot become"):
-            await engine.pause(run.run_id)
-        await engine.resume(run.run_id)
-        steps = engine.run(run.run_id)
-        await anext(steps)
-        assert (await engine.cancel(run.run_id)).state is ReplayState.CANCELLED
-        rest = [progress.state async for progress in steps]
-        assert rest == [ReplayState.CANCELLED]
-        assert await replays.count() == 80
-        for verb in (engine.pause, engine.resume, engine.cancel):
-            with pytest.raises(ReplayRefused, match="is cancelled"):
-                await verb(run.run_id)
-    assert await replays.pool.fetch("SELECT FROM soma.shards WHERE reader LIKE 'replay:%'") == []
-
-
-async def test_after_pause_returned_nothing_more_takes_effect(replays: Any) -> None:
-    inside, go_on = asyncio.Event(), asyncio.Event()
-
-    async def handle(event: Any, ctx: Any) -> None:
-        await apply(event, ctx)
-        if event.payload["n"] == 30:
-            inside.set()
-            await go_on.wait()
-
-    await replays.publish(100)
-    await replays.passed_by(nothing)
-    await replays.forget()
-    async with replays.engine(handle, batch=20) as engine:
-        run = await engine.start(replays.everything)
-        running = asyncio.create_task(replays.finish(engine, run))
-        await inside.wait()
-        paused = await engine.pause(run.run_id)
-        go_on.set()
-        assert (await running).state is ReplayState.PAUSED
-        assert await replays.count() == paused.counts.read == 20
-
-
-async def test_one_run_has_one_process(replays: Any) -> None:
-    await replays.publish(100)
-    await replays.passed_by(nothing)
-    await replays.forget()
-    async with replays.engine(batch=20) as engine, replays.engine(batch=20) as other:
-        run = await engine.start(replays.everything)
-        steps = engine.run(run.run_id)
-        await anext(steps)
-        with pytest.raises(ReplayRefused, match="is running"):
-            await replays.finish(other, run)
-        # The lease of a silent process ends: another goes on, and the first one's next batch is refused.
-        await replays.pool.fetch("UPDATE soma.replays SET leased_until = '-infinity'")
-        theirs = other.run(run.run_id)
-        await anext(theirs)
-        with pytest.raises(LeaseLost):
-            await anext(steps)
-        async for _ in theirs:
-            pass
-    assert [row[3] for row in await replays.effects()] == list(range(100))
-
-
-async def test_who_leaves_the_loop_leaves_the_run(replays: Any) -> None:
-    await replays.publish(100)
-    await replays.passed_by(nothing)
-    await replays.forget()
-    async with replays.engine(batch=20) as engine:
-        run = await engine.start(replays.everything)
-        steps = engine.run(run.run_id)
-        await anext(steps)
-        await steps.aclose()
-        await replays.finish(engine, run)
-    assert [row[3] for row in await replays.effects()] == list(range(100))
-
-
-async def test_a_slow_batch_keeps_its_run(replays: Any) -> None:
-    async def handle(event: Any, ctx: Any) -> None:
-        await apply(event, ctx)
-        await asyncio.sleep(0.5)
-
-    await replays.publish(3)
-    await replays.passed_by(nothing)
-    await replays.forget()
-    async with replays.engine(handle, lease=0.3) as engine, replays.engine(lease=0.3) as other:
-        run = await engine.start(replays.everything)
-        running = asyncio.create_task(replays.finish(engine, run))
-        await asyncio.sleep(0.8)
-        with pytest.raises(ReplayRefused, match="is running"):
-            await replays.finish(other, run)
-        assert (await running).state is ReplayState.DONE
-
-
-async def test_the_rate_is_kept(replays: Any) -> None:
-    await replays.publish(60)
-    await replays.passed_by(nothing)
-    await replays.forget()
-    async with replays.engine(batch=10) as engine:
-        run = await engine.start(replays.everything, rate=50.0)
-        begin = asyncio.get_running_loop().time()
-        await replays.finish(engine, run)
-        assert asyncio.get_running_loop().time() - begin >= 0.95  # the first ten at once, fifty within a second
-
-
 async def test_what_handlers_publish_commits_with_the_batch(replays: Any) -> None:
     async def handle(event: Any, ctx: Any) -> None:
         ctx.publish(Event(payload={}, event_type="order.seen", tenant_id="acme", aggregate_id="x"))
@@ -462,16 +341,6 @@ async def test_a_replay_goes_through_the_eras_of_a_restored_database(replays: An
     assert [row[3] for row in await replays.effects()] == list(range(100))
 
 
-async def test_a_tick_that_is_gone_is_a_named_error(replays: Any) -> None:
-    await replays.publish(5)
-    await replays.passed_by()
-    async with replays.engine() as engine:
-        run = await engine.start(replays.everything)
-        await replays.pool.fetch("UPDATE soma.ticks SET token = token + 1 WHERE tick_id > 0")
-        with pytest.raises(CursorLost):
-            await replays.finish(engine, run)
-
-
 async def test_ticks_of_an_open_run_are_not_merged(replays: Any) -> None:
     await replays.publish(20)
     await replays.passed_by()
@@ -485,75 +354,3 @@ async def test_ticks_of_an_open_run_are_not_merged(replays: Any) -> None:
         done = await replays.finish(engine, run)
         assert done.counts.applied == 20
         assert (await replays.pool.fetch("SELECT soma.merge_ticks(10000, '0')"))[0][0] > 0
-
-
-async def test_refusals(replays: Any) -> None:
-    async with replays.engine() as engine:
-        with pytest.raises(ReplayRefused, match="No consumer 'billing'"):
-            await engine.start(replays.everything)
-        await replays.pool.fetch("INSERT INTO soma.consumers (name) VALUES ('billing'), ('other')")
-        with pytest.raises(ReplayRefused, match="no position in the log.*run it first"):
-            await engine.start(replays.everything)
-        await replays.pool.fetch(
-            "INSERT INTO soma.consumer_offsets SELECT consumer_id, 't', 0, 1 FROM soma.consumers WHERE name = 'billing'"
-        )
-        with pytest.raises(ReplayRefused, match="reads Kafka, and no Kafka is named"):
-            await engine.start(replays.everything)
-        with pytest.raises(ReplayRefused, match="There is no replay"):
-            await engine.pause(uuid4())
-        for hostile in ("", "x", "'; DROP TABLE soma.replays; --", None, 7, b"\x00", "\0"):
-            with pytest.raises(ValidationError, match="not a replay's id"):
-                await engine.progress(hostile)
-        for mode in ("", "Missing", None, 1, "every\0"):
-            with pytest.raises(ValidationError, match="no mode"):
-                await engine.start(replays.everything, mode)
-        for rate in (0, -1, float("nan"), float("inf"), "5", True):
-            with pytest.raises(ValidationError, match="rate"):
-                await engine.start(replays.everything, rate=rate)
-        for text in ("a\0b", "x" * 1001, "two\nlines", "\ud800", 5):
-            with pytest.raises(ValidationError, match="line of text"):
-                await engine.start(replays.everything, requested_by=text)
-
-
-async def test_a_run_of_another_consumer(replays: Any) -> None:
-    await replays.publish(5)
-    await replays.passed_by()
-    await replays.passed_by(nothing, consumer="other")
-    async with replays.engine() as mine, replays.engine(consumer="other") as other:
-        run = await mine.start(replays.everything)
-        for verb in (other.pause, other.cancel, other.progress):
-            with pytest.raises(ReplayRefused, match="is of consumer billing"):
-                await verb(run.run_id)
-        with pytest.raises(ReplayRefused, match="is of consumer billing"):
-            await replays.finish(other, run)
-
-
-def test_filters_that_cannot_be() -> None:
-    for wanted, error in [
-        ({}, TenantRequired), ({"tenant_id": ""}, TenantRequired), ({"tenant_id": "a\0"}, ValidationError),
-        ({"tenant_id": "t", "since": datetime(2026, 1, 1)}, ValidationError),
-        ({"tenant_id": "t", "trace_id": "zz"}, ValidationError), ({"tenant_id": "t", "event_type": 5}, ValidationError),
-        ({"tenant_id": "t", "service_id": "\ud800"}, ValidationError),
-        ({"tenant_id": "t", "since": datetime(2026, 1, 2, tzinfo=UTC), "until": datetime(2026, 1, 2, tzinfo=UTC)},
-         ValidationError),
-    ]:  # fmt: skip
-        with pytest.raises(error):
-            ReplayFilter(**wanted)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"tenant_id": 5}', '{"since": "x"}', '{"other": 1}', "null", "5"])
-def test_a_stored_filter_that_is_none(text: str) -> None:
-    with pytest.raises(ValidationError):
-        ReplayFilter.from_json(text)
-
-
-def test_settings_that_cannot_be() -> None:
-    from soma_common.replay.engine import ReplaySettings
-
-    for given in ({"batch": 0}, {"batch": 10, "page": 5}, {"page": 10_001}, {"lease": 0}):
-        with pytest.raises(ConfigurationError):
-            ReplaySettings(**given)
-
-
-def test_modes_are_words() -> None:
-    assert [mode.value for mode in ReplayMode] == ["missing", "rebuild", "force"]

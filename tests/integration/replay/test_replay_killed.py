@@ -10,14 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.integration.replay.conftest import nothing
 from tests.sessions import SESSIONS
 from tests.waiting import until
 
 EVENTS = 300
-
-
-async def nothing(event: Any, ctx: Any) -> None:
-    """A handler without an effect."""
 
 
 async def started(replays: Any, mode: str) -> Any:
