@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from soma_common.collector.collecting import Collector
 from soma_common.consumer.metrics import consumer_health, consumer_metrics
-from soma_common.consumer.worker import ConsumerWorker
+from soma_common.consumer.worker import ConsumerStats, ConsumerWorker
 from soma_common.dlq.gauges import LetterGauges
 from soma_common.events.tally import Appends
 from soma_common.gauges import DatabaseGauges
@@ -30,7 +31,7 @@ class Probes(Service):
     """Shows how services stand, as long as it runs; start it before them.
 
     Args:
-        services: the consumers and relays of this process.
+        services: the consumers, relays, saga workers and collectors of this process.
         pool: the database whose dead letters, sagas and replays are counted, every ``letters_every`` seconds.
         stores: gives what the stores of this process have counted.
         port: where the HTTP pages are; 0 chooses a free port, None serves none (OpenTelemetry only).
@@ -49,6 +50,7 @@ class Probes(Service):
     ) -> None:
         super().__init__("probes")
         self._consumers = [service for service in services if isinstance(service, ConsumerWorker)]
+        self._collectors = [service for service in services if isinstance(service, Collector)]
         self._relays = [service for service in services if isinstance(service, Relay)]
         self._sagas = [service for service in services if isinstance(service, SagaWorker)]
         self._pool, self._stores = pool, stores
@@ -64,8 +66,9 @@ class Probes(Service):
     def health(self) -> Health:
         """Live and ready when all are; the details of each."""
         parts = []
-        if self._consumers:
-            parts.append(consumer_health([one.stats() for one in self._consumers]))
+        if consuming := self._consuming():
+            parts.append(consumer_health(consuming))
+        parts += [Health(True, {"collector": {"away": one.away}}, one.away is None) for one in self._collectors]
         if self._relays:
             relays = relay_health([one.stats() for one in self._relays])
             parts.append(Health(relays.live, {"relay": relays.details}, relays.ready))
@@ -76,13 +79,17 @@ class Probes(Service):
 
     def metrics(self) -> Iterator[Metric]:
         """Every figure of this process."""
-        yield from consumer_metrics([one.stats() for one in self._consumers])
+        yield from consumer_metrics(self._consuming())
         yield from relay_metrics([one.stats() for one in self._relays])
         yield from saga_metrics([saga_stats(one) for one in self._sagas])
         yield from append_metrics(self._stores())
         yield from pool_metrics(self._pool)
         yield from self._letters.metrics()
         yield from self._database.metrics()
+
+    def _consuming(self) -> list[ConsumerStats]:
+        collecting = [one.stats() for one in self._collectors]
+        return [one.stats() for one in self._consumers] + [stats for stats in collecting if stats is not None]
 
     async def start(self) -> None:
         """Begin to listen.

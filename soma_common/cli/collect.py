@@ -18,6 +18,7 @@ from soma_common.errors import ConfigurationError, SomaError
 from soma_common.events.payloads import PayloadModels
 from soma_common.postgres.migrate import upgrade
 from soma_common.postgres.pool import Pool
+from soma_common.probes import Probes
 from soma_common.service import run_until_signalled
 from soma_common.wiring import make_pool, open_ground
 
@@ -37,9 +38,14 @@ from soma_common.wiring import make_pool, open_ground
     "--from-log", "logs", multiple=True, metavar="DSN",
     help="Copy what this service's own database has so far, and end. May be repeated.",
 )  # fmt: skip
+@click.option("--health-port", type=click.IntRange(0, 65535), metavar="PORT",
+              help="Serve health and metrics there; 0: any port.  [default: SOMA_HEALTH_PORT]")  # fmt: skip
 @log_options
 @reporting(SomaError)
-def collect(prefix: str, without: Sequence[str], look_every: float, name: str, logs: Sequence[str], log: Log) -> None:
+def collect(
+    prefix: str, without: Sequence[str], look_every: float, name: str, logs: Sequence[str], health_port: int | None,
+    log: Log,
+) -> None:  # fmt: skip
     """Keep a central log of what all services recorded, until SIGTERM.
 
     SOMASTACK_POSTGRES_DSN names its database, which is brought up to date, and which no service may write to: there
@@ -56,24 +62,24 @@ def collect(prefix: str, without: Sequence[str], look_every: float, name: str, l
             "The central log has no database.", cure="set SOMASTACK_POSTGRES_DSN to one of its own."
         )
     log.start(name)
-    asyncio.run(_copy(config, logs) if logs else _collect(config, prefix, without, look_every))
+    port = config.health_port if health_port is None else health_port
+    settings = CollectorSettings(prefix=prefix, without=without, look_every=look_every)
+    asyncio.run(_copy(config, logs) if logs else _collect(config, settings, port))
 
 
-async def _collect(config: SomaConfig, prefix: str, without: Sequence[str], look_every: float) -> None:
+async def _collect(config: SomaConfig, settings: CollectorSettings, port: int | None) -> None:
     from soma_common.kafka.admin import TopicAdmin
 
     if not config.uses_kafka:
         raise ConfigurationError(
             "There is no Kafka in standalone mode.", cure="set SOMA_DEPLOY_MODE=somastack, or pass --from-log."
         )
-    settings = CollectorSettings(prefix=prefix, without=without, look_every=look_every)
     await upgrade(config.postgres_dsn)
     ground = await open_ground(config, PayloadModels(), lambda event: config.topic)
     admin = TopicAdmin(config.kafka_bootstrap, config.kafka_security)
     try:
-        await run_until_signalled(
-            Collector(ground.pool, admin, lambda topics: ground.source("collector", topics), settings)
-        )
+        collector = Collector(ground.pool, admin, lambda topics: ground.source("collector", topics), settings)
+        await run_until_signalled(Probes([collector], ground.pool, port=port), collector)
     finally:
         await admin.close()
         await ground.close()

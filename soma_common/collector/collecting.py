@@ -79,6 +79,8 @@ class Collector(Service):
         self.settings = settings or CollectorSettings()
         self._pool, self._admin, self._source = pool, admin, source
         self._worker: ConsumerWorker | None = None
+        self.away: str | None = "it has not looked for topics yet"
+        """What it waits for before it can collect; None while it does, or there is no topic."""
 
     def stats(self) -> ConsumerStats | None:
         """Those of its consumer, while it has one."""
@@ -92,10 +94,11 @@ class Collector(Service):
             try:
                 topics = await self.topics()
             except InfrastructureError as error:
-                log.warning("The topics are not known: %s", error)
+                self.away = f"The topics are not known: {error}"
+                log.warning("%s", self.away)
                 await self.pause(next(waits))
                 continue
-            waits = Backoff(base=0.2, maximum=10.0).delays()
+            self.away, waits = None, Backoff(base=0.2, maximum=10.0).delays()
             if topics:
                 await self._collect(topics)
             else:

@@ -55,13 +55,13 @@ class Central:
             await ground.close()
 
     @contextmanager
-    def process(self) -> Iterator[subprocess.Popen[bytes]]:
+    def process(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
         """``somastack collect``, killed at the end if it still runs."""
         env = os.environ | {
             "SOMA_DEPLOY_MODE": "somastack", "SOMASTACK_POSTGRES_DSN": self.dsn, "SOMA_SERVICE_ID": self._name,
             "SOMASTACK_KAFKA_BOOTSTRAP": self.bootstrap, "PYTHONPATH": os.pathsep.join(sys.path),
         }  # fmt: skip
-        command = [sys.executable, "-m", "soma_common.cli.main", "collect", "--prefix", self.prefix]
+        command = [sys.executable, "-m", "soma_common.cli.main", "collect", "--prefix", self.prefix, *options]
         with subprocess.Popen([*command, "--look-every", "0.5"], env=env, stderr=subprocess.DEVNULL) as process:
             try:
                 yield process

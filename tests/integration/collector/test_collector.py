@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -20,9 +22,11 @@ from soma_common import DeployMode, EventFilter, RecordedEvent, Soma, SomaConfig
 from soma_common.errors import ConfigurationError, TenantRequired
 from soma_common.events.models import NOT_RECORDED
 from soma_common.events.store import ALL_TENANTS
+from soma_common.probes import Probes
 from soma_common.testing import eventually, make_event
 from soma_common.testing.backends import KafkaHandle, PostgresHandle
 from soma_common.testing.lane.kafka_wire import Topic
+from soma_common.testing.lane.ports import free_port
 from tests.integration.collector.central import Central
 
 SERVICES = ("shop", "stock")
@@ -204,3 +208,40 @@ async def test_two_share_the_work(world: Central) -> None:
         await asyncio.gather(shop.publish(_events(200)), stock.publish(_events(200)))
         await world.has(400)
     assert len({event.event_id for event in await world.events()}) == 400
+
+
+async def test_probes_show_its_consumer(world: Central) -> None:
+    shop, _ = world.services
+    async with world.collector() as collector, Probes([collector], world.pool, port=0) as probes:
+        await shop.publish(_events(20))
+        await world.has(20)
+        await eventually(lambda: probes.health().ready)
+        figures = {metric.name: metric.value for metric in probes.metrics() if metric.labels.get("consumer")}
+        assert figures["soma_consumer_applied_total"] == 20
+        assert probes.health().details["collector"] == {"away": None}
+        assert probes.health().details["consumers"]["collector"]["live"]
+
+
+async def test_probes_say_what_it_waits_for(databases: list[str]) -> None:
+    async with Central(databases[-1], "127.0.0.1:1", "soma.", []) as alone, alone.collector() as collector:
+        probes = Probes([collector], alone.pool, port=None)
+        assert not probes.health().ready
+        await eventually(lambda: "127.0.0.1:1" in str(probes.health().details["collector"]["away"]))
+        assert (probes.health().live, probes.health().ready) == (True, False)
+
+
+async def test_the_command_serves_them(world: Central) -> None:
+    port = free_port()
+
+    def told() -> dict[str, Any]:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
+            return dict(json.load(answer))
+        return {}
+
+    shop, _ = world.services
+    await shop.publish(_events(1))
+    with world.process("--health-port", str(port)) as process:
+        await eventually(lambda: bool(told().get("ready")), within=60)
+        assert "collector" in told()["consumers"]
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 0
