@@ -65,6 +65,7 @@ def test_compensations_run_in_exactly_the_reverse_order(soma_database: str, draw
     asyncio.run(run())
 
 
+@pytest.mark.timeout(900)  # some eighty processes are started, which take their time on a busy machine
 @settings(max_examples=12, deadline=None, suppress_health_check=_QUIETLY)
 @given(drawn=st.lists(specs(), min_size=3, max_size=6), seed=st.integers(0, 2**32))
 def test_sagas_recover_from_killed_workers(soma_database: str, drawn: list[Any], seed: int) -> None:
