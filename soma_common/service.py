@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, Self
 
 from soma_common.errors import ServiceEnded
 from soma_common.garbage import calm_collector
 from soma_common.tasks import end
 from soma_common.tracing.tracer import outside
+
+_ENDS: Final = (signal.SIGTERM, signal.SIGINT)
+_SAME: Final = 1.0  # seconds in which timeout(1), a shell or a supervisor may send one signal twice
 
 
 class Service(ABC):
@@ -74,26 +77,46 @@ class Service(ABC):
 async def run_until_signalled(*services: Service, patience: float = 30.0) -> None:
     """Run services until SIGTERM or SIGINT, or until one ends; then stop all, the last started first.
 
-    The process is theirs meanwhile: the garbage collector is calmed. Raises what ended a service.
+    Another signal, a second or more after the first, ends the process at once; one that comes sooner is the same one,
+    sent to the process and to its group. The process is theirs meanwhile: the garbage collector is calmed.
+
+    Raises what ended a service.
     """
-    with calm_collector():
-        await _run_until_signalled(services, patience)
+    with calm_collector(), _asked_to_end() as asked:
+        await _run_until(asked, services, patience)
 
 
-async def _run_until_signalled(services: Sequence[Service], patience: float) -> None:
-    loop = asyncio.get_running_loop()
-    signalled = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled.set)
-    waits: set[asyncio.Task[object]] = {asyncio.create_task(signalled.wait())}
+@contextmanager
+def _asked_to_end() -> Iterator[asyncio.Event]:
+    """Set by the first SIGTERM or SIGINT."""
+    loop, asked, first = asyncio.get_running_loop(), asyncio.Event(), 0.0
+
+    def heard(number: signal.Signals) -> None:
+        nonlocal first
+        if not asked.is_set():
+            first = loop.time()
+            asked.set()
+        elif loop.time() - first >= _SAME:
+            loop.remove_signal_handler(number)
+            signal.raise_signal(number)
+
+    for number in _ENDS:
+        loop.add_signal_handler(number, heard, number)
+    try:
+        yield asked
+    finally:
+        for number in _ENDS:
+            loop.remove_signal_handler(number)
+
+
+async def _run_until(asked: asyncio.Event, services: Sequence[Service], patience: float) -> None:
+    waits: set[asyncio.Task[object]] = {asyncio.create_task(asked.wait())}
     try:
         for service in services:
             await service.start()
         waits |= {asyncio.create_task(service.wait()) for service in services}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
         for wait in waits:
             wait.cancel()
         results = await asyncio.gather(

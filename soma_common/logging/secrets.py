@@ -24,14 +24,16 @@ NAMES: Final = (
 # Where a word of a name ends: at a separator, or before a capital letter.
 _WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_\-. ]")
 _GITHUB: Final = ("ghp_", "gho_", "ghs_", "ghu_", "ghr_")
-_VALUE: Final = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;&"'<>)}\]]+)"""
+# In quotes that are escaped, as JSON inside of a string has them: up to the quote that is escaped as often.
+_ESCAPED: Final = r"""(?P<escape>\\+)(?P<quote>["'])(?:(?!(?<!\\)(?P=escape)(?P=quote))[^\r\n])*(?:(?P=escape)(?P=quote))?"""
+_VALUE: Final = rf"""(?:{_ESCAPED}|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;&"'<>)}}\]]+)"""
 _PATTERNS: Final = (
     # scheme://user:password@host; not http://host:8080/?mail=a@b
     (re.compile(r"(://[^\s:/?#\"'@]{0,200}:)(?!\d{1,5}[/?#])[^\s\"'<>]{0,1000}@"), rf"\1{HIDDEN}@"),
     # the whole value of these headers, as they stand in a dump of headers or in a repr
     (
         re.compile(
-            r"""(?i)\b((?:proxy-)?authorization|(?:set-)?cookies?)(\\?["'],\s*|\\?["']?\s*[:=]\s*)b?(\\?["']?)[^\r\n"'\\]+"""
+            r"""(?i)\b((?:proxy-)?authorization|(?:set-)?cookies?)(\\*["'],\s*|\\*["']?\s*[:=]\s*)b?(\\*["']?)[^\r\n"'\\]+"""
         ),
         rf"\1\2\3{HIDDEN}",
     ),
@@ -45,8 +47,8 @@ _PATTERNS: Final = (
 def _assigned(names: Iterable[str]) -> re.Pattern[str]:
     """``name=value``, ``"name": "value"`` and the like; of several (``tokens: 512``) not where it is a count."""
     spelled = "|".join(re.escape(name).replace(r"\ ", r"[_\-. ]?") for name in names)
-    several = r"""(?:s(?!\\?["']?\s*[:=]\s*\d+\b))?"""
-    return re.compile(rf"""(?i)((?:{spelled}){several})(\\?["']?\s*(?:[:=]|=>)\s*)b?{_VALUE}""")
+    several = r"""(?:s(?!\\*["']?\s*[:=]\s*\d+\b))?"""
+    return re.compile(rf"""(?i)((?:{spelled}){several})(\\*["']?\s*(?:[:=]|=>)\s*)b?{_VALUE}""")
 
 
 def _hinted(lower: str) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -82,6 +85,54 @@ async def test_a_signal_stops_all_services(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
     await asyncio.wait_for(running, 10)
     assert [service.drained for service in services] == [1, 1]
+
+
+class Slow(Loop):
+    """Takes a moment to drain, in which signals come."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    async def run(self) -> None:
+        print("ready", flush=True)
+        await super().run()
+        await asyncio.sleep(self.seconds)
+        print("drained", flush=True)
+
+
+async def test_a_signal_that_comes_twice_is_one() -> None:
+    """``timeout`` sends it to the process and to its group."""
+    service = Slow(0.2)
+    running = asyncio.create_task(run_until_signalled(service))
+    await service.running.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await service.stopping.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0)
+    await asyncio.wait_for(running, 10)
+    assert service.drained == 1
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = (
+        "import asyncio\nfrom soma_common.service import run_until_signalled\nfrom tests.unit.test_service import Slow\n"
+        "asyncio.run(run_until_signalled(Slow(120), patience=120))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            began = time.monotonic()
+            while process.poll() is None and time.monotonic() - began < 60:
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.3)
+            assert time.monotonic() - began >= 1.0
+            assert process.wait(1) == -signal.SIGTERM
+            assert process.stdout.read() == ""
+        finally:
+            process.kill()
 
 
 async def test_one_that_fails_stops_the_others() -> None:

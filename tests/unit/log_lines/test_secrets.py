@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -117,6 +118,17 @@ HARMLESS = [
     "mail ann@x.test",
     "tokens=512",
 ]
+
+
+@pytest.mark.parametrize("depth", range(4))
+@pytest.mark.parametrize("value", [SECRET, f'a"{SECRET}', f"it's \\{SECRET}", f"{SECRET}, {SECRET}"])
+def test_json_inside_of_a_string_inside_of_a_string(value: str, depth: int) -> None:
+    text = json.dumps({"token": value, "user": "bob", "Authorization": f"Basic {SECRET}"})
+    for _ in range(depth):
+        text = json.dumps(text)
+    assert SECRET not in Secrets().without_in(text)
+    assert "bob" in Secrets().without_in(text)
+    assert SECRET not in lines(data={"body": text})
 
 
 @pytest.mark.parametrize("text", HARMLESS)
