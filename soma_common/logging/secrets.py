@@ -25,7 +25,9 @@ NAMES: Final = (
 _WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_\-. ]")
 _GITHUB: Final = ("ghp_", "gho_", "ghs_", "ghu_", "ghr_")
 # In quotes that are escaped, as JSON inside of a string has them: up to the quote that is escaped as often.
-_ESCAPED: Final = r"""(?P<escape>\\+)(?P<quote>["'])(?:(?!(?<!\\)(?P=escape)(?P=quote))[^\r\n])*(?:(?P=escape)(?P=quote))?"""
+_ESCAPED: Final = (
+    r"""(?P<escape>\\+)(?P<quote>["'])(?:(?!(?<!\\)(?P=escape)(?P=quote))[^\r\n])*(?:(?P=escape)(?P=quote))?"""
+)
 _VALUE: Final = rf"""(?:{_ESCAPED}|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;&"'<>)}}\]]+)"""
 _PATTERNS: Final = (
     # scheme://user:password@host; not http://host:8080/?mail=a@b
