@@ -57,14 +57,14 @@ async def prepare(dsn: str) -> None:
     await connection.close()
 
 
-async def check(sagas: Sagas, ids: list[Any]) -> None:
+async def check(sagas: Sagas, ids: list[Any], *, within: float = 120.0) -> None:
     """Every saga is where it must be, and every effect is there once."""
 
     async def over() -> bool:
         page = await sagas.orchestrator.list(tenant_id=TENANT, limit=1000)
         return all(found.status in (SagaStatus.COMPLETED, SagaStatus.COMPENSATED) for found in page.sagas)
 
-    await until(over, within=120.0)
+    await until(over, within=within)
     expected, events = Counter[str](), Counter[str]()
     for number, saga_id in enumerate(ids):
         view = await sagas.orchestrator.get_saga(saga_id)
@@ -141,6 +141,7 @@ async def test_a_lagging_standby_is_promoted() -> None:
                 await check(sagas, ids)
 
 
+@pytest.mark.timeout(600)  # a step ends only where the other worker does not look meanwhile: half a minute, or several
 @pytest.mark.parametrize("jump", ["1 hour", "-1 hour"])
 async def test_clocks_that_differ_by_an_hour(soma_database: str, jump: str) -> None:
     """Two workers, of which one sees another time: they take each other's sagas, and harm none."""
@@ -152,7 +153,7 @@ async def test_clocks_that_differ_by_an_hour(soma_database: str, jump: str) -> N
         other = Sagas(elsewhere, sagas.events, sagas.orchestrator, [SAGA])
         ids = [await sagas.start(SAGA, number) for number in range(COUNT)]
         async with sagas.worker(lease=2.0, at_once=5), other.worker(lease=2.0, at_once=5):
-            await check(sagas, ids)
+            await check(sagas, ids, within=500.0)
 
 
 async def test_a_clock_that_was_set_back_stops_nobody_for_an_hour(soma_database: str) -> None:
