@@ -35,7 +35,7 @@ from soma_common.sagas.worker import SagaWorker
 TENANT: Final = "test"
 _ENDS: Final = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED, SagaStatus.STUCK)
 _LEASE: Final = 60.0  # seconds of the kit's clock, which is set ahead when a worker dies
-_PATIENCE: Final = 30.0  # seconds
+_PATIENCE: Final = 60.0  # seconds: a busy machine has its time
 
 
 @dataclass(frozen=True, slots=True)
