@@ -109,7 +109,8 @@ class SagaStore:
         """
         mine = orjson.dumps(shape(saga.parts)).decode()
         arguments = (saga.type_id, saga.name, saga.version, saga.fingerprint, mine, saga.pivots)
-        fingerprint, first, name = (await self.pool.fetch(_SQL["register"], *arguments))[0]
+        await self.pool.fetch(_SQL["register"], *arguments)
+        fingerprint, first, name = (await self.pool.fetch(_SQL["seen"], saga.type_id))[0]
         if name != saga.name:
             raise SagaDefinitionError(
                 f"Saga {saga.name} cannot be told apart from saga {name} in the database.", cure="rename it."

@@ -1,10 +1,13 @@
 -- Sagas and their journals.
 
--- :name register : make a type known, and that there is a worker for it; the fingerprint that it was first seen with
-INSERT INTO soma.saga_types AS t (type_id, name, version, fingerprint, shape, pivots, seen_at)
+-- :name register : make a type known. No target: of workers that do so at once, one may meet the other's name first,
+-- another its number
+INSERT INTO soma.saga_types (type_id, name, version, fingerprint, shape, pivots, seen_at)
 VALUES ($1::bigint, $2::text, $3::integer, $4::text, $5::text::json, $6::text[], soma.now())
-ON CONFLICT (type_id) DO UPDATE SET seen_at = excluded.seen_at
-RETURNING t.fingerprint, t.shape::text, t.name
+ON CONFLICT DO NOTHING
+
+-- :name seen : that there is a worker for a type; the fingerprint that it was first seen with
+UPDATE soma.saga_types t SET seen_at = soma.now() WHERE t.type_id = $1::bigint RETURNING t.fingerprint, t.shape::text, t.name
 
 -- :name start : begin sagas; those whose key is known are not returned
 INSERT INTO soma.sagas (saga_id, type_id, name, version, tenant_id, saga_key, status, priority, wake_at, deadline, input,
