@@ -14,6 +14,7 @@ from soma_common.errors import ConfigurationError
 
 _SERVICE = re.compile(r"^[a-z][a-z0-9_-]{0,99}$")
 _TOPIC = re.compile(r"^(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}$")
+_MOST_SECRET = 64 * 1024  # characters of a file
 _BROKER = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
 
 
@@ -233,15 +234,21 @@ def secret_of(env: Mapping[str, str], name: str) -> str | None:
     """A value, or the content of the file that NAME_FILE names; None where neither is set.
 
     Raises:
-        ConfigurationError: the file cannot be read.
+        ConfigurationError: the file cannot be read, is empty, or is too large for a secret. An empty one is an error,
+            for without a secret some doors stand open.
     """
     path = env.get(f"{name}_FILE")
     if not path:
         return env.get(name)
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MOST_SECRET + 1).strip()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path at all
         raise ConfigurationError(f"{name}_FILE cannot be read: {error}.", cure="check path and rights.") from error
+    if not text or len(text) > _MOST_SECRET:
+        what = "is empty" if not text else f"has more than {_MOST_SECRET:,} characters"
+        raise ConfigurationError(f"The file of {name}_FILE {what}.", cure="write the secret, and nothing else, there.")
+    return text
 
 
 def _choice(env: Mapping[str, str], name: str, default: str, known: tuple[str, ...]) -> str:

@@ -12,14 +12,17 @@ from typing import Final
 from soma_common.cli import log_options
 from soma_common.cli.checks.findings import Finding, Subject, failed, ok, warn
 from soma_common.config import SomaConfig
+from soma_common.console.settings import ConsoleSettings
 from soma_common.deployment import MODE_VARIABLES, parse_mode
 from soma_common.errors import ConfigurationError, SomaError
 
 _PREFIXES: Final = ("SOMA_", "SOMASTACK_")
-_SECRETS: Final = ("SOMASTACK_POSTGRES_DSN", "SOMASTACK_KAFKA_PASSWORD", "SOMASTACK_REGISTRY_TOKEN")
+_CONSOLE: Final = "SOMA_CONSOLE_"
+_FILE: Final = "_FILE"
+_KEYS: Final = frozenset({"SOMA_CONSOLE_CERTIFICATE_KEY"})  # variables that name files of secrets by themselves
 _ASKED: Final = {"SOMA_DEPLOY_MODE": "somastack", "SOMASTACK_POSTGRES_DSN": "postgresql://h/d",
                  "SOMASTACK_KAFKA_BOOTSTRAP": "h:1"}  # fmt: skip
-_OTHERS: Final = ("SOMA_TEST_", "SOMA_CONSOLE_", "SOMASTACK_REDIS_", "SOMASTACK_JAEGER_", "SOMASTACK_SOFTWARE_MODE")
+_OTHERS: Final = ("SOMA_TEST_", _CONSOLE, "SOMASTACK_REDIS_", "SOMASTACK_JAEGER_", "SOMASTACK_SOFTWARE_MODE")
 
 
 async def look(subject: Subject) -> AsyncIterator[Finding]:
@@ -31,9 +34,19 @@ async def look(subject: Subject) -> AsyncIterator[Finding]:
         yield failed("settings", error)
     else:
         yield ok("settings", f"service {config.service_id}, topic {config.topic}")
+    if any(name.startswith(_CONSOLE) for name in env):
+        yield _console(env)
     yield _mode(env)
     yield _names(env)
     yield _secrets(env)
+
+
+def _console(env: Mapping[str, str]) -> Finding:
+    try:
+        ConsoleSettings.from_env(env)
+    except SomaError as error:
+        return failed("console", error)
+    return ok("console", "its settings are understood")
 
 
 def _mode(env: Mapping[str, str]) -> Finding:
@@ -89,8 +102,16 @@ def _names(env: Mapping[str, str]) -> Finding:
     return warn("names", f"nothing reads {', '.join(told)}", "correct the name, or unset the variable.")
 
 
+def secret_files() -> set[str]:
+    """Every variable that names a file with a secret: those asked for beside the variable that has it itself."""
+    console = _Noting({})
+    ConsoleSettings.from_env(console)
+    asked = known_variables() | console.asked
+    return {name for name in asked if name.endswith(_FILE) and name.removesuffix(_FILE) in asked} | _KEYS
+
+
 def _secrets(env: Mapping[str, str]) -> Finding:
-    files = [Path(env[f"{name}_FILE"]) for name in _SECRETS if env.get(f"{name}_FILE")]
+    files = [Path(env[name]) for name in sorted(secret_files()) if env.get(name)]
     open_ones = [str(path) for path in files if _is_open(path)]
     if open_ones:
         return warn("secrets", f"everybody may read {', '.join(open_ones)}", f"chmod 600 {' '.join(open_ones)}")
@@ -98,7 +119,8 @@ def _secrets(env: Mapping[str, str]) -> Finding:
 
 
 def _is_open(path: Path) -> bool:
+    """Whether strangers may read it, or write another one over it."""
     try:
-        return bool(os.stat(path).st_mode & stat.S_IROTH)
-    except OSError:
+        return bool(os.stat(path).st_mode & (stat.S_IROTH | stat.S_IWOTH))
+    except (OSError, ValueError):
         return False
