@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
 from logging.config import dictConfig
 from typing import Any
 
@@ -17,20 +16,6 @@ from soma_common.logging.levels import SUCCESS
 from soma_common.logging.queueing import QueueingHandler
 from soma_common.logging.streams import SomaStackHandler
 from tests.log_support import check_console, parsed, python
-
-
-@pytest.fixture(autouse=True)
-def _root() -> Iterator[None]:
-    """The root logger as it was."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in list(root.handlers):
-        if handler not in handlers:
-            root.removeHandler(handler)
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_json_where_no_terminal_is_and_lines_for_people_where_one_is() -> None:
