@@ -18,6 +18,7 @@ from soma_common.sagas.values import MOST_VALUE
 from soma_common.sagas.views import SagaView
 from tests.core_support import event
 from tests.saga_support import TENANT, Sagas, told
+from tests.waiting import until
 
 SOON = Backoff(base=0.001, maximum=0.01)
 ONCE = {"max_retries": 0, "retry": SOON}
@@ -159,7 +160,7 @@ async def test_a_statement_that_takes_too_long_is_cancelled(sagas: Sagas) -> Non
 async def test_a_step_that_does_not_let_itself_be_cancelled_is_left_behind(
     sagas: Sagas, *, transactional: bool
 ) -> None:
-    free = asyncio.Event()
+    free, before = asyncio.Event(), asyncio.all_tasks()
 
     async def stubborn() -> None:
         while not free.is_set():
@@ -182,10 +183,11 @@ async def test_a_step_that_does_not_let_itself_be_cancelled_is_left_behind(
         assert "nor when it was cancelled" in f"{view.error}"
     finally:
         free.set()
+        await until(lambda: asyncio.all_tasks() <= before, what="what was left behind ends")
 
 
 async def test_a_thread_that_hangs_is_left_behind(sagas: Sagas) -> None:
-    free = threading.Event()
+    free, before = threading.Event(), asyncio.all_tasks()
 
     def inside(number: int, tx: Tx) -> None:
         tx.conn.execute("INSERT INTO done (what) VALUES ('never')")
@@ -196,6 +198,7 @@ async def test_a_thread_that_hangs_is_left_behind(sagas: Sagas) -> None:
         assert told(view.journal)[1] == "failed inside"
     finally:
         free.set()
+        await until(lambda: asyncio.all_tasks() <= before, what="what was left behind ends")
 
 
 async def test_a_step_that_blocks_the_loop_is_late_and_nothing_else(sagas: Sagas) -> None:
